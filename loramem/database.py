@@ -1,0 +1,85 @@
+"""One database handle a process: SQLite by default, PostgreSQL by URL.
+
+SQLite runs in WAL with `synchronous=FULL` (a 202 means the row is on disk) and takes its write lock at BEGIN; writes
+of one process go one at a time, because SQLite's busy handler is unfair between connections.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Float
+
+
+class epoch_now(FunctionElement[float]):
+    """Seconds since the epoch by the database's clock, so that leases do not depend on hosts agreeing on the time."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(epoch_now, "sqlite")
+def _sqlite_now(element: object, compiler: object, **kwargs: object) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(epoch_now, "postgresql")
+def _postgresql_now(element: object, compiler: object, **kwargs: object) -> str:
+    return "extract(epoch FROM clock_timestamp())"
+
+
+def new_id(prefix: str) -> str:
+    """`doc_0192...`: sortable by time (UUIDv7 layout: 48 bits of milliseconds, then random bits), at most 32 characters."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{prefix}_{milliseconds:012x}{uuid.uuid4().hex[:14]}"
+
+
+class Database:
+    """`read()` and `write()` give a session in a transaction; leaving `write()` commits, an exception rolls back."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self.is_sqlite else {"pool_pre_ping": True}
+        self.engine: Engine = create_engine(parsed, **options)
+        self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with self._write_lock, Session(self.engine, expire_on_commit=False) as session, session.begin():
+            session.connection(execution_options={"loramem_write": True})
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy's BEGIN is emitted below, not by the driver
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    writes = connection.get_execution_options().get("loramem_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")

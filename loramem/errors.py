@@ -1,0 +1,165 @@
+"""Every failure that loramem knows by name.
+
+    LoramemError                     500
+    ├── BadRequest                   400  a value that is not allowed: key, value, allowed
+    │   ├── InvalidValue             422
+    │   │   ├── UnreadableDocument   422  the file is of a known type but cannot be read
+    │   │   └── WindowExceeded       422  the prompt is longer than the model's window
+    │   ├── BodyTooLarge             413
+    │   └── UnsupportedMediaType     415
+    ├── NotFound                     404  document, job or adapter
+    ├── Conflict                     409
+    │   ├── MemoryNotReady           409  names the job to wait for
+    │   └── WrongJobState            409
+    ├── Unauthorized                 401
+    ├── Unavailable                  503  try again later; nothing was lost
+    │   ├── EngineUnavailable        503
+    │   └── WriterUnavailable        503  the job waits, no attempt is counted
+    ├── StoredDataDamaged            500  a checksum does not match
+    └── JobError                     500  the worker's own
+        ├── LeaseLost                     another worker owns the job: stop, discard the output
+        ├── JobCancelled                  asked for by a user
+        └── TrainingFailed                terminal: a retry would fail the same way
+
+`SettingsError` stops the start of a process and never crosses HTTP, so it stands apart.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class LoramemError(Exception):
+    """Base of the tree. `code` is stable and machine-readable, the message is for people."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra: Mapping[str, Any] = extra
+
+
+class BadRequest(LoramemError):
+    """A request that cannot be served as it stands. `key`, `value` and `allowed` say why."""
+
+    status = 400
+    code = "bad-request"
+    title = "Bad request"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        key: str | None = None,
+        value: object = None,
+        allowed: str | None = None,
+        **extra: Any,
+    ) -> None:
+        named = {"key": key, "value": value, "allowed": allowed} if key is not None else {}
+        super().__init__(detail, **named, **extra)
+
+
+class InvalidValue(BadRequest):
+    status = 422
+    code = "invalid-value"
+    title = "Invalid value"
+
+
+class UnreadableDocument(InvalidValue):
+    code = "unreadable-document"
+    title = "Document cannot be read"
+
+
+class WindowExceeded(InvalidValue):
+    code = "window-exceeded"
+    title = "Prompt exceeds the model's window"
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+    code = "body-too-large"
+    title = "Body too large"
+
+
+class UnsupportedMediaType(BadRequest):
+    status = 415
+    code = "unsupported-media-type"
+    title = "Unsupported media type"
+
+
+class NotFound(LoramemError):
+    status = 404
+    code = "not-found"
+    title = "Not found"
+
+    def __init__(self, kind: str, wanted: str) -> None:
+        super().__init__(f"no {kind} {wanted!r}", key=kind, value=wanted)
+
+
+class Conflict(LoramemError):
+    status = 409
+    code = "conflict"
+    title = "Conflict"
+
+
+class MemoryNotReady(Conflict):
+    code = "memory-not-ready"
+    title = "Adapters are not live yet"
+
+
+class WrongJobState(Conflict):
+    code = "wrong-job-state"
+    title = "The job's state does not allow this"
+
+
+class Unauthorized(LoramemError):
+    status = 401
+    code = "unauthorized"
+    title = "Missing or wrong API key"
+
+
+class Unavailable(LoramemError):
+    status = 503
+    code = "unavailable"
+    title = "Temporarily unavailable"
+
+
+class EngineUnavailable(Unavailable):
+    code = "engine-unavailable"
+    title = "The inference engine is not available"
+
+
+class WriterUnavailable(Unavailable):
+    code = "writer-unavailable"
+    title = "The writer endpoint is not available"
+
+
+class StoredDataDamaged(LoramemError):
+    code = "stored-data-damaged"
+    title = "Stored data is damaged"
+
+
+class JobError(LoramemError):
+    code = "job-error"
+    title = "The job failed"
+
+
+class LeaseLost(JobError):
+    code = "lease-lost"
+    title = "The job's lease is lost"
+
+
+class JobCancelled(JobError):
+    code = "job-cancelled"
+    title = "The job was cancelled"
+
+
+class TrainingFailed(JobError):
+    code = "training-failed"
+    title = "Training failed"
+
+
+class SettingsError(SystemExit):
+    """A setting that is wrong stops the start. Its message names key, value and what is allowed."""

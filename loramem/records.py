@@ -1,0 +1,116 @@
+"""Everything that crosses a process boundary, as small frozen types.
+
+    upload  ->  TrainingOptions, QAPair      gateway to worker, through the revision row
+    job     ->  Progress                     worker to gateway, through the job row and its events
+    publish ->  ExamResult, AdapterManifest  worker to gateway, through the adapter row and its folder
+    query   ->  Source, Recipe               gateway to the engine's worker process, as a LoRA path
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
+MergeMethod = Literal["ties", "linear", "cat"]
+SignMethod = Literal["total", "frequency"]
+Weighting = Literal["uniform", "router"]
+Phase = Literal["waiting", "chunk", "index", "synthesize", "train", "examine", "publish", "done"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class QAPair(Record):
+    """A question about the document and its answer, as the model should give it."""
+
+    question: str = Field(min_length=1, max_length=2000)
+    answer: str = Field(min_length=1, max_length=2000)
+
+
+class TrainingOptions(Record):
+    """What a user may ask of the training of one document; `None` takes the server's setting."""
+
+    rank: Literal[8, 16, 32, 64] | None = Field(None, description="rank of the adapters")
+    max_seconds: float | None = Field(None, gt=0, le=3600, description="training time per chunk")
+    formats: tuple[Literal["qa", "summary", "rewrite", "original"], ...] = Field(
+        ("qa", "summary", "rewrite", "original"), min_length=1, description="kinds of training data"
+    )
+
+
+class Progress(Record):
+    """Where a job is. `percent` is of the whole job, 0 to 100; `step` counts within the phase."""
+
+    phase: Phase
+    step: int = 0
+    total_steps: int = 0
+    percent: float = 0.0
+    loss: float | None = None
+    eta_s: float | None = None
+    message: str = ""
+
+
+class ExamResult(Record):
+    """Closed-book result on questions that stayed out of training; shares are 0 to 1."""
+
+    questions: int
+    recall: float  # answers that hold the expected one, with the adapter
+    base_recall: float  # the same without it
+    loss: float  # mean negative log-likelihood per answer token, with the adapter
+    weak: bool
+
+
+class AdapterManifest(Record):
+    """`loramem.json` in an adapter's folder: what it is and how to check it."""
+
+    adapter_id: str
+    document_id: str
+    revision: int
+    chunk: int
+    base_model: str
+    fingerprint: str
+    rank: int
+    alpha: int
+    sha256: dict[str, str]  # file name to hex digest
+    exam: ExamResult
+    training: dict[str, float | int | str | bool]
+
+
+class Source(Record):
+    """One adapter in a merge. `sha256` pins the weights, so a recipe can never mean two things."""
+
+    adapter_id: str
+    sha256: str
+    weight: float
+
+
+class Recipe(Record):
+    """A merge by value. Equal recipes are the same merged adapter; sources are kept sorted by adapter id."""
+
+    method: MergeMethod
+    density: float = Field(0.5, gt=0, le=1)
+    sign_method: SignMethod = "total"
+    sources: tuple[Source, ...] = Field(min_length=1, max_length=8)
+
+    @classmethod
+    def of(
+        cls, method: MergeMethod, sources: list[Source], density: float = 0.5, sign_method: SignMethod = "total"
+    ) -> "Recipe":
+        """Canonical form: what the method ignores takes its default, sources are sorted."""
+        trims = method == "ties"
+        return cls(
+            method=method,
+            density=density if trims else 0.5,
+            sign_method=sign_method if trims else "total",
+            sources=tuple(sorted(sources, key=lambda source: source.adapter_id)),
+        )
+
+    def canonical(self) -> str:
+        """JSON with sorted keys and no spaces; the engine uses it as the adapter's path."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, in full: a short one could collide and serve other weights."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()

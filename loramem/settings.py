@@ -1,0 +1,143 @@
+"""Every setting, read once from `LORAMEM_*` at the edge of each process.
+
+A wrong value stops the start (`SettingsError`) and names the key, the value and what is allowed.
+Units are in the names. `Settings()` in tests takes keyword arguments and reads the environment too.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from loramem.errors import SettingsError
+
+RANKS = (8, 16, 32, 64)
+"""Ranks an adapter may be trained at."""
+ENGINE_RANKS = (8, 16, 32, 64, 128, 256)
+"""Ranks the engine's slots may have; `cat` of k adapters needs k times their rank."""
+
+
+def _http_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Bytes = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """One frozen object for gateway, worker and command line."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAMEM_", frozen=True, extra="ignore")
+
+    # where things are
+    home: Path = Field(Path("~/.loramem"), description="data folder: database, adapters, caches")
+    host: str = Field("127.0.0.1", description="address the gateway binds")
+    port: int = Field(8000, ge=1, le=65535, description="port the gateway binds")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under HOME")
+    redis_url: str = Field("", description="doorbell for the job queue; empty: the worker polls")
+    api_keys: tuple[SecretStr, ...] = Field((), description="JSON list of accepted bearer keys; empty: open, loopback only")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+
+    # models
+    model: str = Field("embedded", description="base model: `embedded`, a Hugging Face id or a local folder")
+    embedder: str = Field("embedded", description="embedding model: `embedded`, a Hugging Face id or a local folder")
+    served_model_name: str = Field("", description="name under /v1/models; empty: the base model's own name")
+
+    # engine
+    max_model_len: int = Field(2048, ge=256, description="the model's window in tokens, prompt and answer together")
+    max_loras: int = Field(8, ge=1, le=256, description="adapters active in one batch")
+    max_cpu_loras: int = Field(64, ge=1, description="adapters the engine keeps in host memory")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="rank of the engine's slots")
+    max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
+    kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
+    gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
+    source_pool_bytes: Bytes = Field(1 << 30, description="as-trained adapters kept in memory for merging")
+
+    # answers
+    top_k_max: Literal[8] = Field(8, description="most adapters one answer may use")
+    rag_tokens: int = Field(512, ge=32, description="retrieved text in a prompt, in tokens of the base model")
+    max_tokens_limit: int = Field(1024, ge=1, description="most tokens a request may ask for")
+
+    # uploads
+    max_body_bytes: Bytes = Field(32 << 20, description="largest request body")
+    max_text_chars: int = Field(5_000_000, gt=0, description="longest document, in characters")
+    parse_timeout_s: Seconds = Field(120, description="time one file may take to parse")
+    parse_memory_bytes: Bytes = Field(1 << 30, description="address space of the parser process")
+
+    # chunks
+    chunk_tokens: int = Field(768, ge=64, description="chunk length in tokens of the base model")
+    chunk_overlap_tokens: int = Field(64, ge=0, description="tokens a chunk shares with the one before")
+
+    # training
+    rank: Literal[8, 16, 32, 64] = Field(16, description="rank of a new adapter")
+    train_max_s: Seconds = Field(90, description="training time of one chunk")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the shared LoRA A, of data order and of sampling")
+    writer_url: HttpUrl | Literal[""] = Field("", description="OpenAI-compatible endpoint that writes training data; empty: the gateway")
+    writer_model: str = Field("", description="model name at the writer; empty: the base model")
+    writer_api_key: SecretStr = Field(SecretStr(""), description="bearer key of the writer")
+
+    # queue
+    lease_s: Seconds = Field(60, description="a worker silent this long loses its job")
+    heartbeat_s: Seconds = Field(10, description="how often a worker renews its lease")
+    hang_after_s: Seconds = Field(600, description="no step of progress for this long stops the heartbeat")
+    poll_s: Seconds = Field(1, description="how often an idle worker looks at the database")
+    max_attempts: int = Field(3, ge=1, description="attempts before a job is dead")
+    retired_grace_s: Seconds = Field(600, description="how long a retired adapter's files stay for answers in flight")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if self.chunk_overlap_tokens >= self.chunk_tokens:
+            raise ValueError("CHUNK_OVERLAP_TOKENS must be smaller than CHUNK_TOKENS")
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise ValueError("HEARTBEAT_S must be at most half of LEASE_S")
+        if self.rank > self.max_lora_rank:
+            raise ValueError("RANK must not exceed MAX_LORA_RANK")
+        if not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1"
+            )
+        return self
+
+    @cached_property
+    def home_path(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def adapters_path(self) -> Path:
+        return self.home_path / "adapters"
+
+    @property
+    def cache_path(self) -> Path:
+        return self.home_path / "cache"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home_path / 'loramem.db'}"
+
+    @property
+    def writer_base_url(self) -> str:
+        """OpenAI root of the writer, ending in /v1."""
+        return self.writer_url or f"http://{self.host}:{self.port}/v1"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; raises `SettingsError` with every wrong key, its value and the rule."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise SettingsError("loramem: wrong settings\n" + "\n".join(lines)) from None
+
+
+def _explain(item: object) -> str:
+    assert isinstance(item, dict)
+    key = "LORAMEM_" + "_".join(str(part) for part in item["loc"][:1]).upper()
+    if not item["loc"]:
+        return f"  {item['msg'].removeprefix('Value error, ')}"
+    return f"  {key}={item['input']!r}: {item['msg']}"
