@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(768, ge=64, description="chunk length in tokens of the base model")
     chunk_overlap_tokens: int = Field(64, ge=0, description="tokens a chunk shares with the one before")
 
+    window_tokens: int = Field(96, ge=16, description="retrieved passage length, in tokens of the embedder; at most what it can read")
+
     # training
     rank: Literal[8, 16, 32, 64] = Field(16, description="rank of a new adapter")
     train_max_s: Seconds = Field(90, description="training time of one chunk")
