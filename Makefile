@@ -1,0 +1,35 @@
+# Two commands matter: `make run` and `make test`. Both set up everything they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: run test lint setup setup-dev lock clean help
+
+PYTHON := .venv/bin/python
+
+run: setup ## set everything up, then start gateway and worker on http://127.0.0.1:8000
+	@exec .venv/bin/loramem serve --stop-with-parent
+
+test: setup-dev ## set everything up, then lint, check types and run the tests (ARGS="-k queue" for some)
+	@$(MAKE) --no-print-directory lint
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: setup-dev ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+setup: ## the virtual environment alone (LORAMEM_PROFILE=gpu for CUDA)
+	@deploy/setup.sh
+
+setup-dev:
+	@deploy/setup.sh dev
+
+lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
+	@deploy/lock.sh
+
+clean: ## remove the virtual environment and every cache; data under LORAMEM_HOME stays
+	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	@echo "clean: removed .venv, build products and caches"
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Writes requirements/{cpu,gpu,dev}.txt anew from pyproject.toml. Needs uv.
+#
+# The locks leave out what requirements/overrides.txt names, so they are installed with `pip install --no-deps`.
+# uv does not read pip's configuration: where pip finds packages in a folder (find-links), the folder is handed over.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+command -v uv >/dev/null || { echo "lock: uv is not installed (pip install uv)" >&2; exit 1; }
+
+find_links=()
+for folder in $(python3 -m pip config get global.find-links 2>/dev/null || true); do
+  find_links+=(--find-links "$folder")
+done
+
+compile() { # OUTPUT PYTHON OPTION...
+  local output=$1 python=$2
+  shift 2
+  uv pip compile pyproject.toml "$@" --override requirements/overrides.txt "${find_links[@]}" \
+    --python-version "$python" --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet --output-file "$output"
+  echo "lock: wrote $output, $(grep -c == "$output") packages"
+}
+
+cpu=(--override requirements/cpu-overrides.txt --extra cpu --extra postgres)
+compile requirements/cpu.txt 3.11 "${cpu[@]}"
+compile requirements/gpu.txt 3.12 --extra gpu --extra postgres
+
+with_dev=$(mktemp)
+trap 'rm -f "$with_dev"' EXIT
+cp requirements/cpu.txt "$with_dev" # keeps the versions just chosen
+compile "$with_dev" 3.11 "${cpu[@]}" --extra dev
+comm -13 <(sort requirements/cpu.txt) <(sort "$with_dev") >requirements/dev.txt
+echo "lock: wrote requirements/dev.txt, $(grep -c == requirements/dev.txt) packages"

@@ -1,0 +1,76 @@
+"""Logging of every process: one line a record on stderr, so that `grep` by id tells the story of a request or job.
+
+    2026-11-23T15:30:12.345Z INFO worker job_id=job_0192 trainer_worker.train: step 20 of 75, loss 0.41
+
+A traceback follows its record with the same beginning on each of its lines. Texts of documents, questions and answers,
+and keys, do not belong in a log: libraries that would print them at `debug` stay at `warning` whatever the level.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TextIO
+
+OWN_LOGGERS = ("loramem", "server", "trainer_worker")
+"""What `LORAMEM_LOG_LEVEL=debug` opens; everything else stops at `info`."""
+
+CONFIDING_LOGGERS = ("httpcore", "httpx", "openai", "python_multipart", "urllib3")
+"""Libraries that log bodies, headers or a line per call below `warning`."""
+
+_bound: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("bound_ids", default=())
+
+
+@contextmanager
+def bind(**ids: str) -> Iterator[None]:
+    """Every record made inside carries these ids: `with bind(job_id=job.id): ...`.
+
+    Holds for the coroutines and `asyncio.to_thread` calls started inside. A plain thread starts empty: run its target
+    in `contextvars.copy_context()`.
+    """
+    token = _bound.set(tuple((dict(_bound.get()) | ids).items()))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+def bound_ids() -> dict[str, str]:
+    """Ids bound here and now, the outermost first."""
+    return dict(_bound.get())
+
+
+class LineFormatter(logging.Formatter):
+    """Time in UTC with milliseconds, level, role, ids, logger, message; line breaks in the message are escaped."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        head = self._head(record)
+        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        lines = [f"{head} {record.name}: {message}"]
+        if record.exc_info:
+            lines += [f"{head} | {line}" for line in self.formatException(record.exc_info).splitlines()]
+        return "\n".join(lines)
+
+    def _head(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        ids = "".join(f" {key}={value}" for key, value in _bound.get())
+        return f"{clock}.{int(record.msecs):03d}Z {record.levelname} {self._role}{ids}"
+
+
+def configure(role: str, level: str = "info", stream: TextIO | None = None) -> None:
+    """Replace whatever handlers there are. `role` is `gateway`, `worker`, ...; `level` is `LORAMEM_LOG_LEVEL`."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(LineFormatter(role))
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(number)
+    for name in CONFIDING_LOGGERS:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    logging.captureWarnings(True)
