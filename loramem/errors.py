@@ -19,7 +19,8 @@
     └── JobError                     500  the worker's own
         ├── LeaseLost                     another worker owns the job: stop, discard the output
         ├── JobCancelled                  asked for by a user
-        └── TrainingFailed                terminal: a retry would fail the same way
+        ├── TrainingFailed                terminal: a retry would fail the same way
+        └── AttemptsExhausted             the job is dead until a user retries it
 
 `SettingsError` stops the start of a process and never crosses HTTP, so it stands apart.
 """
@@ -39,6 +40,11 @@ class LoramemError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.extra: Mapping[str, Any] = extra
+
+    def problem(self) -> dict[str, Any]:
+        """The problem document (RFC 9457) without `extra`: JSON whatever the error carries."""
+        kind = f"urn:loramem:error:{self.code}"
+        return {"type": kind, "title": self.title, "status": self.status, "detail": self.detail, "code": self.code}
 
 
 class BadRequest(LoramemError):
@@ -159,6 +165,11 @@ class JobCancelled(JobError):
 class TrainingFailed(JobError):
     code = "training-failed"
     title = "Training failed"
+
+
+class AttemptsExhausted(JobError):
+    code = "attempts-exhausted"
+    title = "The job failed in every attempt"
 
 
 class SettingsError(SystemExit):
