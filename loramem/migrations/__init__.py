@@ -1,0 +1,1 @@
+"""Alembic scripts, shipped with the package; `loramem.migrate` runs them."""
