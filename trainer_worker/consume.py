@@ -1,0 +1,142 @@
+"""The worker's loop: claim a job, build it, settle how it ended, again.
+
+Three tiers of ends: expected (lost, cancelled, handed back, a service is away) go to the log as debug, a declared
+`LoramemError` as info, anything else as an error with its traceback. A job that ended any of these ways is settled in
+the database; if even that fails, its lease runs out and the next worker takes it.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from loramem.errors import JobCancelled, LeaseLost, LoramemError, Unavailable
+from loramem.queue import Claim, JobQueue
+from loramem.settings import Settings
+from trainer_worker.lease import Lease, WorkerStopping
+
+log = logging.getLogger(__name__)
+
+Build = Callable[[Claim, Lease], None]
+Chore = Callable[[], None]
+Observer = Callable[[str, float], None]
+
+POSTPONE_S = 5.0
+CHORES_EVERY_S = 30.0
+RECONCILE_EVERY_S = 5.0
+DATABASE_PAUSE_S = 2.0
+
+
+def observe_nothing(outcome: str, seconds: float) -> None:
+    """Hook for metrics: how a claimed job ended, and how long it ran."""
+
+
+def consume(
+    queue: JobQueue,
+    build: Build,
+    settings: Settings,
+    stop: threading.Event,
+    chores: Sequence[Chore] = (),
+    observe: Observer = observe_nothing,
+) -> None:
+    """Work until `stop` is set; a job that is running then is handed back at its next step of progress.
+
+    `build` ends its job itself, with `queue.succeed` in the transaction that publishes, or raises. `chores` run between
+    jobs, at most every 30 s; a failing chore is logged and tried again next time.
+    """
+    owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    upkeep = [_Periodic(chore, CHORES_EVERY_S) for chore in chores]
+    upkeep.append(_Periodic(queue.reconcile, RECONCILE_EVERY_S))
+    log.info("worker %s waits for jobs", owner)
+    while not stop.is_set():
+        claim = _claim(queue, owner, stop)
+        if claim is not None:
+            _settle(queue, build, claim, settings, stop, observe)
+        for task in upkeep:
+            task.run_if_due()
+        if claim is None and not stop.is_set():
+            queue.doorbell.wait(settings.poll_s)
+    log.info("worker %s stopped", owner)
+
+
+def _claim(queue: JobQueue, owner: str, stop: threading.Event) -> Claim | None:
+    try:
+        return queue.claim(owner)
+    except SQLAlchemyError as error:  # a state of the loop: wait and look again
+        log.warning("no job can be claimed, the database does not answer: %s", error)
+        stop.wait(DATABASE_PAUSE_S)
+        return None
+
+
+def _settle(
+    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, observe: Observer
+) -> None:
+    """Build one job and write down how it ended."""
+    log.info("job %s of document %s: attempt %d", claim.job_id, claim.document_id, claim.attempts)
+    started = time.monotonic()
+    try:
+        outcome = _run(queue, build, claim, settings, stop)
+    except LeaseLost as error:
+        log.debug("job %s: %s; its output is discarded", claim.job_id, error)
+        outcome = "lease_lost"
+    except SQLAlchemyError as error:
+        log.warning("job %s: its end could not be stored, its lease runs out: %s", claim.job_id, error)
+        outcome = "unsettled"
+    seconds = time.monotonic() - started
+    log.info("job %s: %s after %.1f s", claim.job_id, outcome, seconds)
+    observe(outcome, seconds)
+
+
+def _run(queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event) -> str:
+    """The outcome of one build. Raises `LeaseLost` when it is no longer ours to settle."""
+    try:
+        with Lease(queue, claim, settings, stop) as lease:
+            build(claim, lease)
+        if queue.holds(claim):
+            raise RuntimeError("the build returned without ending its job")
+        return "succeeded"
+    except LeaseLost:
+        raise
+    except JobCancelled as error:
+        log.debug("job %s: %s", claim.job_id, error)
+        queue.release_cancelled(claim)
+        return "cancelled"
+    except WorkerStopping as error:
+        log.debug("job %s: %s", claim.job_id, error)
+        queue.postpone(claim, 0, error.detail)
+        return "handed_back"
+    except Unavailable as error:
+        log.debug("job %s waits: %s", claim.job_id, error)
+        queue.postpone(claim, POSTPONE_S, error.detail)
+        return "postponed"
+    except LoramemError as error:
+        log.info("job %s failed: %s", claim.job_id, error)
+        queue.fail(claim, error, retryable=False)
+        return "failed"
+    except Exception as error:  # a boundary: the job is tried again, the worker lives on
+        log.exception("job %s: unexpected error", claim.job_id)
+        queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
+        return "error"
+
+
+class _Periodic:
+    """A task that runs when asked, at most every `every_s` seconds."""
+
+    def __init__(self, task: Callable[[], object], every_s: float) -> None:
+        self._task = task
+        self._every_s = every_s
+        self._due = time.monotonic()
+
+    def run_if_due(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._every_s
+        try:
+            self._task()
+        except Exception:  # a boundary: upkeep must not stop the worker, and is due again soon
+            log.exception("upkeep failed and is tried again in %.0f s", self._every_s)

@@ -1,0 +1,122 @@
+"""A running job as its build sees it: somewhere to report progress to, and to learn that it must stop.
+
+A thread renews the lease while the build advances. It stops doing so after `hang_after_s` without a step, because a
+thread goes on beating while a GPU call hangs; the lease then expires and the job is somebody else's. A hung call cannot
+be interrupted, so the process ends itself and gives the GPU back; whoever started it starts it again.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from loramem.errors import JobCancelled, JobError, LeaseLost
+from loramem.queue import Claim, JobQueue
+from loramem.records import Progress
+from loramem.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 1.0
+EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class WorkerStopping(JobError):
+    """The process was asked to end; the job goes back to the queue and no attempt is counted."""
+
+    code = "worker-stopping"
+    title = "The worker is stopping"
+
+
+def exit_hung() -> None:
+    os._exit(EXIT_HUNG)
+
+
+class Lease:
+    """Use as a context manager around the build; the heartbeat runs inside it."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        claim: Claim,
+        settings: Settings,
+        stop: threading.Event,
+        on_hang: Callable[[], None] = exit_hung,
+    ) -> None:
+        self.claim = claim
+        self._queue = queue
+        self._settings = settings
+        self._stop = stop
+        self._on_hang = on_hang
+        self._lost = threading.Event()
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
+        self._latest: Progress | None = None
+        self._advanced_at = time.monotonic()
+        self._reported_at = 0.0
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{claim.job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raises `LeaseLost`, `JobCancelled` or `WorkerStopping` when the build must stop here. Costs nothing."""
+        if self._lost.is_set():
+            raise LeaseLost(f"job {self.claim.job_id} was taken over")
+        if self._cancelled.is_set():
+            raise JobCancelled(f"job {self.claim.job_id} was cancelled")
+        if self._stop.is_set():
+            raise WorkerStopping("the worker is stopping")
+
+    def progress(self, progress: Progress) -> None:
+        """Say that the build advanced, and `check`. Call at every step; stored for a new phase and once a second.
+
+        Progress equal to the last one does not count as an advance.
+        """
+        self.check()
+        now = time.monotonic()
+        new_phase = self._latest is None or progress.phase != self._latest.phase
+        if progress != self._latest:
+            self._advanced_at = now
+        self._latest = progress
+        if new_phase or now - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = now
+            self._note(self._queue.report(self.claim, progress))
+            self.check()
+
+    def _beat(self) -> None:
+        renewed_at = time.monotonic()
+        while not self._ended.wait(self._settings.heartbeat_s):
+            if self._is_hung():
+                if time.monotonic() - renewed_at > self._settings.lease_s:
+                    log.error("job %s hangs: the worker ends itself", self.claim.job_id)
+                    self._on_hang()
+                    return
+            elif not self._lost.is_set() and self._renew():
+                renewed_at = time.monotonic()
+
+    def _is_hung(self) -> bool:
+        return time.monotonic() - self._advanced_at > self._settings.hang_after_s
+
+    def _renew(self) -> bool:
+        try:
+            self._note(self._queue.renew(self.claim))
+        except LeaseLost:
+            self._lost.set()
+        except SQLAlchemyError as error:  # the database is away: the lease holds for a while, the next beat tries again
+            log.warning("job %s: heartbeat failed: %s", self.claim.job_id, error)
+            return False
+        return True
+
+    def _note(self, cancel_requested: bool) -> None:
+        if cancel_requested:
+            self._cancelled.set()
