@@ -72,7 +72,7 @@ make_venv() {
   echo "$profile" >.venv/.profile
 }
 
-pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"; }
+pip_install() { .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps "$@"; }
 
 install_torch() { # the CPU build, which is 3 GB smaller: from where pip is set to look, else from PyTorch's own index
   local wanted log
