@@ -113,7 +113,7 @@ class Window(Base):
     """What the embedder read at once; `embedding` is a unit vector, little-endian float32 of shape (dim,)."""
 
     __tablename__ = "window"
-    __table_args__ = (Index("ix_window_document", "document_id", "revision"),)
+    __table_args__ = (Index("ix_window_document", "document_id", "revision"), Index("ix_window_chunk", "chunk_id"))
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     document_id: Mapped[str] = mapped_column(ForeignKey("document.id", ondelete="CASCADE"))
     revision: Mapped[int]

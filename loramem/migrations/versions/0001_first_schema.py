@@ -104,6 +104,7 @@ def _create_window() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_window_document", "window", ["document_id", "revision"])
+    op.create_index("ix_window_chunk", "window", ["chunk_id"])
 
 
 def _create_adapter() -> None:

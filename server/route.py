@@ -1,0 +1,202 @@
+"""From a question to what answers it: the adapters nearest to it with their weights, and the passages."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Row, and_, func, select
+from sqlalchemy.orm import Session
+
+from loramem.embed import Embedder
+from loramem.errors import NotFound
+from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
+from loramem.vectors import Hit, VectorIndex, View
+
+TEMPERATURE = 0.05
+"""Of the softmax over cosines: a lead of 0.05 is worth a factor of e."""
+PARTS = 16
+"""Weights are multiples of 1/16, so that recipes repeat and merged adapters are found in the cache."""
+WINDOWS_PER_CHUNK = 32
+"""Windows looked at for each chunk wanted; a chunk of the default length has about ten."""
+WINDOWS_AT_MOST = 4096
+PASSAGES = 16
+
+
+@dataclass(frozen=True)
+class RoutedAdapter:
+    """`chunk` is the ordinal in its document; `score` the cosine of its nearest window; weights add up to 1."""
+
+    adapter_id: str
+    sha256: str
+    rank: int
+    document_id: str
+    title: str
+    chunk: int
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text near the question; `start` and `end` are offsets into the revision's text."""
+
+    document_id: str
+    revision: int
+    chunk: int
+    start: int
+    end: int
+    text: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """All best first. `documents` gives the best score of each; `timings_ms` has `embed` and `search`."""
+
+    adapters: tuple[RoutedAdapter, ...]
+    passages: tuple[Passage, ...]
+    documents: Mapping[str, float]
+    timings_ms: Mapping[str, float]
+
+
+class Router:
+    """Routes to live adapters of the base model with this fingerprint; safe to use from several threads."""
+
+    def __init__(self, index: VectorIndex, embedder: Embedder, fingerprint: str) -> None:
+        self._index = index
+        self._embedder = embedder
+        self._fingerprint = fingerprint
+
+    def route(self, question: str, *, namespace: str, document_ids: Sequence[str] | None, top_k: int) -> Route:
+        """Up to `top_k` adapters and up to 16 passages, of the whole namespace or of the documents named.
+
+        Everything is read in one transaction, so a route never mixes two revisions. Nothing indexed: an empty route.
+        Raises `NotFound` for a document that is not in the namespace.
+        """
+        started = time.perf_counter()
+        vector = self._embedder.embed_query(question)
+        embedded = time.perf_counter()
+        with self._index.view(namespace) as view:
+            _check_documents(view.session, namespace, document_ids)
+            hits, adapters = self._search(view, vector, document_ids, top_k)
+            passages = _passages(view.session, _distinct(hits)[:PASSAGES])
+        timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
+        return Route(adapters, passages, _best_by_document(hits), timings)
+
+    def _search(
+        self, view: View, vector: NDArray[np.float32], document_ids: Sequence[str] | None, top_k: int
+    ) -> tuple[list[Hit], tuple[RoutedAdapter, ...]]:
+        """Look at more windows until `top_k` different chunks with an adapter are among them."""
+        limit = WINDOWS_PER_CHUNK * top_k
+        while True:
+            hits = view.search(vector, limit, document_ids)
+            rows = self._live_adapters(view.session, hits)
+            if len(rows) >= top_k or len(hits) < limit or limit >= WINDOWS_AT_MOST:
+                return hits, _weighted(rows, hits, top_k)
+            limit = min(8 * limit, WINDOWS_AT_MOST)
+
+    def _live_adapters(self, session: Session, hits: Sequence[Hit]) -> dict[str, Row[Adapter, str]]:
+        """Adapter and title by chunk id."""
+        wanted = select(Adapter, Revision.title).join(Revision, _revision_of(Adapter))
+        wanted = wanted.where(
+            Adapter.document_id.in_({hit.document_id for hit in hits}),
+            Adapter.chunk_id.in_({hit.chunk_id for hit in hits}),
+            Adapter.state == AdapterState.LIVE,
+            Adapter.fingerprint == self._fingerprint,
+        )
+        return {row.Adapter.chunk_id: row for row in session.execute(wanted)}
+
+
+def weights_of(scores: Sequence[float]) -> list[float]:
+    """Softmax of scores in sixteenths, at least one each, that add up to 1; for up to 16 scores, best first."""
+    best = max(scores)
+    powers = [math.exp((score - best) / TEMPERATURE) for score in scores]
+    shares = [PARTS * power / sum(powers) for power in powers]
+    parts = [max(1, math.floor(share)) for share in shares]
+    while sum(parts) < PARTS:  # by largest remainder
+        parts[max(range(len(parts)), key=lambda i: shares[i] - parts[i])] += 1
+    while sum(parts) > PARTS:  # the least share costs a part that a greater one pays
+        payers = [i for i in range(len(parts)) if parts[i] > 1]
+        parts[max(payers, key=lambda i: (parts[i] - shares[i], -i))] -= 1
+    return [part / PARTS for part in parts]
+
+
+def _weighted(rows: Mapping[str, Row[Adapter, str]], hits: Sequence[Hit], top_k: int) -> tuple[RoutedAdapter, ...]:
+    scores: dict[str, float] = {}
+    for hit in hits:  # best first, so the first window of a chunk is its score
+        if hit.chunk_id in rows:
+            scores.setdefault(hit.chunk_id, hit.score)
+    chosen = list(scores.items())[:top_k]
+    weights = weights_of([score for _, score in chosen]) if chosen else []
+    return tuple(_routed(rows[chunk], score, weight) for (chunk, score), weight in zip(chosen, weights, strict=True))
+
+
+def _routed(row: Row[Adapter, str], score: float, weight: float) -> RoutedAdapter:
+    adapter, title = row
+    return RoutedAdapter(
+        adapter_id=adapter.id,
+        sha256=adapter.sha256,
+        rank=adapter.rank,
+        document_id=adapter.document_id,
+        title=title,
+        chunk=adapter.ordinal,
+        score=score,
+        weight=weight,
+    )
+
+
+def _distinct(hits: Sequence[Hit]) -> list[Hit]:
+    """Without windows that share more than half their text with a better one: chunks overlap."""
+    kept: list[Hit] = []
+    for hit in hits:
+        if not any(_repeats(hit, better) for better in kept):
+            kept.append(hit)
+    return kept
+
+
+def _repeats(hit: Hit, better: Hit) -> bool:
+    shared = min(hit.end, better.end) - max(hit.start, better.start)
+    return hit.document_id == better.document_id and 2 * shared > hit.end - hit.start
+
+
+def _passages(session: Session, hits: Sequence[Hit]) -> tuple[Passage, ...]:
+    """Cut the windows out of their revisions' text, in the database: a text may be megabytes long."""
+    text = func.substr(Revision.text, Window.start + 1, Window.end - Window.start)
+    wanted = select(Window.id, Chunk.ordinal, Revision.title, text).join(Chunk, Chunk.id == Window.chunk_id)
+    wanted = wanted.join(Revision, _revision_of(Window)).where(Window.id.in_([hit.window_id for hit in hits]))
+    found = {row[0]: row[1:] for row in session.execute(wanted).tuples()}
+    return tuple(_passage(hit, *found[hit.window_id]) for hit in hits)
+
+
+def _passage(hit: Hit, ordinal: int, title: str, text: str) -> Passage:
+    return Passage(hit.document_id, hit.revision, ordinal, hit.start, hit.end, text, title, hit.score)
+
+
+def _revision_of(table: type[Adapter] | type[Window]) -> Any:
+    return and_(Revision.document_id == table.document_id, Revision.number == table.revision)
+
+
+def _check_documents(session: Session, namespace: str, document_ids: Sequence[str] | None) -> None:
+    if document_ids is None:
+        return
+    known = select(Document.id).where(Document.namespace == namespace, Document.id.in_(document_ids))
+    found = set(session.scalars(known))
+    for document_id in document_ids:
+        if document_id not in found:
+            raise NotFound("document", document_id)
+
+
+def _best_by_document(hits: Sequence[Hit]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for hit in hits:
+        scores.setdefault(hit.document_id, hit.score)
+    return scores
+
+
+def _ms(started: float, ended: float) -> float:
+    return (ended - started) * 1000
