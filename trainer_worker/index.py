@@ -1,0 +1,121 @@
+"""Make a revision's text findable: cut chunks into windows, embed them, store both in one transaction."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import delete, insert
+from sqlalchemy.orm import Session
+
+from loramem.chunk import Span, window_spans
+from loramem.database import Database, new_id
+from loramem.embed import Embedder
+from loramem.errors import JobCancelled
+from loramem.tables import Chunk, DocumentState, Revision, RevisionState, Window
+from loramem.transitions import Claim, locked_by
+from trainer_worker.claimed import document_of, show
+
+BATCH = 64
+TITLE_CHARS = 120
+"""Of the title before each window; the rest of a long one says little and takes the window's room."""
+MARGIN_TOKENS = 4
+"""Special tokens and the break between title and window."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A window of the chunk with this ordinal."""
+
+    ordinal: int
+    start: int
+    end: int
+
+
+def index_text(
+    database: Database,
+    claim: Claim,
+    embedder: Embedder,
+    revision: Revision,
+    spans: Sequence[Span],
+    *,
+    window_tokens: int,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Chunk]:
+    """Store the chunks at `spans` and their windows, in place of what an earlier attempt stored for this revision.
+
+    A document that serves nothing yet serves this revision from now on: `rag` and `icl` answer. Otherwise the old
+    revision goes on serving until `publish`. `step` gets (windows embedded, windows) and may raise to stop.
+    Raises `LeaseLost`, and `JobCancelled` when the document was deleted meanwhile.
+    """
+    title = revision.title[:TITLE_CHARS]
+    room = embedder.max_tokens - embedder.count_tokens(title) - MARGIN_TOKENS
+    pieces = _cut(revision.text, spans, embedder, min(window_tokens, room))
+    vectors = _embed(embedder, [f"{title}\n{revision.text[piece.start : piece.end]}" for piece in pieces], step)
+    chunks = [_chunk(claim, ordinal, span) for ordinal, span in enumerate(spans)]
+    rows = [
+        _window(chunks[piece.ordinal], piece, embedder.name, vector)
+        for piece, vector in zip(pieces, vectors, strict=True)
+    ]
+    with database.write() as session:
+        _store(session, claim, chunks, rows)
+    return chunks
+
+
+def _cut(text: str, spans: Sequence[Span], embedder: Embedder, max_tokens: int) -> list[_Piece]:
+    return [
+        _Piece(ordinal, window.start, window.end)
+        for ordinal, span in enumerate(spans)
+        for window in window_spans(text, span.start, span.end, embedder.tokenizer_path, max_tokens=max_tokens)
+    ]
+
+
+def _embed(embedder: Embedder, texts: Sequence[str], step: Callable[[int, int], None]) -> NDArray[np.float32]:
+    """Unit vectors, shape (n, dim)."""
+    batches = [np.zeros((0, embedder.dim), dtype=np.float32)]
+    for start in range(0, len(texts), BATCH):
+        batches.append(embedder.embed(texts[start : start + BATCH]))
+        step(min(start + BATCH, len(texts)), len(texts))
+    return np.concatenate(batches)
+
+
+def _chunk(claim: Claim, ordinal: int, span: Span) -> Chunk:
+    return Chunk(
+        id=new_id("chunk"),
+        document_id=claim.document_id,
+        revision=claim.revision,
+        ordinal=ordinal,
+        start=span.start,
+        end=span.end,
+        tokens=span.tokens,
+    )
+
+
+def _window(chunk: Chunk, piece: _Piece, embedder: str, vector: NDArray[np.float32]) -> dict[str, object]:
+    return {
+        "document_id": chunk.document_id,
+        "revision": chunk.revision,
+        "chunk_id": chunk.id,
+        "start": piece.start,
+        "end": piece.end,
+        "embedder": embedder,
+        "embedding": vector.astype("<f4").tobytes(),
+    }
+
+
+def _store(session: Session, claim: Claim, chunks: Sequence[Chunk], windows: Sequence[dict[str, object]]) -> None:
+    if locked_by(session, claim).cancel_requested:
+        raise JobCancelled(f"job {claim.job_id} was cancelled before its text was indexed")
+    document = document_of(session, claim)
+    for table in (Window, Chunk):
+        session.execute(delete(table).where(table.document_id == claim.document_id, table.revision == claim.revision))
+    session.add_all(chunks)
+    session.flush()
+    session.execute(insert(Window), windows)
+    if document.serving_revision is None:
+        document.serving_revision = claim.revision
+        document.state = DocumentState.INDEXED
+    revision = session.get_one(Revision, (claim.document_id, claim.revision))
+    revision.state = RevisionState.INDEXED
+    if document.serving_revision == claim.revision:
+        show(session, document)

@@ -1,0 +1,128 @@
+"""The one transaction in which a revision's adapters and vectors become what queries see, and what comes after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from loramem.database import Database, epoch_now
+from loramem.errors import StoredDataDamaged
+from loramem.queue import JobQueue
+from loramem.records import AdapterManifest
+from loramem.store import AdapterStore, Stored
+from loramem.tables import (
+    FINAL_JOB_STATES,
+    Adapter,
+    AdapterState,
+    Chunk,
+    Document,
+    DocumentState,
+    Job,
+    Revision,
+    RevisionState,
+    Window,
+)
+from loramem.transitions import Claim, now_of
+from trainer_worker.claimed import document_of, show
+
+ORPHAN_AFTER_S = 3600.0
+
+
+@dataclass(frozen=True)
+class NewAdapter:
+    """An adapter whose files are in the store, and the chunk it remembers."""
+
+    manifest: AdapterManifest
+    chunk_id: str
+    stored: Stored
+
+
+def publish(database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[NewAdapter]) -> None:
+    """Make `adapters`, one for each chunk of the claim's revision, and its vectors live; end the job.
+
+    All or nothing: `LeaseLost`, or `JobCancelled` when a user asked to cancel, the document was deleted or a newer
+    revision is live, leave everything as it was. The files must be stored before.
+    """
+    with database.write() as session:
+        queue.succeed(session, claim)
+        document = document_of(session, claim)
+        _retire_others(session, claim)
+        now = now_of(session)
+        session.add_all(_row(adapter, document, now) for adapter in adapters)
+        _supersede_older(session, claim)
+        document.serving_revision = claim.revision
+        document.state = DocumentState.LIVE
+        session.get_one(Revision, (claim.document_id, claim.revision)).state = RevisionState.LIVE
+        show(session, document)
+
+
+def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
+    """Remove what was retired more than `grace_s` ago, files first, then rows; and orphans. Returns how many adapters.
+
+    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish.
+    """
+    with database.read() as session:
+        expired = Adapter.retired_at < epoch_now() - grace_s
+        wanted = select(Adapter.id).where(Adapter.state == AdapterState.RETIRED, expired)
+        retired = session.scalars(wanted).all()
+    for adapter_id in retired:
+        store.remove(adapter_id)
+        with database.write() as session:
+            session.execute(delete(Adapter).where(Adapter.id == adapter_id))
+    orphans = _orphans(database, store)
+    for adapter_id in orphans:
+        store.remove(adapter_id)
+    return len(retired) + len(orphans)
+
+
+def _retire_others(session: Session, claim: Claim) -> None:
+    others = update(Adapter).where(Adapter.document_id == claim.document_id, Adapter.state == AdapterState.LIVE)
+    session.execute(others.values(state=AdapterState.RETIRED, retired_at=epoch_now()))
+
+
+def _row(adapter: NewAdapter, document: Document, now: float) -> Adapter:
+    manifest = adapter.manifest
+    return Adapter(
+        id=manifest.adapter_id,
+        document_id=document.id,
+        namespace=document.namespace,
+        revision=manifest.revision,
+        chunk_id=adapter.chunk_id,
+        ordinal=manifest.chunk,
+        fingerprint=manifest.fingerprint,
+        rank=manifest.rank,
+        alpha=manifest.alpha,
+        path=adapter.stored.path,
+        sha256=adapter.stored.sha256,
+        size_bytes=adapter.stored.size_bytes,
+        exam=manifest.exam.model_dump(),
+        state=AdapterState.LIVE,
+        created_at=now,
+    )
+
+
+def _supersede_older(session: Session, claim: Claim) -> None:
+    """Older revisions keep their text; their chunks and vectors go."""
+    for table in (Window, Chunk):
+        session.execute(delete(table).where(table.document_id == claim.document_id, table.revision < claim.revision))
+    older = update(Revision).where(Revision.document_id == claim.document_id, Revision.number < claim.revision)
+    session.execute(older.values(state=RevisionState.SUPERSEDED))
+
+
+def _orphans(database: Database, store: AdapterStore) -> list[str]:
+    old = [adapter_id for adapter_id in store.ids() if store.age_s(adapter_id) > ORPHAN_AFTER_S]
+    with database.read() as session:  # after listing: what a job published meanwhile has its row by now
+        known = set(session.scalars(select(Adapter.id)))
+        unfinished = select(Job.document_id, Job.revision).where(Job.state.not_in(FINAL_JOB_STATES))
+        building = set(session.execute(unfinished).tuples())
+    return [adapter_id for adapter_id in old if adapter_id not in known and _is_of(store, adapter_id) not in building]
+
+
+def _is_of(store: AdapterStore, adapter_id: str) -> tuple[str, int] | None:
+    """Document and revision by the manifest; None when it cannot be read, and nobody can publish it then."""
+    try:
+        manifest = store.manifest(adapter_id)
+    except StoredDataDamaged:
+        return None
+    return manifest.document_id, manifest.revision
