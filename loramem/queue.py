@@ -130,7 +130,8 @@ class JobQueue:
     def counts(self) -> dict[JobState, int]:
         """Jobs by state, zeros included."""
         with self.database.read() as session:
-            found = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+            rows = session.execute(select(Job.state, func.count().label("jobs")).group_by(Job.state))
+            found = {row.state: row.jobs for row in rows}
         return {state: found.get(state, 0) for state in JobState}
 
     def oldest_queued_age_s(self) -> float:

@@ -1,0 +1,424 @@
+"""One conformance suite for the job queue: each database with each doorbell."""
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import update
+
+from loramem.database import Database, epoch_now
+from loramem.doorbell import Doorbell, PollingDoorbell, RedisDoorbell
+from loramem.errors import JobCancelled, LeaseLost, LoramemError, NotFound, TrainingFailed, WrongJobState
+from loramem.queue import Claim, JobQueue
+from loramem.records import Progress
+from loramem.settings import Settings
+from loramem.tables import Document, Job, JobState, Namespace
+from tests.backends import Valkey, database, database_url, shared_valkey, valkey
+
+__all__ = ["database", "database_url", "valkey"]
+
+TRAIN = Progress(phase="train", step=3, total_steps=10, percent=40, loss=1.5)
+BROKEN = TrainingFailed("loss is not finite")
+
+
+@pytest.fixture(params=["polling", "valkey"])
+def doorbell(request: pytest.FixtureRequest) -> Iterator[Doorbell]:
+    bell: Doorbell = PollingDoorbell(0.05)
+    if request.param == "valkey":
+        url = shared_valkey().url
+        with Redis.from_url(url) as redis:
+            redis.flushall()
+        bell = RedisDoorbell(url)
+    yield bell
+    bell.close()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(max_attempts=2)
+
+
+@pytest.fixture
+def queue(database: Database, doorbell: Doorbell, settings: Settings) -> JobQueue:
+    return JobQueue(database, doorbell, settings)
+
+
+def add(queue: JobQueue, document_id: str = "doc_1", revision: int = 1) -> str:
+    with queue.database.write() as session:
+        job_id = queue.enqueue(session, document_id, revision).id
+    queue.announce(job_id)
+    return job_id
+
+
+def add_document(queue: JobQueue, document_id: str = "doc_1", newest_revision: int = 1) -> None:
+    with queue.database.write() as session:
+        session.add(Namespace(name="default"))
+        session.flush()
+        fields: dict[str, Any] = {"title": "t", "meta": {}, "content_sha256": "0", "created_at": 0, "updated_at": 0}
+        session.add(Document(id=document_id, namespace="default", newest_revision=newest_revision, **fields))
+
+
+def take(queue: JobQueue, owner: str = "worker") -> Claim:
+    claim = queue.claim(owner)
+    assert claim is not None
+    return claim
+
+
+def let_lease_expire(queue: JobQueue, job_id: str) -> None:
+    change(queue, job_id, lease_until=epoch_now() - 1)
+
+
+def make_due(queue: JobQueue, job_id: str) -> None:
+    change(queue, job_id, not_before=epoch_now() - 1)
+
+
+def change(queue: JobQueue, job_id: str, **values: Any) -> None:
+    with queue.database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(**values))
+
+
+def states(queue: JobQueue, job_id: str) -> list[str]:
+    return [event.data["state"] for event in queue.events(job_id) if event.kind == "state"]
+
+
+def succeed(queue: JobQueue, claim: Claim) -> None:
+    with queue.database.write() as session:
+        queue.succeed(session, claim)
+
+
+def publish(queue: JobQueue, claim: Claim) -> None:
+    with queue.database.write() as session:
+        session.add(Namespace(name="published"))
+        queue.succeed(session, claim)
+
+
+class TestLife:
+    def test_a_job_goes_from_queued_to_succeeded_and_leaves_its_story(self, queue: JobQueue) -> None:
+        job_id = add(queue, "doc_1", 7)
+        claim = take(queue, "w1")
+        assert (claim.job_id, claim.document_id, claim.revision, claim.attempts) == (job_id, "doc_1", 7, 1)
+        assert queue.report(claim, TRAIN) is False
+        succeed(queue, claim)
+        job = queue.get(job_id)
+        assert (job.state, job.progress["phase"], job.progress["percent"]) == (JobState.SUCCEEDED, "done", 100)
+        assert job.created_at <= (job.started_at or 0) <= (job.finished_at or 0)
+        events = queue.events(job_id)
+        assert [event.kind for event in events] == ["state", "state", "progress", "state"]
+        assert events[2].data == TRAIN.model_dump()
+        assert states(queue, job_id) == ["queued", "running", "succeeded"]
+        assert [event.id for event in queue.events(job_id, after=events[1].id)] == [event.id for event in events[2:]]
+
+    def test_enqueue_belongs_to_the_callers_transaction(self, queue: JobQueue) -> None:
+        with queue.database.write() as session:
+            job_id = queue.enqueue(session, "doc_1", 1).id
+            session.rollback()
+        assert queue.claim("w") is None
+        with pytest.raises(NotFound):
+            queue.get(job_id)
+
+    def test_succeed_rolls_back_what_the_loser_published(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        zombie = take(queue, "frozen")
+        let_lease_expire(queue, job_id)
+        heir = take(queue, "heir")
+        with pytest.raises(LeaseLost):
+            publish(queue, zombie)
+        with queue.database.read() as session:
+            assert session.get(Namespace, "published") is None
+        succeed(queue, heir)
+        assert states(queue, job_id).count("succeeded") == 1
+
+    def test_jobs_are_claimed_in_the_order_they_came(self, queue: JobQueue) -> None:
+        wanted = [add(queue, f"doc_{number}") for number in range(4)]
+        assert [take(queue).job_id for _ in wanted] == wanted
+
+    def test_counts_and_age(self, queue: JobQueue) -> None:
+        assert queue.oldest_queued_age_s() == 0
+        oldest = add(queue)
+        add(queue, "doc_2")
+        change(queue, oldest, not_before=epoch_now() - 60)
+        assert queue.oldest_queued_age_s() == pytest.approx(60, abs=2)
+        take(queue)
+        assert (queue.counts()[JobState.QUEUED], queue.counts()[JobState.RUNNING]) == (1, 1)
+        assert queue.counts()[JobState.DEAD] == 0
+
+
+class TestLease:
+    def test_two_claimers_never_get_the_same_job(self, database: Database, settings: Settings) -> None:
+        queues = [JobQueue(Database(_url(database)), PollingDoorbell(1), settings) for _ in range(4)]
+        wanted = [add(queues[0], f"doc_{number}") for number in range(24)]
+        taken: list[list[str]] = [[] for _ in queues]
+
+        def drain(number: int) -> None:
+            while (claim := queues[number].claim(f"w{number}")) is not None:
+                taken[number].append(claim.job_id)
+
+        threads = [threading.Thread(target=drain, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for queue in queues:
+            queue.database.close()
+        assert sorted(chain.from_iterable(taken)) == wanted
+
+    def test_an_expired_lease_is_taken_over_and_the_zombie_changes_nothing(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        zombie = take(queue, "frozen")
+        assert queue.claim("too early") is None
+        let_lease_expire(queue, job_id)
+        heir = take(queue, "heir")
+        assert heir.fence > zombie.fence
+        assert heir.attempts == 2
+        writes: list[Callable[[], object]] = [
+            lambda: queue.renew(zombie),
+            lambda: queue.report(zombie, TRAIN),
+            lambda: queue.postpone(zombie, 0, "late"),
+            lambda: queue.fail(zombie, BROKEN, retryable=False),
+            lambda: queue.fail(zombie, BROKEN, retryable=True),
+            lambda: queue.release_cancelled(zombie),
+            lambda: succeed(queue, zombie),
+        ]
+        before = len(queue.events(job_id))
+        for write in writes:
+            with pytest.raises(LeaseLost):
+                write()
+        assert not queue.holds(zombie)
+        assert queue.holds(heir)
+        assert queue.get(job_id).owner == "heir"
+        assert len(queue.events(job_id)) == before
+
+    def test_the_heartbeat_extends_the_lease_by_the_databases_clock(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        claim = take(queue)
+        let_lease_expire(queue, job_id)
+        assert queue.renew(claim) is False  # late, but nobody took it
+        assert queue.claim("other") is None
+
+    def test_a_job_whose_workers_all_died_is_dead_with_an_explanation(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        for _ in range(2):
+            take(queue)
+            let_lease_expire(queue, job_id)
+        assert queue.claim("third") is None
+        job = queue.get(job_id)
+        assert job.state == JobState.DEAD
+        assert job.error is not None
+        assert set(job.error) == {"type", "title", "status", "detail", "code"}
+        assert job.error["code"] == "attempts-exhausted"
+        assert "2 of 2" in job.error["detail"]
+
+    def test_a_dead_job_does_not_keep_others_waiting(self, queue: JobQueue) -> None:
+        poison = add(queue, "poison")
+        change(queue, poison, attempts=2)
+        healthy = add(queue, "healthy")
+        assert take(queue).job_id == healthy
+        assert queue.get(poison).state == JobState.DEAD
+
+
+class TestEnds:
+    def test_postponing_counts_no_attempt_and_waits(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        for _ in range(5):
+            queue.postpone(take(queue), 60, "the writer is away")
+            assert queue.claim("w") is None
+            make_due(queue, job_id)
+        assert take(queue).attempts == 1
+        assert queue.events(job_id)[-2].data["reason"] == "the writer is away"
+
+    def test_a_job_handed_back_is_free_at_once(self, queue: JobQueue) -> None:
+        add(queue)
+        queue.postpone(take(queue), 0, "stopping")
+        assert take(queue).attempts == 1
+
+    def test_a_retryable_failure_waits_longer_each_time_then_is_dead(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        queue.fail(take(queue), LoramemError("out of memory"), retryable=True)
+        job = queue.get(job_id)
+        assert job.state == JobState.QUEUED
+        assert 2 < job.not_before - queue.events(job_id)[-1].at <= 5
+        assert queue.claim("w") is None
+        make_due(queue, job_id)
+        queue.fail(take(queue), LoramemError("out of memory again"), retryable=True)
+        dead = queue.get(job_id)
+        assert (dead.state, dead.attempts) == (JobState.DEAD, 2)
+        assert dead.error is not None
+        assert "out of memory again" in dead.error["detail"]
+
+    def test_a_terminal_failure_is_not_tried_again(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        queue.fail(take(queue), BROKEN, retryable=False)
+        job = queue.get(job_id)
+        assert (job.state, job.error) == (JobState.FAILED, BROKEN.problem())
+        assert queue.claim("w") is None
+
+
+class TestCancel:
+    def test_a_queued_job_is_cancelled_at_once(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        assert queue.cancel(job_id).state == JobState.CANCELLED
+        assert queue.claim("w") is None
+
+    def test_a_running_job_learns_it_by_heartbeat_and_by_report(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        claim = take(queue)
+        assert queue.cancel(job_id).state == JobState.RUNNING
+        queue.cancel(job_id)  # asking twice is asking once
+        assert queue.renew(claim) is True
+        assert queue.report(claim, TRAIN) is True
+        queue.release_cancelled(claim)
+        assert states(queue, job_id) == ["queued", "running", "running", "cancelled"]
+
+    def test_a_cancelled_job_cannot_publish(self, queue: JobQueue) -> None:
+        claim = take_after_cancel(queue)
+        with pytest.raises(JobCancelled):
+            succeed(queue, claim)
+
+    @pytest.mark.parametrize("end", ["postpone", "fail"])
+    def test_a_cancelled_job_is_not_queued_again(self, queue: JobQueue, end: str) -> None:
+        claim = take_after_cancel(queue)
+        if end == "postpone":
+            queue.postpone(claim, 0, "stopping")
+        else:
+            queue.fail(claim, LoramemError("lost"), retryable=True)
+        assert queue.get(claim.job_id).state == JobState.CANCELLED
+
+    def test_a_job_whose_worker_died_is_cancelled_not_redone(self, queue: JobQueue) -> None:
+        first = take_after_cancel(queue)
+        let_lease_expire(queue, first.job_id)
+        assert queue.claim("heir") is None
+        assert queue.get(first.job_id).state == JobState.CANCELLED
+        second = add(queue)
+        take(queue)
+        let_lease_expire(queue, second)
+        assert queue.cancel(second).state == JobState.CANCELLED
+
+    def test_what_is_over_cannot_be_cancelled(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        succeed(queue, take(queue))
+        with pytest.raises(WrongJobState, match="succeeded"):
+            queue.cancel(job_id)
+        with pytest.raises(NotFound):
+            queue.cancel("job_unknown")
+
+    def test_all_unfinished_jobs_of_a_document(self, queue: JobQueue) -> None:
+        done, running = add(queue), add(queue)
+        succeed(queue, take(queue))
+        claim = take(queue)
+        queued, other = add(queue), add(queue, "doc_2")
+        with queue.database.write() as session:
+            queue.cancel_of_document(session, "doc_1")
+        found = {job_id: queue.get(job_id).state for job_id in (done, running, queued, other)}
+        assert list(found.values()) == ["succeeded", "running", "cancelled", "queued"]
+        with pytest.raises(JobCancelled):
+            succeed(queue, claim)
+
+
+class TestRetry:
+    def test_gives_all_attempts_back(self, queue: JobQueue) -> None:
+        add_document(queue)
+        job_id = add(queue)
+        queue.report(claim := take(queue), TRAIN)
+        queue.fail(claim, BROKEN, retryable=False)
+        job = queue.retry(job_id)
+        assert (job.state, job.attempts, job.error, job.finished_at) == (JobState.QUEUED, 0, None, None)
+        assert queue.get(job_id).progress["phase"] == "waiting"
+        assert take(queue).attempts == 1
+
+    def test_a_cancelled_job_can_be_wanted_again(self, queue: JobQueue) -> None:
+        add_document(queue)
+        claim = take_after_cancel(queue)
+        queue.release_cancelled(claim)
+        queue.retry(claim.job_id)
+        assert queue.renew(take(queue)) is False
+
+    def test_only_what_ended_without_success(self, queue: JobQueue) -> None:
+        add_document(queue)
+        job_id = add(queue)
+        for step in (lambda: None, lambda: take(queue)):
+            step()
+            with pytest.raises(WrongJobState):
+                queue.retry(job_id)
+        let_lease_expire(queue, job_id)
+        succeed(queue, take(queue))
+        with pytest.raises(WrongJobState):
+            queue.retry(job_id)
+
+    def test_not_for_a_revision_that_was_replaced_or_a_document_that_is_gone(self, queue: JobQueue) -> None:
+        add_document(queue, newest_revision=2)
+        replaced, gone = add(queue, "doc_1", 1), add(queue, "doc_gone", 1)
+        for job_id in (replaced, gone):
+            queue.cancel(job_id)
+            with pytest.raises(WrongJobState, match="revision"):
+                queue.retry(job_id)
+
+
+class TestAnnouncing:
+    def test_a_waiting_worker_wakes_at_once(self, queue: JobQueue) -> None:
+        woken = threading.Event()
+
+        def wait_for_work() -> None:
+            while queue.claim("w") is None:
+                queue.doorbell.wait(30)
+            woken.set()
+
+        worker = threading.Thread(target=wait_for_work)
+        worker.start()
+        add(queue)
+        assert woken.wait(5)
+        worker.join()
+
+    def test_reconcile_rings_for_what_was_not_announced(self, queue: JobQueue) -> None:
+        with queue.database.write() as session:
+            job_id = queue.enqueue(session, "doc_1", 1).id  # and the process dies before it announces
+        assert queue.reconcile() == 1
+        assert queue.reconcile() == 0  # announced just now
+        change(queue, job_id, announced_at=epoch_now() - 6)
+        assert queue.reconcile() == 1
+        take(queue)
+        change(queue, job_id, announced_at=epoch_now() - 6)
+        assert queue.reconcile() == 0
+
+    def test_a_postponed_job_is_not_announced_before_its_time(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        queue.postpone(take(queue), 60, "later")
+        assert queue.reconcile() == 0
+        make_due(queue, job_id)
+        assert queue.reconcile() == 1
+
+
+def test_redis_killed_loses_no_job(database: Database, valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    queue = JobQueue(database, RedisDoorbell(valkey.url), Settings())
+    queue.doorbell.wait(0.01)
+    valkey.kill()
+    first = add(queue)
+    assert "doorbell lost" in caplog.text
+    queue.doorbell.wait(0.05)
+    assert take(queue).job_id == first  # found by polling while Redis is away
+    second = add(queue, "doc_2")
+    valkey.start()
+    for _ in range(100):
+        queue.doorbell.wait(0.1)
+        if "doorbell is back" in caplog.text:
+            break
+    assert queue.get(second).announced_at is None
+    assert queue.reconcile() == 1
+    with Redis.from_url(valkey.url) as redis:
+        assert redis.xlen("loramem:jobs") == 1
+    assert take(queue).job_id == second
+    assert caplog.text.count("doorbell lost") == 1
+    queue.doorbell.close()
+
+
+def take_after_cancel(queue: JobQueue) -> Claim:
+    job_id = add(queue)
+    claim = take(queue)
+    queue.cancel(job_id)
+    return claim
+
+
+def _url(database: Database) -> str:
+    return database.engine.url.render_as_string(hide_password=False)
