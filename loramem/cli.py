@@ -1,0 +1,246 @@
+"""The command line: `loramem serve` starts everything; the rest are one call each to a running server, or none."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
+
+import typer
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from loramem import __version__, logs
+from loramem.client import Client, ClientError, Event, Json
+from loramem.database import Database
+from loramem.errors import SettingsError
+from loramem.migrate import migrate as migrate_database
+from loramem.records import Mode
+from loramem.settings import Settings, load_settings
+from loramem.supervise import EXIT_WRONG_SETTINGS, local_url
+from loramem.supervise import serve as supervise
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Url = Annotated[str, typer.Option(envvar="LORAMEM_URL", help="the server; empty: LORAMEM_HOST and LORAMEM_PORT")]
+ApiKey = Annotated[str, typer.Option(envvar="LORAMEM_API_KEY", help="bearer key; empty: the first of LORAMEM_API_KEYS")]
+Namespace = Annotated[str, typer.Option(help="namespace of the documents; empty: the server's default")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the server's reply as it is")]
+
+
+@app.command()
+def serve(
+    stop_with_parent: Annotated[
+        bool, typer.Option("--stop-with-parent", help="stop when the process that started this one is gone (Linux)")
+    ] = False,
+) -> None:
+    """Start gateway and worker, keep them running, stop them on SIGTERM or Ctrl-C."""
+    settings = load_settings()
+    logs.configure("supervisor", settings.log_level)
+    raise typer.Exit(supervise(settings, stop_with_parent))
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="txt, md, html, pdf, docx or epub")],
+    title: Annotated[str | None, typer.Option(help="empty: the server takes one from the file")] = None,
+    wait: Annotated[bool, typer.Option(help="follow the job until the document can be asked in every mode")] = True,
+    namespace: Namespace = "",
+    url: Url = "",
+    api_key: ApiKey = "",
+) -> None:
+    """Hand in a file; it becomes adapters."""
+    with _client(url, api_key, namespace) as client:
+        reply = client.upload(file, title=title)
+        job_id = _job_of(reply)
+        typer.echo(f"document {_document_of(reply)}, job {job_id}")
+        if wait and _follow(client.follow(job_id)) != "succeeded":
+            error = client.job(job_id).get("error") or {}
+            _fail(f"job {job_id}: {error.get('detail', 'did not succeed')}")
+
+
+@app.command()
+def ask(
+    question: str,
+    mode: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Mode))}")] = "lora",
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=8, help="adapters to merge; empty: the server decides")
+    ] = None,
+    namespace: Namespace = "",
+    as_json: AsJson = False,
+    url: Url = "",
+    api_key: ApiKey = "",
+) -> None:
+    """Ask a question; the answer's route and time go to stderr."""
+    with _client(url, api_key, namespace) as client:
+        if as_json:
+            return typer.echo(
+                json.dumps(client.query(question, _mode(mode), top_k=top_k), indent=2, ensure_ascii=False)
+            )
+        for event in client.stream(question, _mode(mode), top_k=top_k):
+            if event.kind == "token":
+                typer.echo(event.data["text"], nl=False)
+            elif event.kind == "done":
+                typer.echo()
+                typer.echo(_summary(event.data), err=True)
+    return None
+
+
+@app.command()
+def jobs(job_id: str, url: Url = "", api_key: ApiKey = "") -> None:
+    """Show a job and follow it to its end."""
+    with _client(url, api_key) as client:
+        if _follow(client.follow(job_id)) != "succeeded":
+            _fail(json.dumps(client.job(job_id).get("error")))
+
+
+@app.command()
+def documents(namespace: Namespace = "", as_json: AsJson = False, url: Url = "", api_key: ApiKey = "") -> None:
+    """List documents: id, state, title."""
+    with _client(url, api_key, namespace) as client:
+        for document in client.documents():
+            line = json.dumps(document, ensure_ascii=False)
+            typer.echo(line if as_json else f"{document['id']}  {document['state']:<8}  {document['title']}")
+
+
+@app.command()
+def delete(document_id: str, url: Url = "", api_key: ApiKey = "") -> None:
+    """Delete a document: its text, vectors and adapters."""
+    with _client(url, api_key) as client:
+        client.delete(document_id)
+        typer.echo(f"deleted {document_id}")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version's schema. The server does so itself when it starts."""
+    settings = load_settings()
+    logs.configure("migrate", settings.log_level)
+    database = Database(settings.sqlalchemy_url)
+    try:
+        migrate_database(database)
+    finally:
+        database.close()
+    typer.echo("the database is up to date")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command()
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="the README's table: defaults only")] = False,
+) -> None:
+    """List every setting: current value, default where it differs, meaning. Secrets are masked."""
+    rows = settings_table() if markdown else _current_settings(load_settings())
+    for row in rows:
+        typer.echo(row)
+
+
+def settings_table() -> Iterator[str]:
+    """Rows of a Markdown table of all settings, in their order of declaration."""
+    yield "| setting | default | what |"
+    yield "|---|---|---|"
+    for name, field in Settings.model_fields.items():
+        default = _shown(field.default)
+        yield f"| `{_variable(name)}` | {f'`{default}`' if default else ''} | {field.description}{_allowed(field)} |"
+
+
+def _current_settings(current: Settings) -> Iterator[str]:
+    for name, field in Settings.model_fields.items():
+        value, default = _shown(getattr(current, name)), _shown(field.default)
+        note = f" (default {default or 'empty'})" if value != default else ""
+        yield f"{_variable(name)}={value}{note}\n    {field.description}"
+
+
+def _variable(name: str) -> str:
+    return f"LORAMEM_{name.upper()}"
+
+
+def _shown(value: object) -> str:
+    """As it would stand in the environment; keys, and passwords in URLs, are masked."""
+    if isinstance(value, SecretStr):
+        return "******" if value.get_secret_value() else ""
+    if isinstance(value, tuple):
+        return json.dumps([_shown(item) for item in value]) if value else ""
+    return re.sub(r"(//[^/@]*:)[^/@]+@", r"\1******@", str(value))
+
+
+def _allowed(field: FieldInfo) -> str:
+    choices = [choice for choice in get_args(field.annotation) if not isinstance(choice, type)]
+    plain = [str(choice) for choice in choices if isinstance(choice, int | str) and choice != ""]
+    return f"; one of {', '.join(plain)}" if len(plain) > 1 else ""
+
+
+def _client(url: str, api_key: str, namespace: str = "") -> Client:
+    current = load_settings()
+    first_key = current.api_keys[0].get_secret_value() if current.api_keys else ""
+    return Client(url or local_url(current.host, current.port), api_key or first_key or None, namespace or None)
+
+
+def _mode(name: str) -> Mode:
+    for mode in get_args(Mode):
+        if name == mode:
+            return mode  # type: ignore[no-any-return]
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(get_args(Mode))}", param_hint="--mode")
+
+
+def _follow(events: Iterable[Event]) -> str:
+    """Print progress, on one line that rewrites itself where a person watches; returns the job's last state."""
+    state, live = "", sys.stdout.isatty()
+    for event in events:
+        state = event.data.get("state", state)
+        typer.echo(("\r\033[K" if live else "") + _progress(event), nl=not live)
+    if live:
+        typer.echo()
+    return state
+
+
+def _progress(event: Event) -> str:
+    data: dict[str, Any] = event.data.get("progress") or event.data
+    parts = [f"{data.get('percent', 0):5.1f} %", str(data.get("phase") or event.data.get("state", ""))]
+    if data.get("total_steps"):
+        parts.append(f"step {data['step']} of {data['total_steps']}")
+    if data.get("loss") is not None:
+        parts.append(f"loss {data['loss']:.3f}")
+    if data.get("eta_s") is not None:
+        parts.append(f"about {data['eta_s']:.0f} s left")
+    return "  ".join(part for part in parts if part)
+
+
+def _summary(reply: Json) -> str:
+    routed = ", ".join(f"{hit['title'] or hit['document_id']} ({hit['score']:.2f})" for hit in reply.get("routed", []))
+    return f"[{reply['mode']}; {routed or 'no adapter'}; {reply['timings_ms']['total']:.0f} ms]"
+
+
+def _job_of(reply: Json) -> str:
+    return str(reply["job"]["id"])
+
+
+def _document_of(reply: Json) -> str:
+    return str(reply["document"]["id"])
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"loramem: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point. Exit status 78: a setting is wrong; 1: the call failed, with the reason on stderr."""
+    try:
+        app()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(EXIT_WRONG_SETTINGS)
+    except ClientError as error:
+        print(f"loramem: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,238 @@
+"""A client of the HTTP interface, over httpx.
+
+    ClientError
+    ├── Unreachable          no reply: nothing listens there, or the connection broke
+    └── Problem              a reply that says no, with the server's problem document
+        ├── Refused          4xx: the request cannot be served as it stands; the message says why
+        └── ServerFailed     5xx: try again later, or look into the server's log
+
+    with Client("http://127.0.0.1:8000") as client:
+        job = client.upload("Old Barnabas is 5.2 metres high.", title="Organ")
+        for event in client.follow(job["id"]):
+            print(event.data)
+        print(client.query("How high is Old Barnabas?", mode="lora")["answer"])
+
+Not covered: the OpenAI-compatible routes, for which any OpenAI client does.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from loramem.records import Mode
+from loramem.tables import FINAL_JOB_STATES
+
+Json = dict[str, Any]
+
+
+class ClientError(Exception):
+    """Base of the tree."""
+
+
+class Unreachable(ClientError):
+    pass
+
+
+class Problem(ClientError):
+    """`document` is the problem document (RFC 9457) as it came; `status` and `code` are its most useful fields."""
+
+    def __init__(self, status: int, document: Json) -> None:
+        self.status = status
+        self.code = str(document.get("code", ""))
+        self.document = document
+        super().__init__(str(document.get("detail") or document.get("title") or f"HTTP status {status}"))
+
+
+class Refused(Problem):
+    pass
+
+
+class ServerFailed(Problem):
+    pass
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event: `state` or `progress` of a job; `route`, `token` or `done` of an answer."""
+
+    kind: str
+    data: Json
+    id: str = ""
+
+
+class Client:
+    """Synchronous; one connection pool. Every method raises `ClientError`. `namespace` holds for every call."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        namespace: str | None = None,
+        timeout_s: float = 600,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._namespace = {"namespace": namespace} if namespace else {}
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout_s, connect=10),
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def upload(self, document: str | Path, **options: Any) -> Json:
+        """Hand in a text, or a file by its `Path`; returns the reply: the document and the job that trains it.
+
+        `options` are those of `POST /documents`: title, external_id, metadata, qa, training.
+        """
+        fields = self._namespace | {key: value for key, value in options.items() if value is not None}
+        if isinstance(document, str):
+            return self._json("POST", "/documents", json={"text": document, **fields})
+        form = {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
+        with document.open("rb") as content:
+            return self._json("POST", "/documents", data=form, files={"file": (document.name, content)})
+
+    def job(self, job_id: str) -> Json:
+        return self._json("GET", f"/jobs/{job_id}")
+
+    def follow(self, job_id: str, patience_s: float = 60) -> Iterator[Event]:
+        """The job's events from its first to its last, then end. Raises when the server stays away for `patience_s`."""
+        last_id, lost_at = "", None
+        while True:
+            try:
+                headers = {"Last-Event-ID": last_id} if last_id else {}
+                for event in self._events("GET", f"/jobs/{job_id}/events", headers=headers):
+                    last_id, lost_at = event.id or last_id, None
+                    yield event
+                    if event.data.get("state") in FINAL_JOB_STATES:
+                        return
+            except Unreachable:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > patience_s:
+                    raise
+            time.sleep(0.5)  # the stream ended before the job did: the server restarts, or cut a long connection
+
+    def query(self, question: str, mode: Mode = "lora", **options: Any) -> Json:
+        """Ask; returns the whole reply. `options` are those of `POST /query`: top_k, merge, max_tokens, ..."""
+        return self._json("POST", "/query", json=self._question(question, mode, options))
+
+    def stream(self, question: str, mode: Mode = "lora", **options: Any) -> Iterator[Event]:
+        """The same as events: `route`, `token`..., `done`. A failure after the first token raises too."""
+        body = self._question(question, mode, options) | {"stream": True}
+        for event in self._events("POST", "/query", json=body):
+            if event.kind == "error":
+                raise _problem(int(event.data.get("status", 500)), event.data)
+            yield event
+
+    def documents(self) -> Iterator[Json]:
+        """All documents of the namespace, page by page."""
+        yield from self._pages("/documents")
+
+    def jobs(self) -> Iterator[Json]:
+        yield from self._pages("/jobs")
+
+    def delete(self, document_id: str) -> None:
+        """The document cannot be asked from the moment this returns."""
+        self._send("DELETE", f"/documents/{document_id}")
+
+    def _question(self, question: str, mode: Mode, options: Json) -> Json:
+        given = {key: value for key, value in options.items() if value is not None}
+        return {"question": question, "mode": mode, **self._namespace, **given}
+
+    def _pages(self, path: str) -> Iterator[Json]:
+        cursor: str | None = None
+        while True:
+            page = self._json("GET", path, params=self._namespace | ({"after": cursor} if cursor else {}))
+            yield from page["data"]
+            cursor = page.get("next")
+            if not cursor:
+                return
+
+    def _json(self, method: str, path: str, **request: Any) -> Json:
+        return _object(self._send(method, path, **request))
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        with self._unreachable_named():
+            response = self._http.request(method, path, **request)
+        _check(response)
+        return response
+
+    def _events(self, method: str, path: str, **request: Any) -> Iterator[Event]:
+        with self._unreachable_named(), self._http.stream(method, path, **request) as response:
+            if response.is_error:
+                response.read()
+            _check(response)
+            yield from read_events(response.iter_text())
+
+    @contextmanager
+    def _unreachable_named(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"no answer from {self._http.base_url}: {reason}") from error
+
+
+def read_events(pieces: Iterable[str]) -> Iterator[Event]:
+    """Server-sent events in a stream of text; an event that the end cuts short is dropped, as the standard says."""
+    fields: dict[str, str] = {}
+    for line in _lines(pieces):
+        key, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if key == "data":
+            fields["data"] = f"{fields['data']}\n{value}" if "data" in fields else value
+        elif key:
+            fields[key] = value
+        elif not line:
+            if "data" in fields:
+                yield Event(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
+            fields = {}
+
+
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Whole lines. Not `splitlines`, which also breaks at U+2028 and the like inside a JSON string."""
+    rest = ""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            yield line.removesuffix("\r")
+
+
+def _check(response: httpx.Response) -> None:
+    if response.is_error:
+        raise _problem(response.status_code, _object(response))
+
+
+def _problem(status: int, document: Json) -> Problem:
+    return (ServerFailed if status >= 500 else Refused)(status, document)
+
+
+def _object(response: httpx.Response) -> Json:
+    """The JSON object of a reply; of one that is none, its beginning as a problem document."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        return body
+    document: Json = {"detail": f"HTTP status {response.status_code}, not a JSON object: {response.text[:200]!r}"}
+    if response.is_error:
+        return document
+    raise ServerFailed(response.status_code, document)
