@@ -56,7 +56,7 @@ class Lease:
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self._latest: Progress | None = None
-        self._advanced_at = time.monotonic()
+        self._idle_beats = 0
         self._reported_at = 0.0
         self._thread = threading.Thread(target=self._beat, name=f"lease-{claim.job_id}", daemon=True)
 
@@ -86,7 +86,7 @@ class Lease:
         now = time.monotonic()
         new_phase = self._latest is None or progress.phase != self._latest.phase
         if progress != self._latest:
-            self._advanced_at = now
+            self._idle_beats = 0
         self._latest = progress
         if new_phase or now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
@@ -94,28 +94,25 @@ class Lease:
             self.check()
 
     def _beat(self) -> None:
-        renewed_at = time.monotonic()
-        while not self._ended.wait(self._settings.heartbeat_s):
-            if self._is_hung():
-                if time.monotonic() - renewed_at > self._settings.lease_s:
-                    log.error("job %s hangs: the worker ends itself", self.claim.job_id)
-                    self._on_hang()
-                    return
-            elif not self._lost.is_set() and self._renew():
-                renewed_at = time.monotonic()
+        settings = self._settings
+        while not self._ended.wait(settings.heartbeat_s):
+            # Counted in beats, not by the clock: a process that was frozen for an hour did not hang for an hour.
+            self._idle_beats += 1
+            idle_s = self._idle_beats * settings.heartbeat_s
+            if idle_s > settings.hang_after_s + settings.lease_s:
+                log.error("job %s: no progress in %.0f s, the worker ends itself", self.claim.job_id, idle_s)
+                self._on_hang()
+                return
+            if idle_s <= settings.hang_after_s and not self._lost.is_set():
+                self._renew()
 
-    def _is_hung(self) -> bool:
-        return time.monotonic() - self._advanced_at > self._settings.hang_after_s
-
-    def _renew(self) -> bool:
+    def _renew(self) -> None:
         try:
             self._note(self._queue.renew(self.claim))
         except LeaseLost:
             self._lost.set()
         except SQLAlchemyError as error:  # the database is away: the lease holds for a while, the next beat tries again
             log.warning("job %s: heartbeat failed: %s", self.claim.job_id, error)
-            return False
-        return True
 
     def _note(self, cancel_requested: bool) -> None:
         if cancel_requested:

@@ -1,0 +1,102 @@
+"""Sessions, the database's clock and ids."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
+
+from loramem.database import Database, epoch_now, new_id
+from loramem.tables import Chunk, Namespace
+from tests.backends import database, database_url
+
+__all__ = ["database", "database_url"]
+
+
+def names(database: Database) -> list[str]:
+    with database.read() as session:
+        return list(session.scalars(select(Namespace.name).order_by(Namespace.name)))
+
+
+def fail_after_insert(database: Database) -> None:
+    with database.write() as session:
+        session.add(Namespace(name="lost"))
+        session.flush()
+        raise LookupError
+
+
+def test_leaving_write_commits_and_an_exception_rolls_back(database: Database) -> None:
+    with database.write() as session:
+        session.add(Namespace(name="kept"))
+    with pytest.raises(LookupError):
+        fail_after_insert(database)
+    assert names(database) == ["kept"]
+
+
+def test_rows_can_be_used_after_their_session(database: Database) -> None:
+    with database.write() as session:
+        row = Namespace(name="a")
+        session.add(row)
+    assert (row.name, row.generation) == ("a", 0)
+
+
+def test_the_clock_counts_seconds_since_the_epoch(database: Database) -> None:
+    with database.read() as session:
+        first = session.scalar(select(epoch_now()))
+        time.sleep(0.05)
+        second = session.scalar(select(epoch_now()))
+    assert first == pytest.approx(time.time(), abs=5)
+    assert second - first == pytest.approx(0.05, abs=0.5)
+    assert second > first
+
+
+def test_foreign_keys_hold(database: Database) -> None:
+    orphan = Chunk(id="c", document_id="nobody", revision=1, ordinal=0, start=0, end=1, tokens=1)
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(orphan)
+
+
+def test_writes_of_several_threads_lose_no_update(database: Database) -> None:
+    with database.write() as session:
+        session.add(Namespace(name="n"))
+
+    def bump() -> None:
+        for _ in range(10):
+            with database.write() as session:
+                row = session.scalars(select(Namespace).with_for_update()).one()
+                row.generation += 1
+
+    threads = [threading.Thread(target=bump) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as session:
+        assert session.scalar(select(Namespace.generation)) == 40
+
+
+def test_a_reader_is_not_kept_waiting_by_a_writer(database: Database) -> None:
+    with database.write() as session:
+        session.add(Namespace(name="uncommitted"))
+        session.flush()
+        assert names(database) == []
+
+
+def test_sqlite_is_durable_and_makes_its_folder(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new' / 'folder' / 'loramem.db'}")
+    with database.read() as session:
+        pragmas = [session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")]
+    database.close()
+    assert pragmas == ["wal", 2, 1]
+
+
+def test_ids_sort_by_time_and_fit_their_column() -> None:
+    first = new_id("doc")
+    time.sleep(0.002)
+    second = new_id("doc")
+    assert first < second
+    assert len(first) <= 32
+    assert first.startswith("doc_")
+    assert len({new_id("job") for _ in range(1000)}) == 1000

@@ -1,0 +1,52 @@
+"""A worker process for tests of crashes: `python worker_process.py DATABASE_URL JOURNAL STEPS STEP_S [HANG]`.
+
+Its build works for STEPS steps and publishes by growing a counter, in one transaction with the end of its job. The
+journal gets a line at the start of each build. With HANG the first build stops reporting for good.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from loramem.database import Database
+from loramem.doorbell import PollingDoorbell
+from loramem.queue import Claim, JobQueue
+from loramem.records import Progress
+from loramem.settings import Settings
+from loramem.tables import Namespace
+from trainer_worker.consume import consume
+from trainer_worker.lease import Lease
+
+SETTINGS = Settings(lease_s=1, heartbeat_s=0.3, hang_after_s=1, poll_s=0.1, max_attempts=3)
+
+
+def main(url: str, journal: str, steps: str, step_s: str, hang: str = "") -> None:
+    database = Database(url)
+    queue = JobQueue(database, PollingDoorbell(SETTINGS.poll_s), SETTINGS)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def build(claim: Claim, lease: Lease) -> None:
+        note(Path(journal), f"start {os.getpid()} {claim.fence}")
+        for step in range(int(steps)):
+            lease.progress(Progress(phase="train", step=step, total_steps=int(steps)))
+            time.sleep(3600 if hang and claim.fence == 1 else float(step_s))
+        with database.write() as session:
+            namespace = session.get_one(Namespace, "published", with_for_update=True)
+            namespace.generation += 1
+            queue.succeed(session, claim)
+
+    consume(queue, build, SETTINGS, stop)
+    note(Path(journal), f"end {os.getpid()}")
+
+
+def note(journal: Path, line: str) -> None:
+    with journal.open("a") as file:
+        file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
