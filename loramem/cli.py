@@ -4,9 +4,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import SecretStr
@@ -54,11 +54,10 @@ def upload(
     """Hand in a file; it becomes adapters."""
     with _client(url, api_key, namespace) as client:
         reply = client.upload(file, title=title)
-        job_id = _job_of(reply)
-        typer.echo(f"document {_document_of(reply)}, job {job_id}")
-        if wait and _follow(client.follow(job_id)) != "succeeded":
-            error = client.job(job_id).get("error") or {}
-            _fail(f"job {job_id}: {error.get('detail', 'did not succeed')}")
+        known = "" if reply["created"] else " (the server had it already)"
+        typer.echo(f"document {reply['document']['id']}{known}, job {reply['job']['id']}")
+        if wait:
+            _follow(client, reply["job"]["id"])
 
 
 @app.command()
@@ -89,11 +88,22 @@ def ask(
 
 
 @app.command()
-def jobs(job_id: str, url: Url = "", api_key: ApiKey = "") -> None:
-    """Show a job and follow it to its end."""
-    with _client(url, api_key) as client:
-        if _follow(client.follow(job_id)) != "succeeded":
-            _fail(json.dumps(client.job(job_id).get("error")))
+def jobs(
+    job_id: Annotated[str | None, typer.Argument(help="follow this one; empty: list the documents' latest")] = None,
+    namespace: Namespace = "",
+    url: Url = "",
+    api_key: ApiKey = "",
+) -> None:
+    """List each document's latest job, or follow one to its end."""
+    with _client(url, api_key, namespace) as client:
+        if job_id:
+            return _follow(client, job_id)
+        for document in client.documents():
+            if document["job_id"]:
+                job = client.job(document["job_id"])
+                shown = _progress(Event("state", job))
+                typer.echo(f"{job['id']}  {job['state']:<9}  {document['title']}  {shown}")
+    return None
 
 
 @app.command()
@@ -190,45 +200,39 @@ def _mode(name: str) -> Mode:
     raise typer.BadParameter(f"{name!r} is not one of {', '.join(get_args(Mode))}", param_hint="--mode")
 
 
-def _follow(events: Iterable[Event]) -> str:
-    """Print progress, on one line that rewrites itself where a person watches; returns the job's last state."""
-    state, live = "", sys.stdout.isatty()
-    for event in events:
-        state = event.data.get("state", state)
+def _follow(client: Client, job_id: str) -> None:
+    """Print progress, on one line that rewrites itself where a person watches; exit status 1 unless it succeeds."""
+    last: Json = {}
+    live = sys.stdout.isatty()
+    for event in client.follow(job_id):
         typer.echo(("\r\033[K" if live else "") + _progress(event), nl=not live)
+        last = event.data
     if live:
         typer.echo()
-    return state
+    if last.get("state") != "succeeded":
+        reason = (last.get("error") or {}).get("detail", "no reason is given")
+        typer.echo(f"loramem: job {job_id} ended as {last.get('state')}: {reason}", err=True)
+        raise typer.Exit(1)
 
 
 def _progress(event: Event) -> str:
+    """Of a `state` event (or a job), the state and what it holds of progress; of a `progress` event, all of it."""
     data: dict[str, Any] = event.data.get("progress") or event.data
-    parts = [f"{data.get('percent', 0):5.1f} %", str(data.get("phase") or event.data.get("state", ""))]
+    parts = [str(data["phase"])] if data.get("phase") else [str(event.data.get("state", ""))]
+    if data.get("percent") is not None:
+        parts.insert(0, f"{data['percent']:5.1f} %")
     if data.get("total_steps"):
         parts.append(f"step {data['step']} of {data['total_steps']}")
     if data.get("loss") is not None:
         parts.append(f"loss {data['loss']:.3f}")
     if data.get("eta_s") is not None:
         parts.append(f"about {data['eta_s']:.0f} s left")
-    return "  ".join(part for part in parts if part)
+    return "  ".join(parts)
 
 
 def _summary(reply: Json) -> str:
     routed = ", ".join(f"{hit['title'] or hit['document_id']} ({hit['score']:.2f})" for hit in reply.get("routed", []))
     return f"[{reply['mode']}; {routed or 'no adapter'}; {reply['timings_ms']['total']:.0f} ms]"
-
-
-def _job_of(reply: Json) -> str:
-    return str(reply["job"]["id"])
-
-
-def _document_of(reply: Json) -> str:
-    return str(reply["document"]["id"])
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"loramem: {message}", err=True)
-    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -7,8 +7,8 @@
         └── ServerFailed     5xx: try again later, or look into the server's log
 
     with Client("http://127.0.0.1:8000") as client:
-        job = client.upload("Old Barnabas is 5.2 metres high.", title="Organ")
-        for event in client.follow(job["id"]):
+        accepted = client.upload("Old Barnabas is 5.2 metres high.", title="Organ")
+        for event in client.follow(accepted["job"]["id"]):
             print(event.data)
         print(client.query("How high is Old Barnabas?", mode="lora")["answer"])
 
@@ -98,7 +98,7 @@ class Client:
         self._http.close()
 
     def upload(self, document: str | Path, **options: Any) -> Json:
-        """Hand in a text, or a file by its `Path`; returns the reply: the document and the job that trains it.
+        """Hand in a text, or a file by its `Path`; returns `{document, job, created}`.
 
         `options` are those of `POST /documents`: title, external_id, metadata, qa, training.
         """
@@ -142,11 +142,14 @@ class Client:
             yield event
 
     def documents(self) -> Iterator[Json]:
-        """All documents of the namespace, page by page."""
-        yield from self._pages("/documents")
-
-    def jobs(self) -> Iterator[Json]:
-        yield from self._pages("/jobs")
+        """All documents of the namespace, fetched page by page."""
+        cursor: str | None = None
+        while True:
+            page = self._json("GET", "/documents", params=self._namespace | ({"after": cursor} if cursor else {}))
+            yield from page["data"]
+            cursor = page["next_cursor"]
+            if not cursor:
+                return
 
     def delete(self, document_id: str) -> None:
         """The document cannot be asked from the moment this returns."""
@@ -155,15 +158,6 @@ class Client:
     def _question(self, question: str, mode: Mode, options: Json) -> Json:
         given = {key: value for key, value in options.items() if value is not None}
         return {"question": question, "mode": mode, **self._namespace, **given}
-
-    def _pages(self, path: str) -> Iterator[Json]:
-        cursor: str | None = None
-        while True:
-            page = self._json("GET", path, params=self._namespace | ({"after": cursor} if cursor else {}))
-            yield from page["data"]
-            cursor = page.get("next")
-            if not cursor:
-                return
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
         return _object(self._send(method, path, **request))
