@@ -1,0 +1,57 @@
+"""Lines and paragraphs of plain text: what every reader's output and every text from outside passes through."""
+
+import re
+
+from loramem.errors import BodyTooLarge, InvalidValue
+
+_LINE_ENDS = re.compile(r"\r\n?|[\f\v\x85\u2028\u2029]")
+_TRAILING_SPACE = re.compile(r"(?<![ \t\xa0])[ \t\xa0]+$", re.MULTILINE)
+_MANY_BLANK_LINES = re.compile(r"\n{3,}")
+_WRAP = re.compile(r"(?<=[^\n]{40}[^\s.!?:;|])\n(?=(\w))")
+_HEADING = re.compile(r"^([^\n]{0,99}[^\s.!?:;,|])(\n+)(?=[^\n]{100})", re.MULTILINE)
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def check_text(text: str, *, key: str, max_chars: int) -> str:
+    """The text itself, or the reason why it cannot be a document.
+
+    Raises `InvalidValue` when it is empty, blank, or holds a character that no database and no UTF-8 reply can carry
+    (NUL, half of a surrogate pair), and `BodyTooLarge` when it is longer than `max_chars`.
+    """
+    if len(text) > max_chars:
+        detail = f"{key} holds {len(text):,} characters, {max_chars:,} are allowed"
+        raise BodyTooLarge(detail, key=key, value=len(text), allowed=f"at most {max_chars} characters")
+    check_storable(text, key=key)
+    if not text.strip():
+        raise InvalidValue(f"{key} holds no text", key=key, value=text[:80], allowed="text that is not blank")
+    return text
+
+
+def check_storable(text: str, *, key: str) -> str:
+    """Refuses (`InvalidValue`) NUL and unpaired surrogates, which JSON can carry and a database cannot."""
+    found = _NOT_STORABLE.search(text)
+    if found:
+        what = f"U+{ord(found[0]):04X}"
+        detail = f"{key} holds the character {what} at offset {found.start()}"
+        raise InvalidValue(detail, key=key, value=what, allowed="text without NUL and unpaired surrogates")
+    return text
+
+
+def tidy(text: str) -> str:
+    """Line ends as newlines, no trailing blanks, at most one empty line in a row."""
+    text = _TRAILING_SPACE.sub("", _LINE_ENDS.sub("\n", text))
+    return _MANY_BLANK_LINES.sub("\n\n", text).strip("\n")
+
+
+def unwrap(text: str) -> str:
+    """Line ends inside a sentence become spaces; the length stays the same, so offsets stay valid.
+
+    A line of at least 41 characters that ends without punctuation, followed by a lower-case letter, was wrapped by
+    its typesetter. Lists and records, whose lines start with capitals or digits, are left alone.
+    """
+    return _WRAP.sub(lambda found: " " if found[1].islower() else "\n", text)
+
+
+def attach_headings(text: str) -> str:
+    """A heading is joined by spaces to the long line below it, so that a splitter keeps them together; same length."""
+    return _HEADING.sub(lambda found: found[1] + " " * len(found[2]), text)
