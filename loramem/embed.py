@@ -98,16 +98,16 @@ def _is_english_bge(name: str) -> bool:
     return Path(name).name.lower().startswith("bge-") and "-en" in Path(name).name.lower()
 
 
-def _tokenizer_path(name_or_path: str) -> Path:
+def _tokenizer_path(name_or_path: str) -> str:
     """`tokenizer.json` of a folder, or of a model that is in the Hugging Face cache by now."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(name_or_path, "tokenizer.json"))
+        return hf_hub_download(name_or_path, "tokenizer.json")
     if not (path := folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json")
-    return path
+    return str(path)
 
 
 @contextmanager

@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     chunk_tokens: int = Field(768, ge=64, description="chunk length in tokens of the base model")
     chunk_overlap_tokens: int = Field(64, ge=0, description="tokens a chunk shares with the one before")
 
-    window_tokens: int = Field(96, ge=16, description="retrieved passage length, in tokens of the embedder; at most what it can read")
+    window_tokens: int = Field(
+        40, ge=16, description="text behind one vector and retrieved as one passage, in tokens of the embedder"
+    )
 
     # training
     rank: Literal[8, 16, 32, 64] = Field(16, description="rank of a new adapter")

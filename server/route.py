@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,53 +14,16 @@ from loramem.embed import Embedder
 from loramem.errors import NotFound
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
 from loramem.vectors import Hit, VectorIndex, View
+from server.ask import Passage, Route, RoutedAdapter
 
 TEMPERATURE = 0.05
 """Of the softmax over cosines: a lead of 0.05 is worth a factor of e."""
 PARTS = 16
 """Weights are multiples of 1/16, so that recipes repeat and merged adapters are found in the cache."""
-WINDOWS_PER_CHUNK = 32
-"""Windows looked at for each chunk wanted; a chunk of the default length has about ten."""
-WINDOWS_AT_MOST = 4096
-PASSAGES = 16
-
-
-@dataclass(frozen=True)
-class RoutedAdapter:
-    """`chunk` is the ordinal in its document; `score` the cosine of its nearest window; weights add up to 1."""
-
-    adapter_id: str
-    sha256: str
-    rank: int
-    document_id: str
-    title: str
-    chunk: int
-    score: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Text near the question; `start` and `end` are offsets into the revision's text."""
-
-    document_id: str
-    revision: int
-    chunk: int
-    start: int
-    end: int
-    text: str
-    title: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Route:
-    """All best first. `documents` gives the best score of each; `timings_ms` has `embed` and `search`."""
-
-    adapters: tuple[RoutedAdapter, ...]
-    passages: tuple[Passage, ...]
-    documents: Mapping[str, float]
-    timings_ms: Mapping[str, float]
+WINDOWS_PER_CHUNK = 64
+"""Windows looked at for each chunk wanted; a chunk of the default length has about twenty."""
+WINDOWS_AT_MOST = 8192
+PASSAGES = 64
 
 
 class Router:
@@ -73,7 +35,7 @@ class Router:
         self._fingerprint = fingerprint
 
     def route(self, question: str, *, namespace: str, document_ids: Sequence[str] | None, top_k: int) -> Route:
-        """Up to `top_k` adapters and up to 16 passages, of the whole namespace or of the documents named.
+        """Up to `top_k` adapters and up to 64 passages, of the whole namespace or of the documents named.
 
         Everything is read in one transaction, so a route never mixes two revisions. Nothing indexed: an empty route.
         Raises `NotFound` for a document that is not in the namespace.
@@ -86,7 +48,8 @@ class Router:
             hits, adapters = self._search(view, vector, document_ids, top_k)
             passages = _passages(view.session, _distinct(hits)[:PASSAGES])
         timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
-        return Route(adapters, passages, _best_by_document(hits), timings)
+        revisions = {hit.document_id: hit.revision for hit in hits}
+        return Route(adapters, passages, _best_by_document(hits), revisions, timings)
 
     def _search(
         self, view: View, vector: NDArray[np.float32], document_ids: Sequence[str] | None, top_k: int

