@@ -74,7 +74,8 @@ def _dequantize(folder: Path) -> None:
     source = Path(spec.origin).parent
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=EMBEDDED_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    ).to(torch.bfloat16)
+    )
+    torch.nn.Module.to(model, torch.bfloat16)
     model.config._name_or_path = EMBEDDED_NAME
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF).save_pretrained(folder)

@@ -1,13 +1,14 @@
 """Everything that crosses a process boundary, as small frozen types.
 
-    upload  ->  TrainingOptions, QAPair      gateway to worker, through the revision row
-    job     ->  Progress                     worker to gateway, through the job row and its events
-    publish ->  ExamResult, AdapterManifest  worker to gateway, through the adapter row and its folder
-    query   ->  Source, Recipe               gateway to the engine's worker process, as a LoRA path
+upload  ->  TrainingOptions, QAPair      gateway to worker, through the revision row
+job     ->  Progress                     worker to gateway, through the job row and its events
+publish ->  ExamResult, AdapterManifest  worker to gateway, through the adapter row and its folder
+query   ->  Source, Recipe               gateway to the engine's worker process, as a LoRA path
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,6 +85,13 @@ class Source(Record):
     adapter_id: str
     sha256: str
     weight: float
+
+
+def merged_rank(method: MergeMethod, ranks: Sequence[int]) -> int:
+    """Rank of a merge: the sum for `cat`, else the common rank; 0 when the ranks differ and the method needs one."""
+    if method == "cat":
+        return sum(ranks)
+    return ranks[0] if len(set(ranks)) == 1 else 0
 
 
 class Recipe(Record):

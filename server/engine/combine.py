@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loramem.records import Recipe, SignMethod
+from loramem.records import Recipe, SignMethod, merged_rank
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,6 @@ class MergedAdapter:
 
     tensors: dict[str, Tensor]
     rank: int
-
-
-def merged_rank(method: str, ranks: Sequence[int]) -> int:
-    """Rank of a merge; 0 when the method cannot merge adapters of these ranks."""
-    if method == "cat":
-        return sum(ranks)
-    return ranks[0] if len(set(ranks)) == 1 else 0
 
 
 def trim(tensor: Tensor, density: float) -> Tensor:

@@ -1,0 +1,91 @@
+"""What the routers share: the gateway of this app, paging, and rows as replies."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from loramem.records import ExamResult, Progress
+from loramem.tables import Adapter, Document, Job
+from server.api.schemas import AdapterOut, DocumentOut, JobOut, Problem
+from server.gateway import Gateway
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+TheGateway = Annotated[Gateway, Depends(_gateway)]
+Limit = Annotated[int, Query(ge=1, le=100, description="rows in a page")]
+After = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
+NamespaceFilter = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "description": text, "content": {"application/problem+json": {}}}
+    for code, text in {400: "Bad request", 401: "Missing or wrong API key", 422: "Invalid value"}.items()
+}
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Response descriptions for the API's own description: the usual ones and these."""
+    return {**PROBLEMS, **{code: {**PROBLEMS[400], "description": "see `detail`"} for code in codes}}
+
+
+def job_out(job: Job) -> JobOut:
+    return JobOut(
+        id=job.id,
+        document_id=job.document_id,
+        revision=job.revision,
+        state=job.state,
+        progress=Progress.model_validate(job.progress) if job.progress else None,
+        attempts=job.attempts,
+        max_attempts=job.max_attempts,
+        cancel_requested=job.cancel_requested,
+        error=job.error,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+    )
+
+
+def document_out(document: Document, job_id: str | None) -> DocumentOut:
+    return DocumentOut(
+        id=document.id,
+        namespace=document.namespace,
+        external_id=document.external_id,
+        title=document.title,
+        metadata=document.meta,
+        state=document.state,
+        revision=document.newest_revision,
+        serving_revision=document.serving_revision,
+        job_id=job_id,
+        created_at=document.created_at,
+        updated_at=document.updated_at,
+    )
+
+
+def adapter_out(adapter: Adapter) -> AdapterOut:
+    return AdapterOut(
+        id=adapter.id,
+        document_id=adapter.document_id,
+        namespace=adapter.namespace,
+        revision=adapter.revision,
+        chunk=adapter.ordinal,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        size_bytes=adapter.size_bytes,
+        sha256=adapter.sha256,
+        base_fingerprint=adapter.fingerprint,
+        exam=ExamResult.model_validate(adapter.exam),
+        state=adapter.state,
+        created_at=adapter.created_at,
+    )
+
+
+def latest_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
+    """Newest job id of each document."""
+    rows = session.execute(select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids)).order_by(Job.id))
+    return dict(rows.tuples().all())

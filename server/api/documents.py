@@ -1,0 +1,171 @@
+"""/documents: upload, list, read, replace, delete."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
+from loramem.sandbox import parse_upload
+from loramem.tables import Document
+from server.api.common import After, Limit, NamespaceFilter, TheGateway, document_out, job_out, latest_jobs, problems
+from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage
+from server.gateway import Gateway
+from server.upload import Accepted, Upload, create_document, delete_document, replace_document
+
+router = APIRouter(prefix="/documents", tags=["documents"])
+
+FORM_JSON_FIELDS = ("metadata", "qa", "training")
+FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "txt, md, html, pdf, docx or epub"},
+        "title": {"type": "string", "maxLength": 500},
+        "external_id": {"type": "string"},
+        "namespace": {"type": "string"},
+        **{name: {"type": "string", "description": "JSON"} for name in FORM_JSON_FIELDS},
+    },
+}
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": DocumentIn.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "multipart/form-data": {"schema": FORM_SCHEMA},
+        },
+    }
+}
+_NESTED = BODY["requestBody"]["content"]["application/json"]["schema"].pop("$defs", {})
+"""Schemas that `DocumentIn` refers to; `app` puts them among the components."""
+
+
+@router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415))
+async def upload(request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
+    """Accept a document; its text is searchable and its adapters live when the job named in `Location` is done.
+
+    The same content again is the same document.
+    """
+    wanted = await _read_upload(request, gateway)
+    accepted = await asyncio.to_thread(create_document, gateway.database, gateway.queue, wanted)
+    return _accepted(accepted, response)
+
+
+@router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
+async def replace(document_id: str, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
+    """Accept a new revision; the old one answers until the new one is live."""
+    wanted = await _read_upload(request, gateway)
+    accepted = await asyncio.to_thread(replace_document, gateway.database, gateway.queue, document_id, wanted)
+    return _accepted(accepted, response)
+
+
+@router.get("", responses=problems())
+def list_documents(
+    gateway: TheGateway, namespace: NamespaceFilter = None, limit: Limit = 50, after: After = None
+) -> DocumentPage:
+    """Newest last, in pages."""
+    wanted = select(Document).order_by(Document.id).limit(limit + 1)
+    if namespace is not None:
+        wanted = wanted.where(Document.namespace == namespace)
+    if after is not None:
+        wanted = wanted.where(Document.id > after)
+    with gateway.database.read() as session:
+        rows = list(session.scalars(wanted))
+        jobs = latest_jobs(session, [row.id for row in rows])
+    page = [document_out(row, jobs.get(row.id)) for row in rows[:limit]]
+    more = len(rows) > limit
+    return DocumentPage(data=page, has_more=more, next_cursor=page[-1].id if more else None)
+
+
+@router.get("/{document_id}", responses=problems(404))
+def read_document(document_id: str, gateway: TheGateway) -> DocumentOut:
+    with gateway.database.read() as session:
+        document = session.get(Document, document_id)
+        if document is None:
+            raise NotFound("document", document_id)
+        return document_out(document, latest_jobs(session, [document_id]).get(document_id))
+
+
+@router.delete("/{document_id}", status_code=204, responses=problems(404))
+def delete(document_id: str, gateway: TheGateway) -> None:
+    """Unanswerable at once; the adapters' files go after a grace period for answers in flight."""
+    delete_document(gateway.database, gateway.queue, document_id)
+
+
+def _accepted(accepted: Accepted, response: Response) -> AcceptedOut:
+    job = accepted.job
+    if job is not None:
+        response.headers["Location"] = f"/jobs/{job.id}"
+        response.headers["Retry-After"] = "5"
+    document = document_out(accepted.document, job.id if job else None)
+    return AcceptedOut(document=document, job=job_out(job) if job else None, created=accepted.created)
+
+
+async def _read_upload(request: Request, gateway: Gateway) -> Upload:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return await _from_json(request, gateway)
+    if media_type == "multipart/form-data":
+        return await _from_form(request, gateway)
+    raise UnsupportedMediaType(
+        f"a document comes as application/json or multipart/form-data, not as {media_type or 'an untyped body'}",
+        key="Content-Type",
+        value=media_type or "(missing)",
+        allowed="application/json with `text`, or multipart/form-data with `file`",
+    )
+
+
+async def _from_json(request: Request, gateway: Gateway) -> Upload:
+    wanted = _validated(DocumentIn, await request.body())
+    content = wanted.text.encode()
+    parsed = await asyncio.to_thread(
+        parse_upload, content, filename="text.txt", content_type="text/plain", settings=gateway.settings
+    )
+    return _upload(wanted, parsed.text, "", "text/plain")
+
+
+async def _from_form(request: Request, gateway: Gateway) -> Upload:
+    async with request.form(max_files=1, max_fields=16) as form:
+        file = form.get("file")
+        if file is None or isinstance(file, str):
+            raise InvalidValue("the form has no file", key="file", value="(missing)", allowed="one file part")
+        fields = {key: value for key, value in form.items() if key != "file" and isinstance(value, str)}
+        wanted = _validated(DocumentFields, _form_json(fields))
+        content, filename, declared = await file.read(), file.filename or "", file.content_type
+    parsed = await asyncio.to_thread(
+        parse_upload, content, filename=filename, content_type=declared, settings=gateway.settings
+    )
+    return _upload(wanted, parsed.text, parsed.title, parsed.media_type)
+
+
+def _form_json(fields: dict[str, str]) -> bytes:
+    """The form's text fields as one JSON object: some hold JSON themselves."""
+    import json
+
+    parts = [
+        f"{json.dumps(key)}:{value if key in FORM_JSON_FIELDS else json.dumps(value)}" for key, value in fields.items()
+    ]
+    return ("{" + ",".join(parts) + "}").encode("utf-8", "surrogatepass")
+
+
+def _validated(schema: type[Any], body: bytes) -> Any:
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _upload(wanted: DocumentFields, text: str, title: str, media_type: str) -> Upload:
+    return Upload(
+        namespace=wanted.namespace,
+        title=wanted.title or title,
+        text=text,
+        media_type=media_type,
+        external_id=wanted.external_id,
+        metadata=wanted.metadata,
+        qa=tuple(wanted.qa),
+        training=wanted.training,
+    )

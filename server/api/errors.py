@@ -1,0 +1,122 @@
+"""Every error as a problem document (RFC 9457), or in OpenAI's shape under /v1."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from loramem.errors import BadRequest, InvalidValue, LoramemError, Unavailable
+from loramem.logs import bound_ids
+
+log = logging.getLogger(__name__)
+
+SHOWN_CHARS = 120
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(LoramemError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(Exception, _unknown)
+
+
+def problem(error: LoramemError) -> dict[str, Any]:
+    """The problem document of a known error."""
+    extra = {key: shown(value) if key == "value" else value for key, value in error.extra.items()}
+    return {
+        "type": f"urn:loramem:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": bound_ids().get("request_id"),
+        **extra,
+    }
+
+
+def shown(value: object) -> Any:
+    """A user's value as it can be sent back: short, and valid JSON."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53:
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
+
+
+def respond(request: Request, error: LoramemError) -> JSONResponse:
+    headers = {"Retry-After": "5"} if isinstance(error, Unavailable) else {}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if request.url.path.startswith("/v1/"):
+        return JSONResponse(openai_error(error), status_code=error.status, headers=headers)
+    return JSONResponse(
+        problem(error), status_code=error.status, headers=headers, media_type="application/problem+json"
+    )
+
+
+def openai_error(error: LoramemError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": error.detail, "type": kind, "param": error.extra.get("key"), "code": error.code}}
+
+
+def from_validation(errors: Sequence[Any]) -> BadRequest:
+    """One problem for all findings of pydantic; the first one gives key, value and allowed."""
+    if errors and errors[0]["type"] == "json_invalid":
+        reason = errors[0].get("ctx", {}).get("error", "")
+        return BadRequest(f"the body is not valid JSON: {reason}", key="body", value="malformed", allowed="JSON")
+    findings = [_finding(item) for item in errors]
+    first = findings[0]
+    detail = "; ".join(f"{item['key']}: {item['message']}" for item in findings[:5])
+    return InvalidValue(detail, key=first["key"], value=first["value"], allowed=first["message"], errors=findings)
+
+
+def _finding(item: Mapping[str, Any]) -> dict[str, Any]:
+    location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
+    key = ".".join(part for part in location if not part.startswith(("constrained-", "literal["))) or "body"
+    value = "(missing)" if item["type"] == "missing" else shown(item.get("input"))
+    return {"key": key, "value": value, "message": item["msg"].removeprefix("Value error, ")}
+
+
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LoramemError)
+    level = logging.ERROR if error.status >= 500 and not isinstance(error, Unavailable) else logging.INFO
+    log.log(level, "%s %s: %s %s", request.method, request.url.path, error.code, shown(error.detail))
+    return respond(request, error)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return await _known(request, from_validation(error.errors()))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    known = BadRequest(str(error.detail))
+    reply = respond(request, known)
+    body = json.loads(bytes(reply.body))
+    if "status" in body:
+        phrase = HTTPStatus(error.status_code).phrase
+        body |= {"status": error.status_code, "title": phrase, "code": phrase.lower().replace(" ", "-")}
+        body["type"] = f"urn:loramem:problem:{body['code']}"
+    return JSONResponse(body, error.status_code, headers=error.headers, media_type=reply.media_type)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s: database unavailable: %s", request.method, request.url.path, error)
+    return respond(request, Unavailable("the database cannot be reached or is locked; try again"))
+
+
+async def _unknown(request: Request, error: Exception) -> JSONResponse:
+    """The outermost boundary: starlette logs the traceback after this reply is sent."""
+    return respond(request, LoramemError("an unexpected error; the log has it under this request id"))

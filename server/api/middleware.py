@@ -1,0 +1,123 @@
+"""What happens around every request: an id, an access line, the body limit, the API key, the metrics."""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loramem.errors import BodyTooLarge, Unauthorized
+from loramem.logs import bind
+from server.api.errors import respond
+from server.metrics import Metrics
+from server.stream import ClientGone
+
+log = logging.getLogger("server.access")
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class RequestContext:
+    """Outermost: gives each request an id (the client's own, if it is a plain one) and tells its story in one line."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = _request_id(Request(scope))
+        started = time.perf_counter()
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with bind(request_id=request_id):
+            try:
+                await self._app(scope, receive, sending)
+            except ClientGone:
+                log.info("%s %s: the client went away", scope["method"], scope["path"])
+            finally:
+                self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        quiet = route in (*OPEN_PATHS, "/metrics")
+        log.log(
+            logging.DEBUG if quiet else logging.INFO, "%s %s %d %.0f ms", scope["method"], scope["path"], status,
+            seconds * 1000,
+        )  # fmt: skip
+        self._metrics.requests.labels(route, scope["method"], f"{status // 100}xx").inc()
+        self._metrics.request_seconds.labels(route, scope["method"]).observe(seconds)
+
+
+class BodyLimit:
+    """Refuses a body by its Content-Length, and again while it is read, since a chunked one gives no length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request = Request(scope)
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            return await respond(request, self._too_large(int(declared)))(scope, receive, send)
+        seen = 0
+
+        async def receiving() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_bytes:
+                raise HTTPException(413, self._too_large(seen).detail)
+            return message
+
+        await self._app(scope, receiving, send)
+
+    def _too_large(self, size: int) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"the body has {size} bytes or more, at most {self._max_bytes} are allowed (LORAMEM_MAX_BODY_BYTES)",
+            key="body",
+            value=f"{size} bytes",
+            allowed=f"up to {self._max_bytes} bytes",
+        )
+
+
+class ApiKeys:
+    """Bearer keys on everything but health; without keys configured everything is open (and bound to loopback)."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope) if scope["type"] == "http" else None
+        if request is None or not self._keys or request.url.path in OPEN_PATHS or self._knows(request):
+            return await self._app(scope, receive, send)
+        error = Unauthorized("send `Authorization: Bearer <key>` with one of the keys in LORAMEM_API_KEYS")
+        await respond(request, error)(scope, receive, send)
+
+    def _knows(self, request: Request) -> bool:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key.strip().encode()
+        return scheme.lower() == "bearer" and any([hmac.compare_digest(given, known) for known in self._keys])
+
+
+def _request_id(request: Request) -> str:
+    wanted = request.headers.get("x-request-id", "")
+    return wanted if REQUEST_ID.match(wanted) else uuid.uuid4().hex

@@ -1,0 +1,169 @@
+"""/v1: OpenAI's chat completions, completions and models, so that existing clients can ask a memory.
+
+`model` is the base model's name (no memory), `<namespace>` (mode lora) or `<namespace>:<mode>`.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy import select
+
+from loramem.errors import InvalidValue, LoramemError, NotFound
+from loramem.records import Mode
+from loramem.tables import Namespace
+from server.answer import whole
+from server.api import openai_replies as replies
+from server.api.common import TheGateway
+from server.api.errors import openai_error
+from server.api.openai_schemas import ChatIn, CompletionIn, GenerationFields, Json, ModelList, ModelOut
+from server.api.queries import observed
+from server.ask import Ask, Done, Event, Routed, Token
+from server.engine.engine import Sampling
+from server.gateway import Gateway
+from server.stream import sse_response, while_connected
+
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+
+MODES: tuple[Mode, ...] = ("lora", "rag", "icl", "hybrid", "base")
+ERRORS: dict[int | str, Json] = {code: {"description": "OpenAI's error shape"} for code in (400, 401, 404, 409, 422)}
+STREAMED: Json = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+
+
+@router.get("/models")
+def list_models(gateway: TheGateway) -> ModelList:
+    """The base model, each namespace, and each namespace in each mode."""
+    with gateway.database.read() as session:
+        namespaces = list(session.scalars(select(Namespace.name).order_by(Namespace.name)))
+    names = [gateway.base.name, *(f"{name}{mode}" for name in namespaces for mode in ("", *(f":{m}" for m in MODES)))]
+    return ModelList(data=[ModelOut(id=name, created=0) for name in names])
+
+
+@router.post("/chat/completions", response_model=None, responses={**ERRORS, 200: STREAMED})
+async def chat(wanted: ChatIn, request: Request, gateway: TheGateway) -> JSONResponse | StreamingResponse:
+    """A chat turn. With a memory as model, the last message is the question that is routed."""
+    namespace, mode = await asyncio.to_thread(_resolve, gateway, wanted.model)
+    top = wanted.top_logprobs if wanted.logprobs else None
+    ask = _chat_ask(wanted, namespace, mode, _sampling(gateway, wanted, mode, top))
+    events = observed(gateway, ask)
+    head = _head("chatcmpl", wanted.model)
+    if wanted.stream:
+        first = await while_connected(request, anext(events))
+        return sse_response(_chat_stream(head, first, events, top=top, usage=wanted.include_usage))
+    _, tokens, done = await while_connected(request, whole(events))
+    return JSONResponse(replies.chat_reply(head, tokens, done, top=top))
+
+
+@router.post("/completions", response_model=None, responses={**ERRORS, 200: STREAMED})
+async def completions(wanted: CompletionIn, request: Request, gateway: TheGateway) -> JSONResponse | StreamingResponse:
+    """Continue a text with the base model, or put it as a question to a memory."""
+    namespace, mode = await asyncio.to_thread(_resolve, gateway, wanted.model)
+    sampling = _sampling(gateway, wanted, mode, wanted.logprobs)
+    answers = [_completion_events(gateway, prompt, namespace, mode, sampling) for prompt in wanted.prompts]
+    head = _head("cmpl", wanted.model)
+    if wanted.stream:
+        if len(answers) > 1:
+            raise InvalidValue("stream takes one prompt", key="prompt", value=f"{len(answers)} prompts", allowed="one")
+        first = await while_connected(request, anext(answers[0]))
+        return sse_response(
+            _completion_stream(
+                head, first, answers[0], logprobs=wanted.logprobs is not None, usage=wanted.include_usage
+            )
+        )
+    found = await while_connected(request, _all(answers))
+    pairs = [(tokens, done) for _, tokens, done in found]
+    return JSONResponse(replies.completion_reply(head, pairs, logprobs=wanted.logprobs is not None))
+
+
+async def _all(answers: Sequence[AsyncGenerator[Event, None]]) -> list[tuple[Routed, list[Token], Done]]:
+    return await asyncio.gather(*[whole(events) for events in answers])
+
+
+def _resolve(gateway: Gateway, model: str) -> tuple[str, Mode]:
+    if model == gateway.base.name:
+        return "", "base"
+    namespace, _, mode = model.partition(":")
+    chosen = next((known for known in MODES if known == (mode or "lora")), None)
+    if chosen is not None:
+        with gateway.database.read() as session:
+            if session.get(Namespace, namespace) is not None:
+                return namespace, chosen
+    raise NotFound("model", model)
+
+
+def _sampling(gateway: Gateway, wanted: GenerationFields, mode: Mode, logprobs: int | None) -> Sampling:
+    return wanted.sampling(
+        max_tokens_limit=gateway.settings.max_tokens_limit,
+        default_temperature=1.0 if mode == "base" else 0.0,
+        logprobs=logprobs,
+    )
+
+
+def _chat_ask(wanted: ChatIn, namespace: str, mode: Mode, sampling: Sampling) -> Ask:
+    turns = [message.flat() for message in wanted.messages]
+    if turns[-1]["role"] != "user":
+        raise InvalidValue(
+            "the last message must be the user's", key="messages", value=turns[-1]["role"], allowed="role user"
+        )
+    return Ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
+
+
+def _completion_events(
+    gateway: Gateway, prompt: str, namespace: str, mode: Mode, sampling: Sampling
+) -> AsyncGenerator[Event, None]:
+    if namespace:
+        return observed(gateway, Ask(prompt, mode, namespace, sampling))
+    return gateway.answerer.complete(prompt, sampling)
+
+
+async def _chat_stream(
+    head: Json, first: Event, events: AsyncGenerator[Event, None], *, top: int | None, usage: bool
+) -> AsyncGenerator[bytes, None]:
+    assert isinstance(first, Routed)
+    yield _data(replies.chat_chunk(head, {"role": "assistant", "content": ""}))
+    try:
+        async for item in events:
+            if isinstance(item, Token):
+                logprobs = replies.chat_logprobs([item], top)
+                yield _data(replies.chat_chunk(head, {"content": item.text}, None, logprobs))
+            elif isinstance(item, Done):
+                yield _data(replies.chat_chunk(head, {}, item.finish_reason))
+                if usage:
+                    yield _data(replies.chat_usage_chunk(head, item))
+        yield _data("[DONE]")
+    except LoramemError as error:
+        yield _data(json.dumps(openai_error(error)))
+    finally:
+        await events.aclose()
+
+
+async def _completion_stream(
+    head: Json, first: Event, events: AsyncGenerator[Event, None], *, logprobs: bool, usage: bool
+) -> AsyncGenerator[bytes, None]:
+    assert isinstance(first, Routed)
+    try:
+        async for item in events:
+            if isinstance(item, Token):
+                scored = replies.completion_logprobs([item]) if logprobs else None
+                yield _data(json.dumps(replies.completion_chunk(head, item.text, None, scored)))
+            elif isinstance(item, Done):
+                last = replies.completion_chunk(head, "", item.finish_reason, None)
+                counts = {"usage": replies.usage_of([item]).model_dump(exclude_none=True)} if usage else {}
+                yield _data(json.dumps({**last, **counts}))
+        yield _data("[DONE]")
+    except LoramemError as error:
+        yield _data(json.dumps(openai_error(error)))
+    finally:
+        await events.aclose()
+
+
+def _head(prefix: str, model: str) -> Json:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+def _data(text: str) -> bytes:
+    return f"data: {text}\n\n".encode()

@@ -1,0 +1,110 @@
+"""What /v1 accepts: the part of OpenAI's requests that loramem can honour. Anything else is refused by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from loramem.errors import InvalidValue
+from server.api.schemas import FilledText, Schema, Text
+from server.engine.engine import Sampling
+
+ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+
+
+class TextPart(Schema):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Schema):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: FilledText | list[TextPart]
+    name: Text | None = None
+
+    def flat(self) -> dict[str, str]:
+        """Role and text as chat templates know them."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Schema):
+    include_usage: bool = False
+
+
+class GenerationFields(Schema):
+    model: ModelName
+    max_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    temperature: float | None = Field(None, ge=0, le=2, description="default: 1 for the base model, 0 for a memory")
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: Literal[1] = 1
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    stop: Stop | list[Stop] | None = Field(None)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: Text | None = Field(None, description="accepted for clients that send it; not used")
+
+    def sampling(self, *, max_tokens_limit: int, default_temperature: float, logprobs: int | None) -> Sampling:
+        """Raises `InvalidValue` for more tokens than the server allows."""
+        wanted = self.wanted_tokens()
+        if wanted > max_tokens_limit:
+            raise InvalidValue(
+                f"max_tokens is {wanted}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
+                key="max_tokens",
+                value=wanted,
+                allowed=f"1 to {max_tokens_limit}",
+            )
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            max_tokens=wanted,
+            temperature=default_temperature if self.temperature is None else self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=tuple(stop[:16]),
+            logprobs=logprobs,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+        )
+
+    def wanted_tokens(self) -> int:
+        return self.max_tokens or 64
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatIn(GenerationFields):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    def wanted_tokens(self) -> int:
+        return self.max_completion_tokens or super().wanted_tokens()
+
+
+class CompletionIn(GenerationFields):
+    prompt: FilledText | Annotated[list[FilledText], Field(min_length=1, max_length=64)]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class ModelOut(Schema):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "loramem"
+
+
+class ModelList(Schema):
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+
+
+Json = dict[str, Any]

@@ -1,0 +1,113 @@
+"""/query: ask the memory."""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from loramem.errors import InvalidValue, LoramemError
+from server.answer import whole
+from server.api.common import TheGateway, problems
+from server.api.errors import problem
+from server.api.schemas import AnswerHead, AnswerOut, MergeOut, QueryIn, RoutedOut, SpanOut, Timings, TokenOut, Usage
+from server.ask import Ask, Done, Event, MergeOptions, Routed, Token
+from server.engine.engine import Sampling
+from server.gateway import Gateway
+from server.stream import event, sse_response, while_connected
+
+router = APIRouter(tags=["queries"])
+
+
+@router.post(
+    "/query",
+    response_model=AnswerOut,
+    responses={**problems(404, 409, 503), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> AnswerOut | StreamingResponse:
+    """Answer from weights, text or both. With `stream`: events `route`, `token`..., then `done` or `error`."""
+    ask = to_ask(wanted, gateway.settings.max_tokens_limit)
+    answer_id = f"ans_{uuid.uuid4().hex[:26]}"
+    events = observed(gateway, ask)
+    if not wanted.stream:
+        routed, tokens, done = await while_connected(request, whole(events))
+        head = _head(answer_id, ask, routed)
+        return _answer(head, "".join(token.text for token in tokens), done)
+    first = await while_connected(request, anext(events))  # errors before the first byte keep their status
+    assert isinstance(first, Routed)
+    return sse_response(_stream(_head(answer_id, ask, first), events))
+
+
+def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
+    if wanted.max_tokens > max_tokens_limit:
+        raise InvalidValue(
+            f"max_tokens is {wanted.max_tokens}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
+            key="max_tokens",
+            value=wanted.max_tokens,
+            allowed=f"1 to {max_tokens_limit}",
+        )
+    turns = [message.model_dump() for message in wanted.messages or ()]
+    return Ask(
+        question=wanted.question if wanted.question is not None else turns[-1]["content"],
+        mode=wanted.mode,
+        namespace=wanted.namespace,
+        sampling=Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p, wanted.seed),
+        history=tuple(turns[:-1]),
+        document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
+        top_k=1 if wanted.top_k == "auto" else wanted.top_k,
+        merge=MergeOptions(**wanted.merge.model_dump()),
+        context=wanted.context,
+        truncate=wanted.truncate,
+    )
+
+
+async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
+    """The answer's events, noted in the metrics as they pass."""
+    async for item in gateway.answerer.answer(ask):
+        if isinstance(item, Routed):
+            gateway.metrics.observe_route(item)
+        elif isinstance(item, Done):
+            gateway.metrics.observe_answer(ask.mode, item)
+        yield item
+
+
+async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    yield event("route", head.model_dump_json())
+    text = ""
+    try:
+        async for item in events:
+            if isinstance(item, Token):
+                text += item.text
+                yield event("token", TokenOut(text=item.text).model_dump_json())
+            elif isinstance(item, Done):
+                yield event("done", _answer(head, text, item).model_dump_json())
+    except LoramemError as error:
+        yield event("error", json.dumps(problem(error)))
+    finally:
+        await events.aclose()
+
+
+def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
+    prepared = routed.prepared
+    merge = None
+    if prepared is not None and prepared.recipe is not None:
+        cache = "hit" if prepared.cache_hit else "miss"
+        merge = MergeOut(method=prepared.recipe.method, recipe=prepared.recipe, cache=cache)
+    adapters = [RoutedOut(**{name: getattr(a, name) for name in RoutedOut.model_fields}) for a in routed.adapters]
+    spans = [SpanOut(document_id=s.document_id, chunk=s.chunk, start=s.start, end=s.end) for s in routed.spans]
+    return AnswerHead(id=answer_id, mode=ask.mode, routed=adapters, merge=merge, context=spans)
+
+
+def _answer(head: AnswerHead, text: str, done: Done) -> AnswerOut:
+    return AnswerOut(
+        **head.model_dump(),
+        answer=text.strip(),
+        usage=Usage(
+            prompt_tokens=done.prompt_tokens,
+            completion_tokens=done.completion_tokens,
+            total_tokens=done.prompt_tokens + done.completion_tokens,
+        ),
+        timings_ms=Timings(**{stage: round(value, 3) for stage, value in done.timings_ms.items()}),
+        finish_reason=done.finish_reason,
+    )

@@ -1,0 +1,282 @@
+"""The HTTP surface as types: what a request may hold and what a reply does. Unknown keys are refused, not ignored."""
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from loramem.records import (
+    ExamResult,
+    MergeMethod,
+    Mode,
+    Progress,
+    QAPair,
+    Recipe,
+    SignMethod,
+    TrainingOptions,
+    Weighting,
+)
+
+METADATA_BYTES = 16_384
+
+
+def _storable(value: str) -> str:
+    """NUL cannot be stored in PostgreSQL, lone surrogates not in UTF-8."""
+    if "\0" in value:
+        raise ValueError("must not hold NUL characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode, without lone surrogates") from None
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must hold more than white space")
+    return value
+
+
+def _small_json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except ValueError:
+        raise ValueError("must be valid JSON: finite numbers and valid Unicode") from None
+    if size > METADATA_BYTES or "\\u0000" in json.dumps(value):
+        raise ValueError(f"must be at most {METADATA_BYTES} bytes of JSON without NUL characters")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)]
+NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+Metadata = Annotated[dict[str, Any], AfterValidator(_small_json)]
+Title = Annotated[Text, StringConstraints(max_length=500)]
+ExternalId = Annotated[FilledText, StringConstraints(max_length=256)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+# documents
+
+
+class CleanQAPair(QAPair):
+    question: FilledText = Field(max_length=2000)
+    answer: FilledText = Field(max_length=2000)
+
+
+class DocumentFields(Schema):
+    """What may be said about a document, whatever carries its text."""
+
+    title: Title = Field("", description="default: the file's own title, or the text's first line")
+    external_id: ExternalId | None = Field(None, description="your key, unique in the namespace")
+    namespace: NamespaceName = Field("default", description="documents are searched within one namespace")
+    metadata: Metadata = Field(default_factory=dict, description="yours, kept as it is")
+    qa: tuple[CleanQAPair, ...] = Field((), max_length=2000, description="questions and answers to train on as well")
+    training: TrainingOptions = Field(default_factory=lambda: TrainingOptions())
+
+
+class DocumentIn(DocumentFields):
+    text: Text = Field(description="the document")
+
+
+class JobOut(Schema):
+    id: str
+    document_id: str
+    revision: int
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
+    progress: Progress | None
+    attempts: int
+    max_attempts: int
+    cancel_requested: bool
+    error: dict[str, Any] | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+class DocumentOut(Schema):
+    """`revision` is the newest; `serving_revision` the one that answers (null: none yet)."""
+
+    id: str
+    namespace: str
+    external_id: str | None
+    title: str
+    metadata: dict[str, Any]
+    state: Literal["pending", "indexed", "live"]
+    revision: int
+    serving_revision: int | None
+    job_id: str | None
+    created_at: float
+    updated_at: float
+
+
+class AcceptedOut(Schema):
+    """`created` is false when the same content was there already; `job` is then its latest one."""
+
+    document: DocumentOut
+    job: JobOut | None
+    created: bool
+
+
+class DocumentPage(Schema):
+    data: list[DocumentOut]
+    has_more: bool
+    next_cursor: str | None = Field(description="pass as `after` for the next page")
+
+
+class AdapterOut(Schema):
+    id: str
+    document_id: str
+    namespace: str
+    revision: int
+    chunk: int
+    rank: int
+    alpha: int
+    size_bytes: int
+    sha256: str
+    base_fingerprint: str
+    exam: ExamResult
+    state: Literal["live", "retired"]
+    created_at: float
+
+
+class AdapterPage(Schema):
+    data: list[AdapterOut]
+    has_more: bool
+    next_cursor: str | None
+
+
+# queries
+
+
+class MessageIn(Schema):
+    role: Literal["system", "user", "assistant"]
+    content: FilledText = Field(max_length=200_000)
+
+
+class MergeIn(Schema):
+    """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
+
+    method: MergeMethod = "ties"
+    density: float = Field(0.5, gt=0, le=1, description="share of each adapter's entries that TIES keeps")
+    sign_method: SignMethod = Field("total", description="how TIES elects signs")
+    weights: Weighting = Field("uniform", description="equal, or by the router's scores")
+
+
+class QueryIn(Schema):
+    question: FilledText | None = Field(None, max_length=200_000)
+    messages: list[MessageIn] | None = Field(None, min_length=1, max_length=200, description="the last one is asked")
+    mode: Mode = "lora"
+    namespace: NamespaceName = "default"
+    document_ids: list[str] | None = Field(None, min_length=1, max_length=64, description="ask only these")
+    top_k: Annotated[int, Field(strict=True, ge=1, le=8)] | Literal["auto"] = "auto"
+    compose: Literal["merge"] = "merge"
+    merge: MergeIn = Field(default_factory=lambda: MergeIn())
+    context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
+    max_tokens: int = Field(64, ge=1, le=1 << 20)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    stream: bool = False
+    truncate: bool = Field(False, description="cut a document that does not fit the window, instead of refusing")
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("give either question or messages")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last of messages must have the role user")
+        return self
+
+
+class RoutedOut(Schema):
+    adapter_id: str
+    document_id: str
+    title: str
+    chunk: int
+    score: float
+    weight: float
+
+
+class MergeOut(Schema):
+    method: MergeMethod
+    recipe: Recipe
+    cache: Literal["hit", "miss"]
+
+
+class SpanOut(Schema):
+    document_id: str
+    chunk: int | None
+    start: int
+    end: int
+
+
+class Usage(Schema):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Timings(Schema):
+    """Milliseconds. `queue`, `prefill` and `decode` are the engine's; `total` runs from request to last token."""
+
+    embed: float = 0.0
+    search: float = 0.0
+    route: float = 0.0
+    merge: float = 0.0
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    ttft: float = 0.0
+    total: float = 0.0
+
+
+class AnswerHead(Schema):
+    """The `route` event: known before the first token."""
+
+    id: str
+    mode: Mode
+    routed: list[RoutedOut]
+    merge: MergeOut | None
+    context: list[SpanOut]
+
+
+class AnswerOut(AnswerHead):
+    answer: str
+    usage: Usage
+    timings_ms: Timings
+    finish_reason: str
+
+
+class TokenOut(Schema):
+    text: str
+
+
+# health and errors
+
+
+class Health(Schema):
+    status: Literal["ok"]
+
+
+class Ready(Schema):
+    status: Literal["ready", "starting", "failed"]
+    detail: str = ""
+
+
+class Problem(BaseModel):
+    """RFC 9457. `key`, `value` and `allowed` say what was wrong, where that applies."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    key: str | None = None
+    value: Any = None
+    allowed: str | None = None

@@ -1,0 +1,139 @@
+"""The types of the read flow: what is asked, what each step hands to the next, and the events of an answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loramem.prompts import Message
+from loramem.records import MergeMethod, Mode, Recipe, SignMethod, Weighting
+from server.engine.engine import EngineAdapter, Sampling, TokenLogprob
+
+ADAPTER_MODES = frozenset({"lora", "hybrid"})
+"""Modes that answer from weights."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    method: MergeMethod = "ties"
+    density: float = 0.5
+    sign_method: SignMethod = "total"
+    weights: Weighting = "uniform"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question with everything that decides its answer. `history` holds the turns before it."""
+
+    question: str
+    mode: Mode
+    namespace: str
+    sampling: Sampling
+    history: tuple[Message, ...] = ()
+    document_ids: tuple[str, ...] | None = None
+    top_k: int = 1
+    merge: MergeOptions = field(default_factory=MergeOptions)
+    context: Literal["rag", "icl"] = "rag"
+    truncate: bool = False
+
+    @property
+    def context_kind(self) -> Literal["rag", "icl"] | None:
+        """Which text goes into the prompt; None: closed book."""
+        if self.mode == "hybrid":
+            return self.context
+        return self.mode if self.mode in ("rag", "icl") else None
+
+
+@dataclass(frozen=True)
+class RoutedAdapter:
+    """`chunk` is the ordinal in its document; `score` the cosine of its nearest window; weights add up to 1."""
+
+    adapter_id: str
+    sha256: str
+    rank: int
+    document_id: str
+    title: str
+    chunk: int
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text near the question; `start` and `end` are offsets into the revision's text."""
+
+    document_id: str
+    revision: int
+    chunk: int
+    start: int
+    end: int
+    text: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """All best first. `documents` gives the best score of each document, `revisions` the one that was searched;
+    `timings_ms` has `embed` and `search`."""
+
+    adapters: tuple[RoutedAdapter, ...]
+    passages: tuple[Passage, ...]
+    documents: Mapping[str, float]
+    revisions: Mapping[str, int]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter the engine has loaded. `recipe` is None for a single adapter, which is used as it was published."""
+
+    adapter: EngineAdapter
+    recipe: Recipe | None
+    cache_hit: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Text that went into the prompt: character offsets into the document's revision."""
+
+    document_id: str
+    chunk: int | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    token_ids: list[int]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """First event: what will answer."""
+
+    adapters: tuple[RoutedAdapter, ...]
+    prepared: Prepared | None
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """What one engine step added."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """Last event."""
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    timings_ms: Mapping[str, float]
+
+
+Event = Routed | Token | Done

@@ -1,0 +1,151 @@
+"""Choose the text that goes into the prompt, and build the prompt so that it fits the model's window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from loramem import prompts
+from loramem.database import Database
+from loramem.errors import MemoryNotReady, WindowExceeded
+from loramem.prompts import Message
+from loramem.tables import Revision
+from server.ask import Ask, Passage, Prompt, Route, Span
+from server.engine.engine import Engine, Sampling
+
+
+@dataclass(frozen=True)
+class FullText:
+    """One document's revision, or the beginning of it."""
+
+    document_id: str
+    title: str
+    text: str
+
+
+class PromptBuilder:
+    """Prompts of every mode, in tokens of the base model; `window` is prompt and answer together."""
+
+    def __init__(self, database: Database, engine: Engine, *, window: int, rag_tokens: int) -> None:
+        self._database = database
+        self._engine = engine
+        self._window = window
+        self._rag_tokens = rag_tokens
+
+    def build(self, ask: Ask, route: Route) -> Prompt:
+        """Raises `WindowExceeded` with the numbers when prompt and answer do not fit and `truncate` is not set."""
+        if ask.context_kind == "rag":
+            passages = self._within_budget(route.passages)
+            messages = prompts.with_passages(ask.question, [passage.text for passage in passages])
+            return self._fitting(ask, messages, tuple(_span(passage) for passage in passages))
+        if ask.context_kind == "icl":
+            return self._with_documents(ask, self._read(_wanted_documents(ask, route), route))
+        messages = prompts.closed_book(ask.question) if ask.mode != "base" else _plain(ask.question)
+        return self._fitting(ask, messages, ())
+
+    def plain(self, text: str, sampling: Sampling) -> Prompt:
+        """A text to continue, as it is."""
+        return self._checked(self._engine.encode(text), sampling, (), "shorten the prompt or ask for fewer max_tokens")
+
+    def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
+        """The best passages up to the budget (at least one), put back into reading order."""
+        chosen: list[Passage] = []
+        left = self._rag_tokens
+        for passage in passages:
+            left -= len(self._engine.encode(passage.text))
+            if left < 0 and chosen:
+                break
+            chosen.append(passage)
+        best_first = list(dict.fromkeys(passage.document_id for passage in chosen))
+        return sorted(chosen, key=lambda passage: (best_first.index(passage.document_id), passage.start))
+
+    def _with_documents(self, ask: Ask, texts: Sequence[FullText]) -> Prompt:
+        tokens = self._encode(ask, _document_messages(ask, texts))
+        room = self._window - ask.sampling.max_tokens
+        if ask.truncate and len(tokens) > room:
+            texts = self._cut(texts, len(tokens) - room)
+            while texts and len(self._encode(ask, _document_messages(ask, texts))) > room:
+                texts = self._cut(texts, 8)  # the template's tokens merge with the text's at the seam
+        spans = tuple(Span(text.document_id, None, 0, len(text.text)) for text in texts)
+        return self._fitting(ask, _document_messages(ask, texts), spans)
+
+    def _cut(self, texts: Sequence[FullText], tokens: int) -> list[FullText]:
+        """Drop that many tokens from the end of the last text that has any."""
+        kept = list(texts)
+        while kept and tokens > 0:
+            last = kept.pop()
+            ids = self._engine.encode(last.text)
+            if len(ids) > tokens:
+                kept.append(FullText(last.document_id, last.title, self._prefix(last.text, len(ids) - tokens)))
+            tokens -= len(ids)
+        return kept
+
+    def _prefix(self, text: str, tokens: int) -> str:
+        offsets = self._engine.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        return text[: offsets[tokens - 1][1]]
+
+    def _read(self, document_ids: Sequence[str], route: Route) -> list[FullText]:
+        """The same revisions that the route saw."""
+        texts = []
+        with self._database.read() as session:
+            for document_id in document_ids:
+                revision = Revision.number == route.revisions[document_id]
+                wanted = select(Revision.title, Revision.text).where(Revision.document_id == document_id, revision)
+                row = session.execute(wanted).one_or_none()
+                if row is None:
+                    raise MemoryNotReady(f"document {document_id!r} was replaced or deleted while this was asked")
+                texts.append(FullText(document_id, row.title, row.text))
+        return texts
+
+    def _encode(self, ask: Ask, messages: list[Message]) -> list[int]:
+        return self._engine.encode_chat(_with_history(ask.history, messages))
+
+    def _fitting(self, ask: Ask, messages: list[Message], spans: tuple[Span, ...]) -> Prompt:
+        return self._checked(self._encode(ask, messages), ask.sampling, spans, _way_out(ask))
+
+    def _checked(self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], way_out: str) -> Prompt:
+        if len(tokens) + sampling.max_tokens > self._window:
+            raise WindowExceeded(
+                f"the prompt has {len(tokens)} tokens and the answer may have {sampling.max_tokens}, together more "
+                f"than the model's window of {self._window}; {way_out}",
+                key="prompt",
+                value=f"{len(tokens)} tokens",
+                allowed=f"up to {self._window - sampling.max_tokens} tokens",
+                prompt_tokens=len(tokens),
+                max_tokens=sampling.max_tokens,
+                window=self._window,
+            )
+        return Prompt(tokens, spans)
+
+
+def _way_out(ask: Ask) -> str:
+    if ask.context_kind == "icl":
+        return "set truncate, or use rag, lora or hybrid"
+    return "shorten the question or the conversation, or ask for fewer max_tokens"
+
+
+def _wanted_documents(ask: Ask, route: Route) -> list[str]:
+    """The documents named, else the best-routed one."""
+    return list(ask.document_ids) if ask.document_ids is not None else list(route.documents)[:1]
+
+
+def _document_messages(ask: Ask, texts: Sequence[FullText]) -> list[Message]:
+    if len(texts) == 1:
+        return prompts.with_document(ask.question, texts[0].title, texts[0].text)
+    joined = "\n\n".join(f"{text.title}\n{text.text}" for text in texts)
+    return prompts.with_document(ask.question, "", joined)
+
+
+def _plain(question: str) -> list[Message]:
+    return [{"role": "user", "content": question}]
+
+
+def _with_history(history: Sequence[Message], messages: list[Message]) -> list[Message]:
+    """A conversation's own system prompt wins over the mode's."""
+    if history and history[0]["role"] == "system":
+        messages = [message for message in messages if message["role"] != "system"]
+    return [*history, *messages]
+
+
+def _span(passage: Passage) -> Span:
+    return Span(passage.document_id, passage.chunk, passage.start, passage.end)

@@ -1,0 +1,119 @@
+"""Everything one gateway process holds, built once and closed in reverse."""
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+
+from loramem.base_model import BaseModel, max_positions, resolve_base_model
+from loramem.database import Database
+from loramem.doorbell import Doorbell, make_doorbell
+from loramem.embed import load_embedder
+from loramem.errors import SettingsError
+from loramem.migrate import migrate
+from loramem.queue import JobQueue
+from loramem.settings import Settings
+from loramem.store import AdapterStore
+from loramem.vectors import VectorIndex
+from server.answer import Answerer
+from server.context import PromptBuilder
+from server.engine.engine import Engine
+from server.merge import Merger
+from server.metrics import Metrics
+from server.route import Router
+
+log = logging.getLogger(__name__)
+
+RECONCILE_S = 5.0
+WATCH_S = 1.0
+
+
+@dataclass
+class Gateway:
+    settings: Settings
+    base: BaseModel
+    database: Database
+    doorbell: Doorbell
+    queue: JobQueue
+    index: VectorIndex
+    store: AdapterStore
+    engine: Engine
+    answerer: Answerer
+    metrics: Metrics
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    engine_error: str = ""
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the engine and the housekeeping; uploads are taken while the engine still loads."""
+        self.tasks = [asyncio.create_task(step()) for step in (self._start_engine, self._reconcile, self._watch_engine)]
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.index.snapshot)
+        self.doorbell.close()
+        self.database.close()
+
+    async def _start_engine(self) -> None:
+        """An engine that cannot start ends the gateway: the supervisor tries again, and the log says why."""
+        try:
+            await self.engine.start()
+        except Exception as error:  # whatever vLLM raises, the process must not linger without an engine
+            self.engine_error = f"{type(error).__name__}: {error}"
+            log.exception("the engine did not start")
+            _end_process()
+
+    async def _reconcile(self) -> None:
+        while True:
+            await asyncio.sleep(RECONCILE_S)
+            try:
+                await asyncio.to_thread(self.queue.reconcile)
+            except Exception:  # a database that is away for a while must not end the housekeeping
+                log.exception("reconciling the queue failed; trying again in %.0f s", RECONCILE_S)
+
+    async def _watch_engine(self) -> None:
+        while not self.engine.dead:  # noqa: ASYNC110 vLLM offers no event to wait for
+            await asyncio.sleep(WATCH_S)
+        log.error("the engine died; ending the gateway so that it is started afresh")
+        _end_process()
+
+
+def build_gateway(settings: Settings) -> Gateway:
+    """Open stores and load the embedder; blocking, a few seconds. Raises `SettingsError` for what cannot work."""
+    base = resolve_base_model(settings)
+    _check_window(settings, base)
+    database = Database(settings.sqlalchemy_url)
+    migrate(database)
+    doorbell = make_doorbell(settings)
+    embedder = load_embedder(settings)
+    index = VectorIndex(
+        database, dim=embedder.dim, embedder_name=embedder.name, snapshot_dir=settings.cache_path / "index"
+    )
+    store = AdapterStore(settings.adapters_path)
+    engine = Engine(settings, base)
+    answerer = Answerer(
+        database=database,
+        router=Router(index, embedder, base.fingerprint),
+        merger=Merger(engine, store, settings.max_lora_rank),
+        prompts=PromptBuilder(database, engine, window=settings.max_model_len, rag_tokens=settings.rag_tokens),
+        engine=engine,
+    )
+    queue = JobQueue(database, doorbell, settings)
+    metrics = Metrics(queue, database)
+    return Gateway(settings, base, database, doorbell, queue, index, store, engine, answerer, metrics)
+
+
+def _check_window(settings: Settings, base: BaseModel) -> None:
+    limit = max_positions(base)
+    if limit and settings.max_model_len > limit:
+        raise SettingsError(
+            f"loramem: LORAMEM_MAX_MODEL_LEN={settings.max_model_len}: {base.name} reads at most {limit} tokens"
+        )
+
+
+def _end_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

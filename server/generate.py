@@ -1,0 +1,45 @@
+"""Decode an answer and keep its times."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from server.ask import Ask, Token
+from server.engine.engine import Engine, EngineAdapter
+
+
+@dataclass
+class Generation:
+    """What is known once decoding has ended. `started` is when the question came in (`time.perf_counter`)."""
+
+    started: float
+    finish_reason: str = ""
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    engine_times: dict[str, float] = field(default_factory=dict)
+    ended: float = 0.0
+
+    def timings_ms(self) -> dict[str, float]:
+        """`queue`, `prefill` and `decode` by the engine's clock; `ttft` and `total` since the question came in."""
+        times = {stage: seconds * 1000 for stage, seconds in self.engine_times.items()}
+        if self.first_token_s is not None:
+            times["ttft"] = self.first_token_s * 1000
+        return {**times, "total": (self.ended - self.started) * 1000}
+
+
+async def generate(
+    engine: Engine, prompt: list[int], ask: Ask, adapter: EngineAdapter | None, generation: Generation
+) -> AsyncGenerator[Token, None]:
+    """Yield tokens as they come and fill `generation`; KV blocks are shared within a namespace only."""
+    async with aclosing(engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)) as deltas:
+        async for delta in deltas:
+            if generation.first_token_s is None:
+                generation.first_token_s = time.perf_counter() - generation.started
+            generation.completion_tokens += delta.token_count
+            if delta.finish_reason is not None:
+                generation.finish_reason = delta.finish_reason
+                generation.engine_times = delta.engine_times
+                generation.ended = time.perf_counter()
+            if delta.text or delta.logprobs:
+                yield Token(delta.text, tuple(delta.logprobs))

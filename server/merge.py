@@ -1,0 +1,88 @@
+"""Make the adapters that a question was routed to into one that the engine has loaded."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from loramem.errors import InvalidValue
+from loramem.records import Recipe, Source, merged_rank
+from loramem.store import AdapterStore
+from server.ask import MergeOptions, Prepared, RoutedAdapter
+from server.engine.engine import Engine, EngineAdapter
+from server.engine.plugin import RECIPE_PREFIX
+
+IDS_KEPT = 1 << 16
+"""Far more than the engine holds at once, so a forgotten id is never one in use."""
+
+
+class AdapterIds:
+    """vLLM wants a positive int32 per adapter; they are counted out by full name, never derived from a hash."""
+
+    def __init__(self) -> None:
+        self._counter = itertools.count(1)
+        self._ids: OrderedDict[str, int] = OrderedDict()
+
+    def of(self, name: str) -> int:
+        if name not in self._ids:
+            self._ids[name] = next(self._counter)
+        self._ids.move_to_end(name)
+        if len(self._ids) > IDS_KEPT:
+            self._ids.popitem(last=False)
+        return self._ids[name]
+
+
+class Merger:
+    """Prepares adapters in the engine; one per gateway."""
+
+    def __init__(self, engine: Engine, store: AdapterStore, max_rank: int) -> None:
+        self._engine = engine
+        self._store = store
+        self._max_rank = max_rank
+        self._ids = AdapterIds()
+
+    async def prepare(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Prepared:
+        """Load the one adapter, or the merge of several, and say whether it was there already.
+
+        Raises `InvalidValue` for ranks that the method or the engine cannot take, `StoredDataDamaged` for files that
+        are missing or altered.
+        """
+        recipe = recipe_of(adapters, options) if len(adapters) > 1 else None
+        if recipe is None:
+            name, path = adapters[0].adapter_id, str(self._store.path(adapters[0].adapter_id))
+        else:
+            self._check_rank(adapters, options)
+            name, path = recipe.digest(), RECIPE_PREFIX + recipe.canonical()
+        adapter = EngineAdapter(name, self._ids.of(name), path)
+        activation = await self._engine.activate(adapter)
+        return Prepared(adapter, recipe, activation.hit, activation.seconds)
+
+    def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
+        ranks = [adapter.rank for adapter in adapters]
+        rank = merged_rank(options.method, ranks)
+        if rank == 0:
+            raise InvalidValue(
+                f"{options.method} merges adapters of equal rank, these have {ranks}; use cat or a smaller top_k",
+                key="merge.method",
+                value=options.method,
+                allowed="cat",
+            )
+        if rank > self._max_rank:
+            raise InvalidValue(
+                f"{options.method} of ranks {ranks} needs rank {rank}, the engine's slots have {self._max_rank}; "
+                "use a smaller top_k, another method, or raise LORAMEM_MAX_LORA_RANK",
+                key="merge.method",
+                value=options.method,
+                allowed=f"summed rank up to {self._max_rank}",
+            )
+
+
+def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recipe:
+    """TIES takes weights as gains (1 each keeps the adapters' strength), `cat` and `linear` as shares."""
+    count = len(adapters)
+    gain = float(count) if options.method == "ties" else 1.0
+    shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]
+    sources = [
+        Source(adapter_id=adapter.adapter_id, sha256=adapter.sha256, weight=gain * share)
+        for adapter, share in zip(adapters, shares, strict=True)
+    ]
+    return Recipe.of(options.method, sources, options.density, options.sign_method)

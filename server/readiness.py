@@ -1,0 +1,52 @@
+"""Refuse a question that its memory cannot answer yet, and name the job to wait for."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from loramem.database import Database
+from loramem.errors import MemoryNotReady
+from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job
+from server.ask import ADAPTER_MODES, Ask, Route
+
+
+def check_ready(database: Database, ask: Ask, route: Route) -> None:
+    """Raises `MemoryNotReady` when a document named has no text or adapters live, or when nothing at all was routed."""
+    if ask.document_ids is not None:
+        _check_documents(database, ask, ask.document_ids)
+    found = route.adapters if ask.mode in ADAPTER_MODES else route.passages
+    if not found:
+        raise _nothing_routed(database, ask)
+
+
+def _check_documents(database: Database, ask: Ask, document_ids: tuple[str, ...]) -> None:
+    needed = (DocumentState.LIVE,) if ask.mode in ADAPTER_MODES else (DocumentState.LIVE, DocumentState.INDEXED)
+    with database.read() as session:
+        wanted = select(Document.id).where(Document.id.in_(document_ids), Document.state.not_in(needed))
+        missing = session.scalars(wanted.order_by(Document.id)).first()
+        if missing is not None:
+            job = _job_of(session, Job.document_id == missing)
+            raise _not_ready(f"document {missing!r} cannot answer in mode {ask.mode} yet", job, missing)
+
+
+def _nothing_routed(database: Database, ask: Ask) -> MemoryNotReady:
+    with database.read() as session:
+        documents = select(Document.id).where(Document.namespace == ask.namespace)
+        job = _job_of(session, Job.document_id.in_(documents))
+    return _not_ready(f"namespace {ask.namespace!r} holds nothing that can answer in mode {ask.mode} yet", job, None)
+
+
+def _job_of(session: Session, condition: object) -> Job | None:
+    """The newest job: one still at work before one that ended."""
+    newest = select(Job).where(condition).order_by(Job.state.in_(list(FINAL_JOB_STATES)), Job.id.desc())  # type: ignore[arg-type]
+    return session.scalars(newest.limit(1)).first()
+
+
+def _not_ready(reason: str, job: Job | None, document_id: str | None) -> MemoryNotReady:
+    extra = {} if document_id is None else {"document_id": document_id}
+    if job is None:
+        return MemoryNotReady(f"{reason}; upload a document with POST /documents first", **extra)
+    if job.state in FINAL_JOB_STATES:
+        way_out = f"its job {job.id} ended as {job.state}: see GET /jobs/{job.id}, or POST /jobs/{job.id}/retry"
+    else:
+        way_out = f"its job {job.id} is {job.state}: follow GET /jobs/{job.id}/events"
+    return MemoryNotReady(f"{reason}; {way_out}", job_id=job.id, job_state=job.state, **extra)

@@ -1,0 +1,79 @@
+"""Server-sent events, and generation that ends when its client goes away."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi.sse import format_sse_event
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+T = TypeVar("T")
+
+PING_S = 15.0
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class ClientGone(Exception):
+    """Nobody is left to answer; the reply is not sent."""
+
+
+def event(kind: str, data: Any, event_id: int | None = None) -> bytes:
+    """One event with JSON data on one line."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return format_sse_event(data_str=text, event=kind, id=None if event_id is None else str(event_id))
+
+
+def sse_response(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Stream events, with a comment every 15 s of silence so that proxies keep the connection."""
+    return StreamingResponse(_with_pings(events), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _with_pings(events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    iterator = aiter(events)
+    pending: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(_next(iterator))
+            done, _ = await asyncio.wait({pending}, timeout=PING_S)
+            if not done:
+                yield b": ping\n\n"
+                continue
+            try:
+                chunk = pending.result()
+            except StopAsyncIteration:
+                return
+            pending = None
+            yield chunk
+    finally:
+        if pending is not None and not pending.done():
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+async def _next(iterator: AsyncIterator[bytes]) -> bytes:
+    return await anext(iterator)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, but cancel it as soon as the client disconnects (then raises `ClientGone`)."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for waiting in (task, gone):
+            waiting.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    """The body has been read, so the next message can only be the disconnect."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
