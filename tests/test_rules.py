@@ -88,7 +88,7 @@ def test_only_the_conductor_runs_the_steps(package: str) -> None:
 
 
 def may_import_steps(module: str, package: str) -> bool:
-    starts = (f"{package}.app", f"{package}.__main__", f"{package}.consume")
+    starts = (f"{package}.app", f"{package}.gateway", f"{package}.__main__", f"{package}.consume")
     return module == CONDUCTORS[package] or module in starts or is_in(module, f"{package}.api")
 
 
