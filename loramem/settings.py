@@ -129,6 +129,12 @@ class Settings(BaseSettings):
         """OpenAI root of the writer, ending in /v1."""
         return self.writer_url or f"http://{self.host}:{self.port}/v1"
 
+    @property
+    def writer_key(self) -> str:
+        """Bearer key for the writer; the gateway's own endpoint takes any of the gateway's keys."""
+        own = self.api_keys[0].get_secret_value() if self.api_keys and not self.writer_url else ""
+        return self.writer_api_key.get_secret_value() or own
+
 
 def load_settings(**overrides: object) -> Settings:
     """Read the environment; raises `SettingsError` with every wrong key, its value and the rule."""

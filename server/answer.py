@@ -88,5 +88,6 @@ async def whole(events: AsyncGenerator[Event, None]) -> tuple[Routed, list[Token
                 tokens.append(event)
             case Done():
                 done = event
-    assert routed is not None and done is not None
+    assert routed is not None
+    assert done is not None
     return routed, tokens, done

@@ -58,6 +58,7 @@ class Lease:
         self._latest: Progress | None = None
         self._idle_beats = 0
         self._reported_at = 0.0
+        self._started = time.monotonic()
         self._thread = threading.Thread(target=self._beat, name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -67,6 +68,11 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the job was claimed."""
+        return time.monotonic() - self._started
 
     def check(self) -> None:
         """Raises `LeaseLost`, `JobCancelled` or `WorkerStopping` when the build must stop here. Costs nothing."""

@@ -1,6 +1,7 @@
 """/documents: upload, list, read, replace, delete."""
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -143,8 +144,6 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
 
 def _form_json(fields: dict[str, str]) -> bytes:
     """The form's text fields as one JSON object: some hold JSON themselves."""
-    import json
-
     parts = [
         f"{json.dumps(key)}:{value if key in FORM_JSON_FIELDS else json.dumps(value)}" for key, value in fields.items()
     ]

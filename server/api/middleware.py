@@ -20,6 +20,7 @@ from server.stream import ClientGone
 log = logging.getLogger("server.access")
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -32,7 +33,8 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         request_id = _request_id(Request(scope))
         started = time.perf_counter()
         status = 0
@@ -59,8 +61,9 @@ class RequestContext:
             logging.DEBUG if quiet else logging.INFO, "%s %s %d %.0f ms", scope["method"], scope["path"], status,
             seconds * 1000,
         )  # fmt: skip
-        self._metrics.requests.labels(route, scope["method"], f"{status // 100}xx").inc()
-        self._metrics.request_seconds.labels(route, scope["method"]).observe(seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
+        self._metrics.request_seconds.labels(route, method).observe(seconds)
 
 
 class BodyLimit:
@@ -72,11 +75,13 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         request = Request(scope)
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
-            return await respond(request, self._too_large(int(declared)))(scope, receive, send)
+            await respond(request, self._too_large(int(declared)))(scope, receive, send)
+            return
         seen = 0
 
         async def receiving() -> Message:
@@ -108,14 +113,15 @@ class ApiKeys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope) if scope["type"] == "http" else None
         if request is None or not self._keys or request.url.path in OPEN_PATHS or self._knows(request):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         error = Unauthorized("send `Authorization: Bearer <key>` with one of the keys in LORAMEM_API_KEYS")
         await respond(request, error)(scope, receive, send)
 
     def _knows(self, request: Request) -> bool:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = key.strip().encode()
-        return scheme.lower() == "bearer" and any([hmac.compare_digest(given, known) for known in self._keys])
+        return scheme.lower() == "bearer" and any(hmac.compare_digest(given, key) for key in self._keys)
 
 
 def _request_id(request: Request) -> str:

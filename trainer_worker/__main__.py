@@ -1,0 +1,67 @@
+"""`python -m trainer_worker`: one worker process; it holds the base model warm between jobs."""
+
+import logging
+import signal
+import threading
+import time
+from functools import partial
+from types import FrameType
+
+from loramem.base_model import BaseModel, resolve_base_model
+from loramem.database import Database
+from loramem.doorbell import make_doorbell
+from loramem.embed import load_embedder
+from loramem.logs import configure
+from loramem.migrate import migrate
+from loramem.queue import JobQueue
+from loramem.settings import Settings, load_settings
+from loramem.store import AdapterStore
+from trainer_worker.build import Builder
+from trainer_worker.consume import consume
+from trainer_worker.publish import sweep_retired
+from trainer_worker.writer import Writer
+
+log = logging.getLogger(__name__)
+
+TEMPORARY_AFTER_S = 3600.0
+
+
+def main() -> None:
+    settings = load_settings()
+    configure("worker", settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_stop, stop))
+    base = resolve_base_model(settings)
+    database = Database(settings.sqlalchemy_url)
+    migrate(database)
+    store = AdapterStore(settings.adapters_path)
+    queue = JobQueue(database, make_doorbell(settings), settings)
+    builder = make_builder(settings, base, database, queue, store)
+    chores = (
+        partial(sweep_retired, database, store, settings.retired_grace_s),
+        partial(store.sweep_temporary, TEMPORARY_AFTER_S),
+    )
+    consume(queue, builder.build, settings, stop, chores)
+    database.close()
+
+
+def make_builder(
+    settings: Settings, base: BaseModel, database: Database, queue: JobQueue, store: AdapterStore
+) -> Builder:
+    """Load the embedder and the base model before the first job, so that no job waits for them."""
+    started = time.monotonic()
+    writer = Writer(settings.writer_base_url, settings.writer_model or "", settings.writer_key)
+    builder = Builder(settings, base, database, queue, store, load_embedder(settings), writer)
+    _ = builder.trainer
+    log.info("base model %s loaded in %.1f s", base.name, time.monotonic() - started)
+    return builder
+
+
+def _stop(stop: threading.Event, number: int, frame: FrameType | None) -> None:
+    log.info("signal %d: the worker stops, a running job is handed back", number)
+    stop.set()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The write flow, in order: chunk, index, then for each chunk synthesize, train, examine; at the end publish.
+
+What happens when a step fails is `consume`'s: nothing that a step leaves behind is visible before `publish`, whose one
+transaction makes all adapters of the revision live.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from loramem.base_model import BaseModel
+from loramem.chunk import Span, chunk_text
+from loramem.database import Database, new_id
+from loramem.embed import Embedder
+from loramem.errors import JobCancelled
+from loramem.queue import Claim, JobQueue
+from loramem.records import AdapterManifest, ExamResult, Phase, Progress, QAPair, TrainingOptions
+from loramem.settings import Settings
+from loramem.store import AdapterStore
+from loramem.tables import Chunk, Revision
+from trainer_worker.assign import assign_pairs
+from trainer_worker.examine import examine
+from trainer_worker.index import index_text
+from trainer_worker.lease import Lease
+from trainer_worker.publish import NewAdapter, publish
+from trainer_worker.synthesize import Example, split_exam, synthesize
+from trainer_worker.train import TrainedAdapter, Trainer
+from trainer_worker.writer import Writer
+
+Step = Callable[[Phase, int, int, float | None], None]
+"""(phase, step, total steps, loss): says where the job is, and raises when it must stop."""
+
+SHARES: dict[Phase, tuple[float, float]] = {
+    "synthesize": (0.0, 0.35),
+    "train": (0.35, 0.90),
+    "examine": (0.90, 1.0),
+}
+"""From where to where each phase brings one chunk."""
+INDEXED_PERCENT = 3.0
+PUBLISHED_PERCENT = 99.0
+
+
+@dataclass(frozen=True)
+class Builder:
+    """The steps of the write flow, wired once per worker; the base model stays warm between jobs."""
+
+    settings: Settings
+    base: BaseModel
+    database: Database
+    queue: JobQueue
+    store: AdapterStore
+    embedder: Embedder
+    writer: Writer
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(str(self.base.path), seed=self.settings.seed)
+
+    def build(self, claim: Claim, lease: Lease) -> None:
+        """Turn the claim's revision into live adapters. Raises what its steps raise; the job is then not ended."""
+        revision = self._revision(claim)
+        lease.progress(Progress(phase="chunk"))
+        spans = self._chunk(revision.text)
+        lease.progress(Progress(phase="index", total_steps=len(spans), percent=1.0))
+        chunks = index_text(
+            self.database, claim, self.embedder, revision, spans, window_tokens=self.settings.window_tokens
+        )
+        pairs = assign_pairs(_pairs(revision), [revision.text[chunk.start : chunk.end] for chunk in chunks])
+        adapters = [
+            self._remember(claim, revision, chunk, pairs[chunk.ordinal], _steps(lease, chunk.ordinal, len(chunks)))
+            for chunk in chunks
+        ]
+        lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
+        publish(self.database, self.queue, claim, adapters)
+
+    def _revision(self, claim: Claim) -> Revision:
+        with self.database.read() as session:
+            revision = session.get(Revision, (claim.document_id, claim.revision))
+        if revision is None:
+            raise JobCancelled(f"document {claim.document_id} was deleted")
+        return revision
+
+    def _chunk(self, text: str) -> list[Span]:
+        return chunk_text(
+            text,
+            str(self.base.path / "tokenizer.json"),
+            max_tokens=self.settings.chunk_tokens,
+            overlap_tokens=self.settings.chunk_overlap_tokens,
+        )
+
+    def _remember(
+        self, claim: Claim, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], step: Step
+    ) -> NewAdapter:
+        """One chunk: synthesize, train, examine, store."""
+        options = TrainingOptions.model_validate(revision.training)
+        examples = self._examples(revision, chunk, pairs, options, step)
+        lessons, held_out = split_exam(examples, seed=self.settings.seed)
+        adapter = self.trainer.train(
+            lessons,
+            held_out,
+            rank=options.rank or self.settings.rank,
+            max_seconds=options.max_seconds or self.settings.train_max_s,
+            on_step=lambda done, total, loss: step("train", done, total, loss),
+        )
+        step("examine", 0, 1, None)
+        exam = examine(self.trainer, adapter, held_out)
+        return self._store(claim, chunk, adapter, exam)
+
+    def _examples(
+        self, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
+    ) -> list[Example]:
+        text = revision.text[chunk.start : chunk.end]
+        written = synthesize(
+            revision.title,
+            text,
+            self.writer,
+            formats=options.formats,
+            seed=self.settings.seed,
+            on_progress=lambda done, total: step("synthesize", done, total, None),
+        )
+        return [*written, *(Example(pair.question, pair.answer, "user") for pair in pairs)]
+
+    def _store(self, claim: Claim, chunk: Chunk, adapter: TrainedAdapter, exam: ExamResult) -> NewAdapter:
+        adapter_id = new_id("ada")
+        manifest = AdapterManifest(
+            adapter_id=adapter_id,
+            document_id=claim.document_id,
+            revision=claim.revision,
+            chunk=chunk.ordinal,
+            base_model=self.base.name,
+            fingerprint=self.base.fingerprint,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            sha256={},
+            exam=exam,
+            training=adapter.facts,
+        )
+        sealed = partial(_sealed, manifest)
+        stored = self.store.publish(adapter_id, adapter.save, sealed)
+        return NewAdapter(sealed({}), chunk.id, stored)
+
+
+def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:
+    return manifest.model_copy(update={"sha256": digests})
+
+
+def _pairs(revision: Revision) -> list[QAPair]:
+    return [QAPair.model_validate(pair) for pair in revision.qa]
+
+
+def _steps(lease: Lease, ordinal: int, chunks: int) -> Step:
+    """Progress of one chunk as percent of the whole job."""
+    share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / chunks
+
+    def step(phase: Phase, done: int, total: int, loss: float | None) -> None:
+        begin, end = SHARES[phase]
+        within = begin + (end - begin) * (done / total if total else 0.0)
+        percent = INDEXED_PERCENT + share * (ordinal + within)
+        lease.progress(
+            Progress(
+                phase=phase,
+                step=done,
+                total_steps=total,
+                percent=round(percent, 1),
+                loss=loss,
+                eta_s=round(lease.elapsed_s * (100 - percent) / percent, 1),
+                message=f"chunk {ordinal + 1} of {chunks}",
+            )
+        )
+
+    return step
