@@ -31,7 +31,9 @@ _EXTENSIONS = {
     **dict.fromkeys(("txt", "text"), TEXT),
     **dict.fromkeys(("md", "markdown"), MARKDOWN),
     **dict.fromkeys(("html", "htm", "xhtml"), HTML),
-    **{"pdf": PDF, "docx": DOCX, "epub": EPUB},
+    "pdf": PDF,
+    "docx": DOCX,
+    "epub": EPUB,
 }
 _ALIASES = {"text/x-markdown": MARKDOWN, "application/xhtml+xml": HTML, "application/x-pdf": PDF}
 _SILENT = frozenset(("", "application/octet-stream", "binary/octet-stream"))

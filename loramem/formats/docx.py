@@ -1,5 +1,6 @@
 """Word documents: paragraphs and tables of the body in order. Headers, footers, notes and comments are left out."""
 
+import io
 from typing import TYPE_CHECKING
 from xml.sax import SAXParseException
 from xml.sax.handler import ContentHandler
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from docx.table import Table
 
 _CONTENT_TYPES = "[Content_Types].xml"
-_FAULTS = (KeyError, ValueError, AttributeError, TypeError)  # what python-docx raises on packages that lack parts
+_FAULTS = (KeyError, ValueError, AttributeError, TypeError, SyntaxError)  # of python-docx and lxml on broken packages
 
 
 def read(content: bytes, name: str) -> Extract:
@@ -21,16 +22,13 @@ def read(content: bytes, name: str) -> Extract:
 
 
 def _open(content: bytes, name: str) -> "Document":
-    import io
-
     import docx
     from docx.opc.exceptions import PackageNotFoundError
-    from lxml.etree import XMLSyntaxError
 
     _check_package(content, name)
     try:
         return docx.Document(io.BytesIO(content))
-    except (*_FAULTS, PackageNotFoundError, XMLSyntaxError) as error:
+    except (*_FAULTS, PackageNotFoundError) as error:
         raise unreadable(name, f"not a complete Word document ({error})") from None
 
 

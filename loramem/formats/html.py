@@ -10,14 +10,18 @@ from loramem.formats.plain import decode
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
-_DROPPED = frozenset(
-    "script style noscript template head svg math iframe object nav select button textarea audio video canvas".split()
-)
-_PARAGRAPHS = frozenset(
-    "address article aside blockquote body details dialog div dl fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
-    "h6 header hgroup hr main ol p pre section table ul".split()
-)
-_LINES = frozenset("br caption dd dt legend li option summary".split())
+# fmt: off
+_DROPPED = frozenset((
+    "script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "nav", "select", "button",
+    "textarea", "audio", "video", "canvas",
+))
+_PARAGRAPHS = frozenset((
+    "address", "article", "aside", "blockquote", "body", "details", "dialog", "div", "dl", "fieldset", "figcaption",
+    "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hgroup", "hr", "main", "ol", "p", "pre",
+    "section", "table", "ul",
+))
+_LINES = frozenset(("br", "caption", "dd", "dt", "legend", "li", "option", "summary"))
+# fmt: on
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
 _ENCODINGS = re.compile(
     r"utf-?8|us-ascii|iso-8859-\d+|windows-125\d|koi8-[ru]|shift_jis|euc-(jp|kr)|gbk|gb2312|gb18030|big5", re.IGNORECASE
