@@ -160,7 +160,7 @@ def _served_first_chunks(session: Session, namespace: str) -> dict[str, str]:
         Chunk.document_id == Document.id, Chunk.revision == Document.serving_revision, Chunk.ordinal == 0
     )
     wanted = select(Document.id, Chunk.id).join(Chunk, first_chunk).where(Document.namespace == namespace)
-    return dict(session.execute(wanted).tuples().all())
+    return dict(session.execute(wanted).all())
 
 
 def _windows(session: Session, document_ids: Sequence[str]) -> Iterator[Row[int, str, str, bytes]]:
@@ -178,6 +178,6 @@ def _spans(session: Session, window_ids: Sequence[int]) -> dict[int, tuple[str, 
     columns = select(Window.id, Window.document_id, Window.revision, Window.chunk_id, Window.start, Window.end)
     found: dict[int, tuple[str, int, str, int, int]] = {}
     for start in range(0, len(window_ids), BATCH):
-        for row in session.execute(columns.where(Window.id.in_(window_ids[start : start + BATCH]))).tuples():
+        for row in session.execute(columns.where(Window.id.in_(window_ids[start : start + BATCH]))):
             found[row[0]] = row[1:]
     return found

@@ -132,7 +132,7 @@ def _passages(session: Session, hits: Sequence[Hit]) -> tuple[Passage, ...]:
     text = func.substr(Revision.text, Window.start + 1, Window.end - Window.start)
     wanted = select(Window.id, Chunk.ordinal, Revision.title, text).join(Chunk, Chunk.id == Window.chunk_id)
     wanted = wanted.join(Revision, _revision_of(Window)).where(Window.id.in_([hit.window_id for hit in hits]))
-    found = {row[0]: row[1:] for row in session.execute(wanted).tuples()}
+    found = {row[0]: row[1:] for row in session.execute(wanted)}
     return tuple(_passage(hit, *found[hit.window_id]) for hit in hits)
 
 

@@ -115,7 +115,7 @@ def _orphans(database: Database, store: AdapterStore) -> list[str]:
     with database.read() as session:  # after listing: what a job published meanwhile has its row by now
         known = set(session.scalars(select(Adapter.id)))
         unfinished = select(Job.document_id, Job.revision).where(Job.state.not_in(FINAL_JOB_STATES))
-        building = set(session.execute(unfinished).tuples())
+        building = set(session.execute(unfinished))
     return [adapter_id for adapter_id in old if adapter_id not in known and _is_of(store, adapter_id) not in building]
 
 
