@@ -15,7 +15,7 @@ test: setup-dev ## set everything up, then lint, check types and run the tests (
 lint: setup-dev ## ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m mypy
+	@$(PYTHON) -m mypy loramem server trainer_worker deploy tests $(if $(wildcard benchmarks/*.py),benchmarks)
 
 setup: ## the virtual environment alone (LORAMEM_PROFILE=gpu for CUDA)
 	@deploy/setup.sh

@@ -45,7 +45,7 @@ class Timing:
     first_delay_s: float = 1
     longest_delay_s: float = 30
     healthy_after_s: float = 60  # a run this long starts the delays afresh
-    grace_s: float = 30  # from SIGTERM to SIGKILL
+    grace_s: float = 40  # from SIGTERM to SIGKILL; the gateway gives its streams 30
     poll_s: float = 0.1
 
 
