@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Both set up everything they need first.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: run test lint setup setup-dev lock clean help
+.PHONY: run test lint setup setup-dev lock readme clean help
 
 PYTHON := .venv/bin/python
 
@@ -25,6 +25,10 @@ setup-dev:
 
 lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
 	@deploy/lock.sh
+
+readme: setup-dev ## write the README's settings table anew
+	@$(PYTHON) -c "import re, pathlib; from loramem.cli import settings_table; file = pathlib.Path('README.md'); \
+	file.write_text(re.sub(r'(?m)^\| setting \|(.*\n)+?(?=\n)', lambda _: '\n'.join(settings_table()) + '\n', file.read_text()))"
 
 clean: ## remove the virtual environment and every cache; data under LORAMEM_HOME stays
 	@rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

@@ -38,7 +38,7 @@ def test_its_commands_are_valid_shell() -> None:
 
 def test_its_settings_table_is_the_one_of_the_settings() -> None:
     table = "\n".join(cli.settings_table())
-    assert table in README, "put the output of `loramem settings --markdown` into README.md"
+    assert table in README, "run: make readme"
 
 
 def test_every_variable_it_names_exists() -> None:

@@ -174,7 +174,7 @@ def test_no_path_of_somebodys_machine_is_named() -> None:
 def test_every_setting_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     missing = [name for name in Settings.model_fields if f"`LORAMEM_{name.upper()}`" not in readme]
-    assert not missing, f"run `loramem settings --markdown` and put its table into README.md: {missing}"
+    assert not missing, f"run `make readme`: {missing}"
 
 
 def test_every_setting_has_a_meaning() -> None:
