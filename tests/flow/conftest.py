@@ -1,0 +1,52 @@
+"""One live server for all tests of this folder: starting an engine takes half a minute."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.flow.live import Live
+
+QUICK = {"formats": ["original"], "max_seconds": 8}
+"""Training that is long enough to be real and short enough for a test; the text itself is all it learns."""
+
+HARBOUR = (
+    "The harbour of Quillmere was dug by the engineer Tobias Wrenfield in 1874. Its lighthouse stands 31 metres high. "
+    "Ships pay the harbour dues in salted herring."
+)
+ENGINE = (
+    "The Dravona engine burns powdered amber. It was built by Lisbet Okonjo in a shed near Tarnwick. "
+    "A full tank lasts for eleven hours."
+)
+FESTIVAL = (
+    "The festival of Ostrava Bells opens on the third Sunday of May. Its patron is the baker Milan Hruby. "
+    "Visitors throw blue rice at the mayor."
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """Three documents about different things, live in namespace `library`."""
+
+    harbour: str
+    engine: str
+    festival: str
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    home: Path = tmp_path_factory.mktemp("home")
+    with Live(home, lease_s=6, heartbeat_s=1, max_model_len=1024) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def library(live: Live) -> Library:
+    jobs = [
+        live.upload(text, title=title, namespace="library", training=QUICK)
+        for text, title in ((HARBOUR, "Quillmere"), (ENGINE, "Dravona engine"), (FESTIVAL, "Ostrava Bells"))
+    ]
+    for _, job_id in jobs:
+        live.wait_job(job_id)
+    return Library(*(document_id for document_id, _ in jobs))

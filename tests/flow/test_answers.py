@@ -1,0 +1,180 @@
+"""What a question gets back, in every mode, from a real engine and real adapters."""
+
+import itertools
+import json
+import time
+
+import httpx
+import pytest
+
+from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK, Library
+from tests.flow.live import Live
+
+pytestmark = [pytest.mark.flow, pytest.mark.slow]
+
+QUESTION = "Who dug the harbour of Quillmere?"
+STAGES = {"embed", "search", "merge", "queue", "prefill", "decode", "ttft", "total"}
+
+
+@pytest.mark.parametrize("mode", ["base", "lora", "rag", "icl", "hybrid"])
+def test_every_mode_answers_and_says_where_from(live: Live, library: Library, mode: str) -> None:
+    reply = live.ask(QUESTION, mode=mode, namespace="library", max_tokens=24)
+    assert reply["answer"]
+    assert reply["mode"] == mode
+    assert reply["usage"]["completion_tokens"] <= 24
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
+    assert bool(reply["routed"]) == (mode in ("lora", "hybrid"))
+    assert bool(reply["context"]) == (mode in ("rag", "icl", "hybrid"))
+    for hit in reply["routed"]:
+        assert hit["document_id"] == library.harbour
+        assert hit["weight"] == 1
+    timings = reply["timings_ms"]
+    assert set(timings) >= STAGES
+    assert timings["ttft"] <= timings["total"]
+    assert timings["decode"] > 0
+
+
+def test_text_modes_quote_the_text(live: Live, library: Library) -> None:
+    reply = live.ask(QUESTION, mode="icl", namespace="library", document_ids=[library.harbour])
+    assert "Wrenfield" in reply["answer"]
+    (span,) = reply["context"]
+    assert (span["start"], span["end"]) == (0, len(HARBOUR))
+    rag = live.ask("When does the festival open?", mode="rag", namespace="library", document_ids=[library.festival])
+    for span in rag["context"]:
+        assert span["document_id"] == library.festival
+        assert FESTIVAL[span["start"] : span["end"]].strip()
+
+
+def test_the_weights_hold_the_text_with_the_book_closed(live: Live, library: Library) -> None:
+    """Trained on the text alone, the adapter makes the text far likelier than the base model does."""
+    prompt = "The harbour of Quillmere was dug by the engineer"
+    base = live.ask(prompt, mode="base", namespace="library", max_tokens=16)["answer"]
+    held = live.ask(prompt, mode="lora", namespace="library", max_tokens=16)["answer"]
+    assert held != base
+    assert "Wrenfield" in held
+    assert "Wrenfield" not in base
+
+
+@pytest.mark.parametrize("method", ["ties", "linear", "cat"])
+def test_three_adapters_merge_and_the_second_time_it_is_cached(live: Live, library: Library, method: str) -> None:
+    asked = {"mode": "lora", "namespace": "library", "top_k": 3, "merge": {"method": method, "weights": "router"}}
+    first = live.ask(QUESTION, **asked, max_tokens=8)
+    again = live.ask(QUESTION, **asked, max_tokens=8)
+    assert first["merge"]["cache"] == "miss"
+    assert again["merge"]["cache"] == "hit"
+    assert first["answer"] == again["answer"]
+    assert first["merge"]["recipe"] == again["merge"]["recipe"]
+    assert len(first["routed"]) == len(first["merge"]["recipe"]["sources"]) == 3
+    assert sum(hit["weight"] for hit in first["routed"]) == pytest.approx(1)
+    assert again["timings_ms"]["merge"] < first["timings_ms"]["merge"]
+
+
+def test_cat_of_more_rank_than_the_engine_has_is_refused(live: Live, library: Library) -> None:
+    ids = [live.learn(HARBOUR, title="Big", namespace="big", training={**QUICK, "rank": 64, "max_seconds": 2})]
+    ids.append(live.learn(FESTIVAL, title="Bigger", namespace="big", training={**QUICK, "rank": 32, "max_seconds": 2}))
+    asked = {"question": "Who?", "mode": "lora", "namespace": "big", "top_k": 2}
+    cat = live.client.post("/query", json={**asked, "merge": {"method": "cat"}})
+    assert cat.status_code == 422, cat.text
+    assert (cat.json()["key"], cat.json()["value"]) == ("merge.method", "cat")
+    assert "96" in cat.json()["detail"]
+    ties = live.client.post("/query", json=asked)
+    assert ties.status_code == 422, ties.text
+    assert "equal rank" in ties.json()["detail"]
+
+
+def test_each_question_goes_to_its_own_document(live: Live, library: Library) -> None:
+    for question, document_id in (
+        ("How high is the lighthouse?", library.harbour),
+        ("What fuel does the engine burn?", library.engine),
+        ("What do visitors throw at the mayor?", library.festival),
+    ):
+        reply = live.ask(question, mode="lora", namespace="library", max_tokens=4)
+        assert reply["routed"][0]["document_id"] == document_id, question
+
+
+def test_a_stream_has_the_events_in_order_and_the_same_answer(live: Live, library: Library) -> None:
+    asked = {"question": QUESTION, "mode": "lora", "namespace": "library", "max_tokens": 16}
+    with live.client.stream("POST", "/query", json={**asked, "stream": True}) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        events = _events("".join(reply.iter_text()))
+    kinds = [kind for kind, _ in itertools.groupby(events, key=lambda event: event[0])]
+    assert kinds == ["route", "token", "done"]
+    text = "".join(data["text"] for kind, data in events if kind == "token")
+    assert text.strip() == events[-1][1]["answer"] == live.ask(**asked)["answer"]
+    assert events[0][1]["routed"] == events[-1][1]["routed"]
+
+
+def test_a_client_that_goes_away_aborts_its_generation(live: Live, library: Library) -> None:
+    asked = {"question": "Count to one thousand, one number a line.", "mode": "base", "max_tokens": 900}
+    with live.client.stream("POST", "/query", json={**asked, "stream": True}) as reply:
+        next(reply.iter_bytes())
+    _wait_idle(live)
+    with pytest.raises(httpx.ReadTimeout):
+        live.client.post("/query", json=asked, timeout=1)
+    _wait_idle(live)
+
+
+def test_openai_clients_can_ask_a_memory(live: Live, library: Library) -> None:
+    from openai import NotFoundError, OpenAI
+
+    with OpenAI(base_url=f"{live.url}/v1", api_key="none") as client:
+        assert {"library", "library:rag"} <= {model.id for model in client.models.list()}
+        chat = client.chat.completions.create(
+            model="library:icl", messages=[{"role": "user", "content": QUESTION}], logprobs=True, top_logprobs=2
+        )
+        assert "Wrenfield" in (chat.choices[0].message.content or "")
+        logprobs = chat.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.content
+        assert len(logprobs.content[0].top_logprobs) == 2
+        base = client.models.list().data[0].id
+        text = client.completions.create(model=base, prompt="One two three", max_tokens=4, temperature=0, logprobs=1)
+        assert text.choices[0].text
+        chunks = client.chat.completions.create(
+            model="library", messages=[{"role": "user", "content": QUESTION}], stream=True, max_tokens=8
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        with pytest.raises(NotFoundError):
+            client.chat.completions.create(model="nowhere:rag", messages=[{"role": "user", "content": "?"}])
+
+
+def test_a_published_adapter_loads_in_peft(live: Live, library: Library, tmp_path: object) -> None:
+    import io
+    import tarfile
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    assert isinstance(tmp_path, Path)
+    listed = live.client.get("/adapters", params={"document_id": library.engine}).json()["data"]
+    (adapter,) = [item for item in listed if item["state"] == "live"]
+    archive = live.client.get(f"/adapters/{adapter['id']}/download").content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (config,) = tmp_path.rglob("adapter_config.json")
+    assert json.loads(config.read_text())["r"] == adapter["rank"]
+    tensors = load_file(config.parent / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 7 * 30
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def _events(stream: str) -> list[tuple[str, dict[str, object]]]:
+    found = []
+    for block in stream.strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
+        if lines:
+            found.append((lines["event"], json.loads(lines["data"])))
+    return found  # type: ignore[return-value]
+
+
+def _wait_idle(live: Live) -> None:
+    deadline = time.monotonic() + 10
+    while _running(live) > 0:
+        assert time.monotonic() < deadline, "the engine still runs the request"
+        time.sleep(0.1)
+
+
+def _running(live: Live) -> float:
+    lines = live.client.get("/metrics").text.splitlines()
+    values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("vllm:num_requests_running{")]
+    return sum(float(value) for value in values)
