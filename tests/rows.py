@@ -100,7 +100,7 @@ def add_adapters(database: Database, document_id: str, fingerprint: str = FINGER
 
 
 def _adapter(document: Document, chunk: Chunk, fingerprint: str) -> Adapter:
-    adapter_id = new_id("adapter")
+    adapter_id = new_id("ada")
     return Adapter(
         id=adapter_id,
         document_id=document.id,
