@@ -1,14 +1,15 @@
 """Takes in documents: rows for the text and its job are on disk before anybody gets an answer.
 
 What a document is: the same content in a namespace is the same document, and so is the same external id; other content
-under a known external id is a new revision. Uploads of one namespace go one at a time, so that two identical ones at the
-same moment end in one document. Rows are locked in the worker's order: job, document, namespace.
+under a known external id is a new revision. Uploads of one namespace go one at a time, so that two identical ones at
+the same moment end in one document. Rows are locked in the worker's order: job, document, namespace.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import delete, select, text, update
@@ -47,7 +48,7 @@ class Upload:
     def qa_rows(self) -> list[dict[str, Any]]:
         return [pair.model_dump() for pair in self.qa]
 
-    @property
+    @cached_property
     def content_sha256(self) -> str:
         """Over all that changes what is learned: text, title, qa and training options; metadata does not."""
         content = [self.text, self.resolved_title, self.qa_rows, self.training.model_dump()]
@@ -155,14 +156,15 @@ def _insert(session: Session, queue: JobQueue, upload: Upload) -> Accepted:
 
 
 def _revise(session: Session, queue: JobQueue, document: Document, upload: Upload) -> Accepted:
-    """New revision for new content; for known content only metadata and external id change, and a lost job returns."""
+    """New content is a new revision. For known content metadata (unless empty) and external id change, no more."""
     is_new = document.content_sha256 != upload.content_sha256
     if is_new:
         queue.cancel_of_document(session, document.id)
         _supersede_pending(session, document)
     now = now_of(session)
     _rename(session, document, upload.external_id)
-    document.meta = dict(upload.metadata)
+    if is_new or upload.metadata:
+        document.meta = dict(upload.metadata)
     document.updated_at = now
     if not is_new:
         return Accepted(document, _job_for_known(session, queue, document), created=False)

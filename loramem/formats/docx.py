@@ -17,17 +17,13 @@ _FAULTS = (KeyError, ValueError, AttributeError, TypeError, SyntaxError)  # of p
 
 
 def read(content: bytes, name: str) -> Extract:
-    document = _open(content, name)
-    return Extract("\n\n".join(_blocks(document)), document.core_properties.title or None)
-
-
-def _open(content: bytes, name: str) -> "Document":
     import docx
     from docx.opc.exceptions import PackageNotFoundError
 
     _check_package(content, name)
     try:
-        return docx.Document(io.BytesIO(content))
+        document = docx.Document(io.BytesIO(content))
+        return Extract("\n\n".join(_blocks(document)), document.core_properties.title or None)
     except (*_FAULTS, PackageNotFoundError) as error:
         raise unreadable(name, f"not a complete Word document ({error})") from None
 

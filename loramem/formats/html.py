@@ -40,9 +40,12 @@ def read(content: bytes, name: str) -> Extract:
 
 def extract(html: str) -> Extract:
     """Text and `<title>` of a page; markup that is not well-formed is read as a browser would."""
-    from selectolax.lexbor import LexborHTMLParser
+    from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
-    tree = LexborHTMLParser(html)
+    try:
+        tree = LexborHTMLParser(html)
+    except SelectolaxError as error:  # no markup is wrong for it: what fails is an allocation
+        raise MemoryError(str(error)) from None
     title = tree.css_first("head > title")
     text = _layout("".join(_pieces(tree.body))) if tree.body is not None else ""
     return Extract(text, title.text() if title is not None else None)

@@ -1,0 +1,304 @@
+"""Files to text: what is read, what its title is, and why the others are refused."""
+
+import codecs
+import time
+
+import pytest
+
+from loramem.errors import BodyTooLarge, InvalidValue, LoramemError, UnreadableDocument, UnsupportedMediaType
+from loramem.formats import archive
+from loramem.lines import attach_headings, tidy, unwrap
+from loramem.parse import DOCX, EPUB, Parsed, identify, parse
+from tests.files import CONTAINER, ENCRYPT, PNG, make_docx, make_epub, make_pdf, make_zip, with_member
+
+PAGE = "<html xmlns='http://www.w3.org/1999/xhtml'><head><title>Page</title></head><body>{}</body></html>"
+ENTITIES = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "boom">]><a>&b;</a>'
+
+
+def read(content: bytes, filename: str, content_type: str | None = None, max_chars: int = 100_000) -> Parsed:
+    media_type = identify(content, filename=filename, content_type=content_type)
+    return parse(content, media_type=media_type, filename=filename, max_chars=max_chars)
+
+
+def refused(error: type[LoramemError], content: bytes, filename: str, content_type: str | None = None) -> str:
+    """The message; the type must be exactly `error`."""
+    with pytest.raises(error) as caught:
+        read(content, filename, content_type)
+    assert type(caught.value) is error
+    assert {"key", "value", "allowed"} <= caught.value.extra.keys()
+    return caught.value.detail
+
+
+class TestType:
+    @pytest.mark.parametrize(
+        ("filename", "content_type", "expected"),
+        [
+            ("a.txt", None, "text/plain"),
+            ("a.TXT", "text/plain; charset=utf-8", "text/plain"),
+            ("a.md", "text/plain", "text/markdown"),
+            ("a.md", "application/octet-stream", "text/markdown"),
+            ("notes", "text/markdown", "text/markdown"),
+            ("", "text/x-markdown", "text/markdown"),
+            ("a.xhtml", "application/xhtml+xml", "text/html"),
+        ],
+    )
+    def test_name_and_declaration_that_agree_give_the_type(
+        self, filename: str, content_type: str | None, expected: str
+    ) -> None:
+        assert identify(b"words", filename=filename, content_type=content_type) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "filename", "content_type"),
+        [
+            (PNG, "a.txt", None),
+            (PNG, "a.txt", "text/plain"),
+            (PNG, "a.png", "image/png"),
+            (make_zip({"a": "b"}), "a.pdf", None),
+            (make_zip({"a": "b"}), "a.md", None),
+            (b"<html><p>a</p></html>", "a.html", "application/pdf"),
+            (b"<!DOCTYPE html><p>a</p>", "a.txt", None),
+            (b"<html><p>a</p></html>", "a.pdf", "application/pdf"),
+            (make_pdf(["a"]), "a.docx", None),
+            (make_pdf(["a"]), "a.html", None),
+            (b"a,b", "a.csv", "text/plain"),
+            (b"a,b", "a", "text/csv"),
+            (b"words", "a", None),
+            (b"words", "", "application/octet-stream"),
+            (b"\xd0\xcf\x11\xe0rest", "a.docx", None),
+        ],
+    )
+    def test_witnesses_that_disagree_or_are_unknown_are_unsupported(
+        self, content: bytes, filename: str, content_type: str | None
+    ) -> None:
+        assert "txt, md, html, pdf, docx, epub" in refused(UnsupportedMediaType, content, filename, content_type)
+
+    @pytest.mark.parametrize("filename", ["a.docx", "a.epub"])
+    def test_a_container_of_another_kind_is_unsupported(self, filename: str) -> None:
+        refused(UnsupportedMediaType, make_zip({"xl/workbook.xml": "<a/>"}), filename)
+
+    def test_office_files_of_other_kinds_are_unsupported(self) -> None:
+        macros = '<Types><Override ContentType="application/vnd.ms-word.document.macroEnabled.main+xml"/></Types>'
+        detail = refused(UnsupportedMediaType, with_member(make_docx(), "[Content_Types].xml", macros), "a.docx")
+        assert "macros" in detail
+
+    def test_a_docx_named_epub_is_unsupported_and_the_reverse(self) -> None:
+        refused(UnsupportedMediaType, make_docx(), "a.epub")
+        refused(UnsupportedMediaType, make_epub({"a.xhtml": PAGE}), "a.docx")
+
+    def test_a_message_shows_the_name_without_folders_and_control_characters(self) -> None:
+        assert refused(UnsupportedMediaType, PNG, "../etc/\npass\x00wd.txt").startswith("'passwd.txt'")
+
+
+class TestText:
+    def test_lines_are_tidied_and_the_file_name_is_the_title(self) -> None:
+        assert read(b"one  \r\ntwo\r\n\r\n\r\n\r\nthree\n", "my.notes.txt") == Parsed(
+            "one\ntwo\n\nthree", "my.notes", "text/plain"
+        )
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            codecs.BOM_UTF8 + "Köln 😀".encode(),
+            codecs.BOM_UTF16_LE + "Köln 😀".encode("utf-16-le"),
+            codecs.BOM_UTF16_BE + "Köln 😀".encode("utf-16-be"),
+        ],
+    )
+    def test_byte_order_marks_are_understood_and_dropped(self, content: bytes) -> None:
+        assert read(content, "a.txt").text == "Köln 😀"
+
+    @pytest.mark.parametrize(
+        ("content", "offset"), [("Köln".encode("latin-1"), 1), (codecs.BOM_UTF8 + b"ab\xff", 5), (b"ok\xc3", 2)]
+    )
+    def test_other_encodings_are_refused_with_the_offset(self, content: bytes, offset: int) -> None:
+        assert f"offset {offset} is not valid UTF-8" in refused(UnreadableDocument, content, "a.txt")
+
+    @pytest.mark.parametrize("content", [b"", b" \n\t\n", codecs.BOM_UTF8, "\u00a0\u2003".encode()])
+    def test_no_text_is_refused(self, content: bytes) -> None:
+        refused(InvalidValue, content, "a.txt")
+
+    def test_nul_is_refused(self) -> None:
+        assert "U+0000 at offset 1" in refused(InvalidValue, b"a\0b", "a.txt")
+
+    def test_length_is_counted_in_characters(self) -> None:
+        assert read("ä".encode() * 10, "a.txt", max_chars=10).text == "ä" * 10
+        with pytest.raises(BodyTooLarge, match="11 characters, 10 are allowed"):
+            read(b"a" * 11, "a.txt", max_chars=10)
+
+    @pytest.mark.parametrize(
+        ("text", "title"),
+        [
+            ("intro\n\n## The *Lamp* ##\n# Later", "The *Lamp*"),
+            ("The Lamp\n========\ntext", "The Lamp"),
+            ("```\n# a comment\n```\n# Real", "Real"),
+            ("```\n# never closed", "a"),
+            ("#hashtag, no heading", "a"),
+            ("\r\n# Windows\r\ntext", "Windows"),
+        ],
+    )
+    def test_the_first_heading_is_the_title_of_markdown(self, text: str, title: str) -> None:
+        assert read(text.encode(), "a.md").title == title
+
+    @pytest.mark.parametrize("text", [" " * 300_000 + "x", "# a" + " #" * 150_000 + "x", "\n" * 300_000, "=" * 300_000])
+    def test_no_text_takes_long(self, text: str) -> None:
+        started = time.perf_counter()
+        attach_headings(unwrap(tidy(text)))
+        identify(text.encode(), filename="a.md", content_type=None)
+        parse(b"x" + text.encode(), media_type="text/markdown", filename="a.md", max_chars=1_000_000)
+        assert time.perf_counter() - started < 1
+
+
+class TestHtml:
+    def test_blocks_become_lines_and_the_rest_of_the_page_goes(self) -> None:
+        page = b"""<!doctype html><html><head><title> The &amp;
+            Lamp </title><style>p{}</style></head><body><nav>menu</nav><h1>Zorv</h1><p>One <b>bold</b>,
+            two<br>next</p>tail<!-- note --><ul><li>a</li><li>b</li></ul><table><tr><th>N</th><th>V</th></tr>
+            <tr><td><p>x</p></td><td>1</td></tr></table><script>alert(1)</script>after</body></html>"""
+        assert read(page, "a.html") == Parsed(
+            "Zorv\n\nOne bold, two\nnext\n\ntail\n\na\nb\n\nN | V\nx | 1\n\nafter", "The & Lamp", "text/html"
+        )
+
+    def test_preformatted_text_keeps_its_indentation(self) -> None:
+        assert read(b"<p>a</p><pre>def f():\n    return  1</pre>", "a.html").text == "a\n\ndef f():\n    return  1"
+
+    def test_the_page_may_name_its_encoding(self) -> None:
+        page = '<meta charset="ISO-8859-1"><p>Köln “x”</p>'.encode("windows-1252")
+        assert read(page, "a.html").text == "Köln “x”"
+
+    def test_an_encoding_that_is_none_for_text_is_not_followed(self) -> None:
+        refused(UnreadableDocument, b'<meta charset="utf-7"><p>\xff</p>', "a.html")
+
+    def test_depth_is_no_problem_for_the_reader(self) -> None:
+        assert read(b"<div>" * 3000 + b"deep", "a.html").text == "deep"
+
+    def test_a_page_of_scripts_has_no_text(self) -> None:
+        refused(InvalidValue, b"<html><body><script>run()</script></body></html>", "a.html")
+
+
+class TestPdf:
+    def test_wrapped_lines_are_joined_and_the_title_is_read(self) -> None:
+        lines = ["Heading", "The lamp of Zorv burns for exactly nine days and", "nights. Then it rests.", "Name: 12"]
+        parsed = read(make_pdf(lines, title="Lamps"), "a.pdf", "application/pdf")
+        assert parsed.title == "Lamps"
+        assert parsed.text == (
+            "Heading\nThe lamp of Zorv burns for exactly nine days and nights. Then it rests.\nName: 12"
+        )
+
+    def test_without_a_title_the_file_name_is_taken(self) -> None:
+        assert read(make_pdf(["a"]), "report 7.pdf").title == "report 7"
+
+    @pytest.mark.parametrize("content", [b"%PDF-1.7 garbage", make_pdf(["a"])[:300] + b"\xff" * 300])
+    def test_a_damaged_file_is_unreadable(self, content: bytes) -> None:
+        assert "damaged" in refused(UnreadableDocument, content, "a.pdf")
+
+    def test_an_encrypted_file_is_unreadable(self) -> None:
+        assert "encrypted" in refused(UnreadableDocument, make_pdf(["a"], encrypt=ENCRYPT), "a.pdf")
+
+    def test_a_page_without_text_is_refused(self) -> None:
+        assert "no text" in refused(InvalidValue, make_pdf([]), "scan.pdf")
+
+
+class TestDocx:
+    def test_paragraphs_and_tables_come_in_order(self) -> None:
+        assert read(make_docx(title="Lamps"), "a.docx", DOCX) == Parsed(
+            "Zorvian lamps\n\nThe lamp of Zorv burns for nine days.\n\nLamps\nZorv | nine\n\nIt was built in Köln.",
+            "Lamps",
+            DOCX,
+        )
+
+    def test_a_zip_type_for_a_zip_is_no_contradiction(self) -> None:
+        assert read(make_docx(), "a.docx", "application/zip").title == "a"
+
+    def test_entities_are_unreadable(self) -> None:
+        content = with_member(make_docx(), "word/document.xml", ENTITIES)
+        assert "entities" in refused(UnreadableDocument, content, "a.docx")
+
+    @pytest.mark.parametrize("content", [make_docx()[:1000], b"PK\x03\x04" + b"x" * 500])
+    def test_a_broken_container_is_unreadable(self, content: bytes) -> None:
+        assert "broken zip" in refused(UnreadableDocument, content, "a.docx")
+
+    @pytest.mark.parametrize("part", ["", "<w:document", "<html/>"])
+    def test_a_broken_document_part_is_unreadable(self, part: str) -> None:
+        refused(UnreadableDocument, with_member(make_docx(), "word/document.xml", part), "a.docx")
+
+
+class TestEpub:
+    def test_pages_come_in_the_order_of_the_spine(self) -> None:
+        pages = {"z%20one.xhtml": PAGE.format("<h1>First</h1>"), "a/two.xhtml": PAGE.format("<p>Second.</p>")}
+        assert read(make_epub(pages), "a.epub", EPUB) == Parsed("First\n\nSecond.", "A Book", EPUB)
+
+    def test_a_page_that_is_missing_is_named(self) -> None:
+        opf_only = make_epub({"here.xhtml": PAGE.format("x")})
+        content = opf_only.replace(b"OEBPS/here.xhtml", b"OEBPS/away.xhtml")
+        assert "'OEBPS/here.xhtml'" in refused(UnreadableDocument, content, "a.epub")
+
+    def test_entities_are_unreadable_in_the_package_and_in_pages(self) -> None:
+        pages = {"a.xhtml": PAGE.format("x")}
+        package = with_member(make_epub(pages), "OEBPS/book.opf", ENTITIES)
+        assert "entities" in refused(UnreadableDocument, package, "a.epub")
+        assert "entities" in refused(UnreadableDocument, make_epub({"a.xhtml": ENTITIES}), "a.epub")
+
+    def test_encrypted_pages_are_unreadable_but_encrypted_fonts_are_not(self) -> None:
+        encryption = (
+            '<encryption><e:EncryptedData xmlns:e="http://www.w3.org/2001/04/xmlenc#"><e:CipherData>'
+            '<e:CipherReference URI="OEBPS/{}"/></e:CipherData></e:EncryptedData></encryption>'
+        )
+        book = make_epub({"a.xhtml": PAGE.format("words")})
+        assert read(with_member(book, "META-INF/encryption.xml", encryption.format("f.otf")), "a.epub").text == "words"
+        locked = with_member(book, "META-INF/encryption.xml", encryption.format("a.xhtml"))
+        assert "DRM" in refused(UnreadableDocument, locked, "a.epub")
+
+    def test_a_container_that_names_no_package_is_unreadable(self) -> None:
+        content = make_zip({"META-INF/container.xml": CONTAINER.replace("full-path", "other")})
+        refused(UnreadableDocument, content, "a.epub")
+
+
+class TestZipLimits:
+    def test_expansion_ratio(self) -> None:
+        content = with_member(make_docx(), "word/media/x.bin", bytes(2 << 20))
+        assert "zip bomb" in refused(UnreadableDocument, content, "a.docx")
+
+    def test_number_of_members(self) -> None:
+        content = make_zip({str(number): b"" for number in range(archive.MAX_MEMBERS + 1)})
+        assert "10001 members" in refused(UnreadableDocument, content, "a.docx")
+
+    def test_total_size_by_the_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 1000)
+        assert "bytes unzipped" in refused(UnreadableDocument, make_docx(), "a.docx")
+
+    def test_total_size_while_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened = archive.Archive(make_zip({"a": b"x" * 600, "b": b"x" * 600}), "a.docx")
+        monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 1000)
+        assert len(opened.read("a")) == 600
+        with pytest.raises(UnreadableDocument, match="zip bomb"):
+            opened.read("b")
+
+    def test_a_directory_that_lies_about_a_size(self) -> None:
+        content = bytearray(make_zip({"a": b"x" * 5000}))
+        entry = content.rindex(b"PK\x01\x02")
+        content[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
+        with pytest.raises(UnreadableDocument, match="damaged"):
+            archive.Archive(bytes(content), "a.docx").read("a")
+
+    def test_encrypted_members_and_other_compressions(self) -> None:
+        with pytest.raises(UnreadableDocument, match="compression"):
+            archive.Archive(make_zip({"a": b"x"}, method=14), "a.docx")
+        locked = bytearray(make_zip({"a": b"x"}))
+        locked[locked.rindex(b"PK\x01\x02") + 8] |= 1
+        with pytest.raises(UnreadableDocument, match="encrypted"):
+            archive.Archive(bytes(locked), "a.docx")
+
+
+class TestLines:
+    WRAPPED = "The lamp of Zorv burns for exactly nine days and\nnights, then"
+
+    def test_unwrapping_and_headings_keep_every_offset(self) -> None:
+        text = f"Heading\n\n{self.WRAPPED}" + " it rests" * 10
+        shaped = attach_headings(unwrap(text))
+        assert shaped == text.replace("\n", " ")
+        assert len(shaped) == len(text)
+
+    @pytest.mark.parametrize(
+        "text", ["short\nline", "The lamp of Zorv burns for exactly nine days.\nthen", "x" * 60 + "\nAda: 12\nBob: 13"]
+    )
+    def test_lists_and_sentence_ends_are_left_alone(self, text: str) -> None:
+        assert unwrap(text) == text
