@@ -7,6 +7,7 @@ and keys, do not belong in a log: libraries that would print them at `debug` sta
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ OWN_LOGGERS = ("loramem", "server", "trainer_worker")
 
 CONFIDING_LOGGERS = ("httpcore", "httpx", "openai", "python_multipart", "urllib3")
 """Libraries that log bodies, headers or a line per call below `warning`."""
+
+CHATTY_LOGGERS = ("alembic", "sentence_transformers")
+"""Libraries whose `info` tells nothing that our own lines do not."""
 
 _bound: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("bound_ids", default=())
 
@@ -71,6 +75,7 @@ def configure(role: str, level: str = "info", stream: TextIO | None = None) -> N
     logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(number)
-    for name in CONFIDING_LOGGERS:
+    for name in (*CONFIDING_LOGGERS, *CHATTY_LOGGERS):
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are no lines; read when tqdm is imported

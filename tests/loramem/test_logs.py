@@ -19,7 +19,7 @@ def output() -> Iterator[io.StringIO]:
     yield stream
     logging.captureWarnings(False)
     logging.basicConfig(level=level, handlers=handlers, force=True)
-    for name in (*logs.OWN_LOGGERS, *logs.CONFIDING_LOGGERS):
+    for name in (*logs.OWN_LOGGERS, *logs.CONFIDING_LOGGERS, *logs.CHATTY_LOGGERS):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
