@@ -85,7 +85,7 @@ def weights_of(scores: Sequence[float]) -> list[float]:
         parts[max(range(len(parts)), key=lambda i: shares[i] - parts[i])] += 1
     while sum(parts) > PARTS:  # the least share costs a part that a greater one pays
         payers = [i for i in range(len(parts)) if parts[i] > 1]
-        parts[max(payers, key=lambda i: (parts[i] - shares[i], -i))] -= 1
+        parts[max(payers, key=lambda i: (parts[i] - shares[i], i))] -= 1
     return [part / PARTS for part in parts]
 
 

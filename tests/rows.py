@@ -38,10 +38,13 @@ def add_document(database: Database, document_id: str, text: str = "", namespace
 def add_revision(database: Database, document_id: str, text: str) -> int:
     """What PUT does; returns the new revision's number."""
     with database.write() as session:
-        document = session.get_one(Document, document_id)
-        document.newest_revision += 1
-        session.add(_revision(document_id, document.newest_revision, text))
-        return document.newest_revision
+        return _add_revision(session, session.get_one(Document, document_id), text)
+
+
+def _add_revision(session: Session, document: Document, text: str) -> int:
+    document.newest_revision += 1
+    session.add(_revision(document.id, document.newest_revision, text))
+    return document.newest_revision
 
 
 def _revision(document_id: str, number: int, text: str) -> Revision:
@@ -66,40 +69,63 @@ def serve(
     """
     with database.write() as session:
         document = session.get_one(Document, document_id)
-        for table in (Window, Chunk):
-            session.execute(delete(table).where(table.document_id == document_id))
-        windows = []
-        for ordinal in range(0, len(vectors), per_chunk):
-            some = vectors[ordinal : ordinal + per_chunk]
-            span = {"start": ordinal * 10, "end": (ordinal + len(some)) * 10}
-            number = {"document_id": document_id, "revision": document.newest_revision}
-            chunk = Chunk(id=new_id("chunk"), ordinal=ordinal // per_chunk, tokens=1, **number, **span)
-            session.add(chunk)
-            session.flush()
-            for i, vector in enumerate(some, start=ordinal):
-                place = {"chunk_id": chunk.id, "start": i * 10, "end": i * 10 + 10}
-                windows.append(Window(embedder=embedder, embedding=vector.astype("<f4").tobytes(), **number, **place))
-        session.add_all(windows)
-        document.serving_revision = document.newest_revision
-        document.state = DocumentState.INDEXED
-        session.flush()
+        windows = _serve(session, document, vectors, embedder, per_chunk)
         _grow(session, document.namespace)
         return [window.id for window in windows]
 
 
-def add_adapters(database: Database, document_id: str, fingerprint: str = FINGERPRINT) -> list[str]:
-    """A live adapter for each chunk of the serving revision; returns their ids in the chunks' order."""
+def _serve(
+    session: Session, document: Document, vectors: NDArray[np.float32], embedder: str, per_chunk: int
+) -> list[Window]:
+    for table in (Window, Chunk):
+        session.execute(delete(table).where(table.document_id == document.id))
+    number = {"document_id": document.id, "revision": document.newest_revision}
+    windows = []
+    for first in range(0, len(vectors), per_chunk):
+        some = vectors[first : first + per_chunk]
+        span = {"start": first * 10, "end": (first + len(some)) * 10}
+        chunk = Chunk(id=new_id("chunk"), ordinal=first // per_chunk, tokens=1, **number, **span)
+        session.add(chunk)
+        session.flush()
+        for i, vector in enumerate(some, start=first):
+            place = {"chunk_id": chunk.id, "start": i * 10, "end": i * 10 + 10}
+            windows.append(Window(embedder=embedder, embedding=vector.astype("<f4").tobytes(), **number, **place))
+    session.add_all(windows)
+    document.serving_revision = document.newest_revision
+    document.state = DocumentState.INDEXED
+    session.flush()
+    return windows
+
+
+def add_adapters(database: Database, document_id: str) -> None:
+    """A live adapter for each chunk of the serving revision."""
     with database.write() as session:
         document = session.get_one(Document, document_id)
-        chunks = select(Chunk).where(Chunk.document_id == document_id, Chunk.revision == document.serving_revision)
-        adapters = [_adapter(document, chunk, fingerprint) for chunk in session.scalars(chunks.order_by(Chunk.ordinal))]
-        session.add_all(adapters)
-        document.state = DocumentState.LIVE
+        _add_adapters(session, document)
         _grow(session, document.namespace)
-        return [adapter.id for adapter in adapters]
 
 
-def _adapter(document: Document, chunk: Chunk, fingerprint: str) -> Adapter:
+def _add_adapters(session: Session, document: Document) -> None:
+    chunks = select(Chunk).where(Chunk.document_id == document.id, Chunk.revision == document.serving_revision)
+    session.add_all([_adapter(document, chunk) for chunk in session.scalars(chunks.order_by(Chunk.ordinal))])
+    document.state = DocumentState.LIVE
+
+
+def replace_revision(
+    database: Database, document_id: str, text: str, vectors: NDArray[np.float32], embedder: str
+) -> None:
+    """A new revision goes live in one transaction: text, windows and adapters."""
+    with database.write() as session:
+        document = session.get_one(Document, document_id)
+        _add_revision(session, document, text)
+        retire = update(Adapter).where(Adapter.document_id == document_id)
+        session.execute(retire.values(state=AdapterState.RETIRED, retired_at=0))
+        _serve(session, document, vectors, embedder, per_chunk=1)
+        _add_adapters(session, document)
+        _grow(session, document.namespace)
+
+
+def _adapter(document: Document, chunk: Chunk) -> Adapter:
     adapter_id = new_id("ada")
     return Adapter(
         id=adapter_id,
@@ -108,11 +134,11 @@ def _adapter(document: Document, chunk: Chunk, fingerprint: str) -> Adapter:
         revision=chunk.revision,
         chunk_id=chunk.id,
         ordinal=chunk.ordinal,
-        fingerprint=fingerprint,
+        fingerprint=FINGERPRINT,
         rank=16,
         alpha=32,
         path=adapter_id,
-        sha256=f"sha256 of {adapter_id}",
+        sha256=f"weights of revision {chunk.revision}",
         size_bytes=1,
         exam=EXAM.model_dump(),
         state=AdapterState.LIVE,
