@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 from sqlalchemy import event, update
 
 from loramem.database import Database, epoch_now
@@ -68,6 +68,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.database.close()
         self._folder.cleanup()
 
+    @precondition(lambda self: len(self.rows) < 3)  # few jobs, so that much happens to each
     @rule(target=jobs)
     def upload(self) -> str:
         with self.database.write() as session:
@@ -76,12 +77,12 @@ class QueueMachine(RuleBasedStateMachine):
         return job_id
 
     @rule(target=claims)
-    def claim(self) -> Claim | None:
+    def claim(self) -> Any:
         claim = self.queue.claim("worker")
         claimable = self._bury_unclaimable()
         if claim is None:
             assert not claimable
-            return None
+            return multiple()
         row = self.rows[claim.job_id]
         assert claim.job_id in claimable
         assert row.holder is None or claim.fence > row.holder.fence
@@ -109,10 +110,8 @@ class QueueMachine(RuleBasedStateMachine):
             row.expired = True
 
     @rule(claim=claims)
-    def heartbeat(self, claim: Claim | None) -> None:
+    def heartbeat(self, claim: Claim) -> None:
         row = self._holding(claim)
-        if claim is None:
-            return
         if row is None:
             with pytest.raises(LeaseLost):
                 self.queue.renew(claim)
@@ -121,10 +120,8 @@ class QueueMachine(RuleBasedStateMachine):
             row.expired = False
 
     @rule(claim=claims)
-    def publish(self, claim: Claim | None) -> None:
+    def publish(self, claim: Claim) -> None:
         row = self._holding(claim)
-        if claim is None:
-            return
         if row is None or row.cancel_requested:
             with pytest.raises(LeaseLost if row is None else JobCancelled):
                 self._succeed(claim)
@@ -134,10 +131,8 @@ class QueueMachine(RuleBasedStateMachine):
             row.published += 1
 
     @rule(claim=consumes(claims), retryable=st.booleans())
-    def fail(self, claim: Claim | None, retryable: bool) -> None:
+    def fail(self, claim: Claim, retryable: bool) -> None:
         row = self._holding(claim)
-        if claim is None:
-            return
         if row is None:
             with pytest.raises(LeaseLost):
                 self.queue.fail(claim, LoramemError("x"), retryable=retryable)
@@ -150,10 +145,8 @@ class QueueMachine(RuleBasedStateMachine):
             row.end("dead" if retryable else "failed")
 
     @rule(claim=consumes(claims))
-    def postpone(self, claim: Claim | None) -> None:
+    def postpone(self, claim: Claim) -> None:
         row = self._holding(claim)
-        if claim is None:
-            return
         if row is None:
             with pytest.raises(LeaseLost):
                 self.queue.postpone(claim, 0, "stopping")
@@ -192,9 +185,9 @@ class QueueMachine(RuleBasedStateMachine):
             assert (job.finished_at is not None) == (row.state in OVER)
             assert job.attempts <= job.max_attempts
 
-    def _holding(self, claim: Claim | None) -> Row | None:
-        row = self.rows[claim.job_id] if claim else None
-        return row if row is not None and row.holder == claim and row.state == "running" else None
+    def _holding(self, claim: Claim) -> Row | None:
+        row = self.rows[claim.job_id]
+        return row if row.holder == claim and row.state == "running" else None
 
     def _succeed(self, claim: Claim) -> None:
         with self.database.write() as session:
@@ -206,6 +199,6 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 QueueMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestQueueMachine = QueueMachine.TestCase
