@@ -18,16 +18,17 @@ compile() { # OUTPUT PYTHON OPTION...
   shift 2
   uv pip compile pyproject.toml "$@" --override requirements/overrides.txt "${find_links[@]}" \
     --python-version "$python" --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet --output-file "$output"
-  echo "lock: wrote $output, $(grep -c == "$output") packages"
 }
+wrote() { for file in "$@"; do echo "lock: wrote $file, $(grep -c == "$file") packages"; done; }
 
 cpu=(--override requirements/cpu-overrides.txt --extra cpu --extra postgres)
 compile requirements/cpu.txt 3.11 "${cpu[@]}"
 compile requirements/gpu.txt 3.12 --extra gpu --extra postgres
+wrote requirements/cpu.txt requirements/gpu.txt
 
 with_dev=$(mktemp)
 trap 'rm -f "$with_dev"' EXIT
 cp requirements/cpu.txt "$with_dev" # keeps the versions just chosen
 compile "$with_dev" 3.11 "${cpu[@]}" --extra dev
-comm -13 <(sort requirements/cpu.txt) <(sort "$with_dev") >requirements/dev.txt
-echo "lock: wrote requirements/dev.txt, $(grep -c == requirements/dev.txt) packages"
+grep --invert-match --line-regexp --fixed-strings --file requirements/cpu.txt "$with_dev" >requirements/dev.txt
+wrote requirements/dev.txt
