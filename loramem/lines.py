@@ -7,7 +7,9 @@ from loramem.errors import BodyTooLarge, InvalidValue
 _LINE_ENDS = re.compile(r"\r\n?|[\f\v\x85\u2028\u2029]")
 _TRAILING_SPACE = re.compile(r"(?<![ \t\xa0])[ \t\xa0]+$", re.MULTILINE)
 _MANY_BLANK_LINES = re.compile(r"\n{3,}")
-_WRAP = re.compile(r"(?<=[^\n]{40}[^\s.!?:;|])\n(?=(\w))")
+_BLANK_LINES = re.compile(r"(\n{2,})")
+_WRAP = re.compile(r"(?<=[^\n]{40}[^\s.!?:;|])\n(?!\d+[.)])(?=[\"'(\u2018\u201c]?(\w))")
+_LOWER_SHARE = 0.25
 _HEADING = re.compile(r"^([^\n]{0,99}[^\s.!?:;,|])(\n+)(?=[^\n]{100})", re.MULTILINE)
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -46,10 +48,17 @@ def tidy(text: str) -> str:
 def unwrap(text: str) -> str:
     """Line ends inside a sentence become spaces; the length stays the same, so offsets stay valid.
 
-    A line of at least 41 characters that ends without punctuation, followed by a lower-case letter, was wrapped by
-    its typesetter. Lists and records, whose lines start with capitals or digits, are left alone.
+    A line of at least 41 characters that ends without punctuation was wrapped by its typesetter, if the next one
+    starts in lower case, or if a quarter of the lines around do. Lists and records, whose lines start with capitals,
+    digits or bullets, are left alone.
     """
-    return _WRAP.sub(lambda found: " " if found[1].islower() else "\n", text)
+    return "".join(_unwrap_block(block) for block in _BLANK_LINES.split(text))
+
+
+def _unwrap_block(block: str) -> str:
+    starts = [line[:1].islower() for line in block.split("\n")[1:]]
+    is_prose = sum(starts) >= _LOWER_SHARE * len(starts)
+    return _WRAP.sub(lambda found: " " if is_prose or found[1].islower() else "\n", block)
 
 
 def attach_headings(text: str) -> str:

@@ -302,3 +302,12 @@ class TestLines:
     )
     def test_lists_and_sentence_ends_are_left_alone(self, text: str) -> None:
         assert unwrap(text) == text
+
+    def test_prose_is_joined_before_names_and_numbers_too(self) -> None:
+        lines = [
+            "The lamp of Zorv burns for nine whole days and",
+            "nights, and then it is given to a guard of",
+            "3 men",
+        ]
+        text = "\n".join(lines)
+        assert unwrap(text) == text.replace("\n", " ")
