@@ -63,7 +63,9 @@ class Program:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "loramem.supervise", self._module, str(os.getpid())]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        # Engine and trainer share the cores: threads that spin at a barrier would take them from the other.
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
         self.started_at = time.monotonic()
         log.info("started %s as process %d", self.name, self.process.pid)
 

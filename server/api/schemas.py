@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from loramem.records import (
     ExamResult,
@@ -47,6 +47,14 @@ def _small_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _top_k(value: object) -> object:
+    """One message for both forms; a union would answer with one per form."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8):
+        return value
+    raise ValueError("must be a whole number from 1 to 8, or 'auto'")
+
+
+TopK = Annotated[Annotated[int, Field(ge=1, le=8)] | Literal["auto"], BeforeValidator(_top_k)]
 Text = Annotated[str, AfterValidator(_storable)]
 FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)]
 NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -79,7 +87,7 @@ class DocumentFields(Schema):
 
 
 class DocumentIn(DocumentFields):
-    text: Text = Field(description="the document")
+    text: FilledText = Field(description="the document")
 
 
 class JobOut(Schema):
@@ -171,8 +179,8 @@ class QueryIn(Schema):
     messages: list[MessageIn] | None = Field(None, min_length=1, max_length=200, description="the last one is asked")
     mode: Mode = "lora"
     namespace: NamespaceName = "default"
-    document_ids: list[str] | None = Field(None, min_length=1, max_length=64, description="ask only these")
-    top_k: Annotated[int, Field(strict=True, ge=1, le=8)] | Literal["auto"] = "auto"
+    document_ids: list[Text] | None = Field(None, min_length=1, max_length=64, description="ask only these")
+    top_k: TopK = Field("auto", description="adapters merged into the answer; auto: the single best")
     compose: Literal["merge"] = "merge"
     merge: MergeIn = Field(default_factory=lambda: MergeIn())
     context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
