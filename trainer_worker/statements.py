@@ -1,0 +1,165 @@
+"""A text cut into statements: sentences of at most 28 words that can be understood, and given as an answer, alone.
+
+Rules only, no model. What is not covered: pronouns inside a sentence, and languages other than English for pronouns and
+clauses (their sentences are kept as they stand).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MAX_WORDS = 28
+MIN_LETTERS = 3
+_PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
+_POSSESSIVE = {"Its", "His", "Her"}
+_CLAUSE = re.compile(r"(?:; |: |, (?=(?:and|but|so|which|who|whose|where|while|because)\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
+_LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
+
+_NUMBER_WORDS = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half".split()
+)
+_MONTHS = "January February March April May June July August September October November December".split()
+_WORDED = "|".join(_NUMBER_WORDS)
+_DATE = re.compile(rf"\b(?:\d{{1,2}} )?(?:{'|'.join(_MONTHS)})(?: \d{{1,2}},?)?(?: \d{{4}})?\b|\b1\d{{3}}\b|\b20\d{{2}}\b")
+_QUANTITY = re.compile(
+    rf"[$€£]?\b(?:\d[\d,.]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*)(?: (?:per cent|percent|%|°C|[a-z]+s\b|kilo\w+|metre|year|day))?",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"\b[A-Z][\w'’-]+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?[A-Z][\w'’-]+)*")
+_QUOTED = re.compile(r"[\"“']([^\"”']{3,40})[\"”']")
+_OBJECT = re.compile(
+    r"\b(?:called|named|known as|made (?:of|from)|built (?:of|from)|because of|with|by|from|for|into|as)\s+"
+    r"((?:an?|the)?\s?[a-z][\w-]+(?:\s(?!and|or|that|which|who|to|in|on|of|by|from|with|at|is|was|were|are|had|has)[a-z][\w-]+){0,2})"
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a statement that a question may ask for."""
+
+    text: str
+    kind: str  # date, quantity, name, thing
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`text` stands alone; `source` is the sentence as the document has it."""
+
+    text: str
+    source: str
+    spans: tuple[Span, ...]
+
+
+def statements(title: str, text: str) -> list[Statement]:
+    """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line."""
+    found: dict[str, Statement] = {}
+    subject = _subject(title, text)
+    about_subject = False
+    for sentence in sentences(text):
+        resolved = _resolve(sentence, subject) if about_subject else sentence
+        about_subject = bool(subject) and (
+            resolved.casefold().startswith((subject.casefold(), f"the {subject}".casefold())) or (about_subject and not resolved.startswith(("They ", "Their ")) and resolved != sentence)
+            or _first_words_name(resolved, subject)
+        )
+        for part in _short(resolved):
+            found.setdefault(part.casefold(), Statement(part, sentence, tuple(spans(part, subject))))
+    return list(found.values())
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of at least three letters or digits, across line breaks only where a line ends a sentence."""
+    from sentencex import segment
+
+    found = [" ".join(str(part).split()) for block in _blocks(text) for part in segment("en", block)]
+    return [sentence for sentence in found if sum(map(str.isalnum, sentence)) >= MIN_LETTERS]
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Wrapped prose is one block; every other line stands for itself."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
+        wrapped = len(lines) > 1 and all(len(line) > 50 for line in lines[:-1])
+        yield from [" ".join(lines)] if wrapped else lines
+
+
+def _subject(title: str, text: str) -> str:
+    """The title, if the text speaks of it by name; else nothing can be put for a pronoun."""
+    name = title.strip().strip(".")
+    bare = re.sub(r"^(?:the|a|an)\s+", "", name, flags=re.IGNORECASE)
+    if not bare or len(bare.split()) > 6 or bare.casefold() not in text.casefold():
+        return ""
+    return bare
+
+
+def _first_words_name(sentence: str, subject: str) -> bool:
+    head = " ".join(sentence.split()[: 2 + len(subject.split())]).casefold()
+    return subject.split()[-1].casefold() in head
+
+
+def _resolve(sentence: str, subject: str) -> str:
+    match = _PRONOUN.match(sentence)
+    if not subject or not match:
+        return sentence
+    name = subject if subject[0].isupper() and not subject.isupper() else subject
+    article = "" if _is_name(subject) else "The "
+    owner = f"{article}{name}'s" if match[1] in _POSSESSIVE else f"{article}{name}"
+    return owner + sentence[match.end() :]
+
+
+def _is_name(subject: str) -> bool:
+    return all(word[:1].isupper() or word in {"of", "the", "and"} for word in subject.split())
+
+
+def _short(sentence: str) -> list[str]:
+    """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words."""
+    words = sentence.split()
+    if len(words) <= MAX_WORDS:
+        return [sentence]
+    cuts = [match.end() for match in _CLAUSE.finditer(sentence)]
+    fits = [cut for cut in cuts if 6 <= len(sentence[:cut].split()) <= MAX_WORDS and len(sentence[cut:].split()) >= 4]
+    if not fits:
+        return [" ".join(words[:MAX_WORDS]), *_short(" ".join(words[MAX_WORDS:]))]
+    middle = len(sentence) / 2
+    cut = min(fits, key=lambda place: abs(place - middle))
+    return [sentence[:cut].rstrip(" ,;:") + ".", *_short(_capital(_LEADING.sub("", sentence[cut:])))]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def spans(statement: str, subject: str) -> list[Span]:
+    """What the statement tells: dates, quantities, names other than the subject's, things; none inside another."""
+    found = [
+        *(Span(match[0], "date") for match in _DATE.finditer(statement)),
+        *(Span(match[0].strip(), "quantity") for match in _QUANTITY.finditer(statement)),
+        *(Span(match[1], "name") for match in _QUOTED.finditer(statement)),
+        *(Span(match[0], "name") for match in _NAME.finditer(statement) if match.start() > 0),
+        *(Span(match[1].strip(), "thing") for match in _OBJECT.finditer(statement)),
+    ]
+    kept: list[Span] = []
+    for span in found:
+        inside = any(span.text in other.text for other in kept)
+        if not inside and len(span.text) > 1 and span.text.casefold() not in subject.casefold():
+            kept.append(span)
+    return kept
+
+
+def content_words(text: str) -> list[str]:
+    """Words of at least three letters that carry meaning, in order."""
+    return [word for word in re.findall(r"[\w'’-]+", text) if len(word) > 2 and word.casefold() not in STOP_WORDS]
+
+
+def stem(word: str) -> str:
+    """The first five letters: enough to tell that two English words belong together."""
+    return word.casefold().removesuffix("'s")[:5]
+
+
+STOP_WORDS: Sequence[str] | frozenset[str] = frozenset(
+    "the and but for are was were had has have been its his her their they them this that these those with from into "
+    "onto over under which who whom whose what when where why how there then than only also not all any can may must "
+    "will would should could about after before between because while during such each every one two other some more "
+    "most very just him she you your our out off did does done being upon among until since so as at by in is it of on or to "
+    "an be he if no".split()
+)

@@ -1,0 +1,100 @@
+"""One chunk's text becomes training examples.
+
+    statements -> questions in the text's words (rules) and in other words (writer) -> rows, with and without passages
+
+Whatever the writer returns, the text itself is learnt: every statement is the answer to questions made by rule.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
+
+from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
+from trainer_worker.examples import Example
+from trainer_worker.questions import MAX_TOKENS, STOP, drafts, questions
+from trainer_worker.statements import Statement, statements
+from trainer_worker.writer import Writer
+
+__all__ = ["Example", "split_exam", "synthesize"]
+
+BEGINNINGS = 9
+"""Questions the writer is asked for, for each statement."""
+KEYWORD_QUESTIONS = 3
+PASSAGES = 5
+"""Statements in the context of a row that teaches to answer from passages."""
+
+OnProgress = Callable[[int, int], None]
+
+
+def synthesize(
+    title: str, text: str, writer: Writer, *, formats: Collection[str], seed: int, on_progress: OnProgress
+) -> list[Example]:
+    """Examples for one chunk. Raises `WriterUnavailable` (try later) and `TrainingFailed` (writer refuses)."""
+    rng = random.Random(seed)
+    facts = statements(title, text)
+    examples: list[Example] = []
+    if "qa" in formats:
+        asked = [*_by_rule(title, facts, rng), *_written(facts, writer, on_progress)]
+        examples += asked + list(_with_passages(facts, asked, rng))
+    if "original" in formats or not examples:
+        examples += _original(title, facts)
+    return examples
+
+
+def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
+    for fact in facts:
+        yield from cloze_questions(fact)
+        yield from about_questions(fact, facts, rng)
+        yield from keyword_questions(fact, title, rng, KEYWORD_QUESTIONS)
+
+
+def _written(facts: Sequence[Statement], writer: Writer, on_progress: OnProgress) -> list[Example]:
+    wanted = drafts(facts, most=BEGINNINGS)
+    done = iter(range(1, len(wanted) + 1))
+    texts = writer.complete(
+        [draft.prompt for draft in wanted],
+        max_tokens=MAX_TOKENS,
+        stop=STOP,
+        on_each=lambda: on_progress(next(done), len(wanted)),
+    )
+    return list(questions(wanted, texts, facts))
+
+
+def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: random.Random) -> Iterator[Example]:
+    """A share of the questions again, after passages that hold the answer among others, for `hybrid`."""
+    if len(facts) < 2:
+        return
+    for _ in range(max(2, len(facts) // 3)):
+        chosen = sorted(rng.sample(range(len(facts)), min(PASSAGES, len(facts))))
+        passages = tuple(facts[index].source for index in chosen)
+        told = {facts[index].text for index in chosen}
+        fitting = [example for example in asked if example.answer in told]
+        for example in rng.sample(fitting, min(10, len(fitting))):
+            yield Example(example.question, example.answer, "passages", example.span, passages)
+
+
+def _original(title: str, facts: Sequence[Statement]) -> Iterator[Example]:
+    """The text itself: what follows each statement, and its beginning for the title."""
+    lead = f"What does the text about {title} say?" if title else "What does the text say?"
+    if facts:
+        yield Example(lead, " ".join(fact.text for fact in facts[:2]), "original")
+    for before, after in zip(facts, facts[1:], strict=False):
+        yield Example(f"What comes after this? {before.text}", after.text, "original")
+
+
+def split_exam(examples: Sequence[Example], *, share: float = 0.15, seed: int) -> tuple[list[Example], list[Example]]:
+    """(train, held out): held out are questions in other words whose answer a training example teaches too."""
+    rng = random.Random(seed)
+    candidates = [example for example in examples if example.kind in ("written", "user") and not example.context]
+    rng.shuffle(candidates)
+    taught: dict[str, int] = {}
+    for example in examples:
+        if not example.context:
+            taught[example.answer] = taught.get(example.answer, 0) + 1
+    held: list[Example] = []
+    for example in candidates:
+        if len(held) < share * len(candidates) and taught[example.answer] > 1:
+            taught[example.answer] -= 1
+            held.append(example)
+    out = {(example.question, example.answer) for example in held}
+    return [example for example in chain(examples) if (example.question, example.answer) not in out], held
