@@ -10,10 +10,11 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
+from loramem.lines import check_text, tidy
 from loramem.sandbox import parse_upload
 from loramem.tables import Document
 from server.api.common import After, Limit, NamespaceFilter, TheGateway, document_out, job_out, latest_jobs, problems
-from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage
+from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage, Text
 from server.gateway import Gateway
 from server.upload import Accepted, Upload, create_document, delete_document, replace_document
 
@@ -40,7 +41,7 @@ BODY: dict[str, Any] = {
         },
     }
 }
-_NESTED = BODY["requestBody"]["content"]["application/json"]["schema"].pop("$defs", {})
+NESTED_SCHEMAS: dict[str, Any] = BODY["requestBody"]["content"]["application/json"]["schema"].pop("$defs")
 """Schemas that `DocumentIn` refers to; `app` puts them among the components."""
 
 
@@ -56,7 +57,7 @@ async def upload(request: Request, response: Response, gateway: TheGateway) -> A
 
 
 @router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
-async def replace(document_id: str, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
+async def replace(document_id: Text, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
     """Accept a new revision; the old one answers until the new one is live."""
     wanted = await _read_upload(request, gateway)
     accepted = await asyncio.to_thread(replace_document, gateway.database, gateway.queue, document_id, wanted)
@@ -82,7 +83,7 @@ def list_documents(
 
 
 @router.get("/{document_id}", responses=problems(404))
-def read_document(document_id: str, gateway: TheGateway) -> DocumentOut:
+def read_document(document_id: Text, gateway: TheGateway) -> DocumentOut:
     with gateway.database.read() as session:
         document = session.get(Document, document_id)
         if document is None:
@@ -91,7 +92,7 @@ def read_document(document_id: str, gateway: TheGateway) -> DocumentOut:
 
 
 @router.delete("/{document_id}", status_code=204, responses=problems(404))
-def delete(document_id: str, gateway: TheGateway) -> None:
+def delete(document_id: Text, gateway: TheGateway) -> None:
     """Unanswerable at once; the adapters' files go after a grace period for answers in flight."""
     delete_document(gateway.database, gateway.queue, document_id)
 
@@ -121,11 +122,9 @@ async def _read_upload(request: Request, gateway: Gateway) -> Upload:
 
 async def _from_json(request: Request, gateway: Gateway) -> Upload:
     wanted = _validated(DocumentIn, await request.body())
-    content = wanted.text.encode()
-    parsed = await asyncio.to_thread(
-        parse_upload, content, filename="text.txt", content_type="text/plain", settings=gateway.settings
-    )
-    return _upload(wanted, parsed.text, "", "text/plain")
+    text = tidy(wanted.text)
+    check_text(text, key="text", max_chars=gateway.settings.max_text_chars)
+    return _upload(wanted, text, "", "text/plain")
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:
