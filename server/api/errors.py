@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,8 @@ from loramem.logs import bound_ids
 log = logging.getLogger(__name__)
 
 SHOWN_CHARS = 120
+UNION_BRANCH = re.compile(r"(constrained-|literal\[|function-\w+\[|list\[|str$|int$)")
+"""What pydantic puts into a location to tell which branch of a union it tried; not a key that anybody sent."""
 
 
 def install(app: FastAPI) -> None:
@@ -26,21 +29,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OperationalError, _database)
-    app.add_exception_handler(Exception, _unknown)
 
 
 def problem(error: LoramemError) -> dict[str, Any]:
     """The problem document of a known error."""
     extra = {key: shown(value) if key == "value" else value for key, value in error.extra.items()}
-    return {
-        "type": f"urn:loramem:problem:{error.code}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
-        "request_id": bound_ids().get("request_id"),
-        **extra,
-    }
+    return {**error.problem(), "request_id": bound_ids().get("request_id"), **extra}
 
 
 def shown(value: object) -> Any:
@@ -83,7 +77,7 @@ def from_validation(errors: Sequence[Any]) -> BadRequest:
 
 def _finding(item: Mapping[str, Any]) -> dict[str, Any]:
     location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
-    key = ".".join(part for part in location if not part.startswith(("constrained-", "literal["))) or "body"
+    key = ".".join(part for part in location if not UNION_BRANCH.match(part)) or "body"
     value = "(missing)" if item["type"] == "missing" else shown(item.get("input"))
     return {"key": key, "value": value, "message": item["msg"].removeprefix("Value error, ")}
 
@@ -102,21 +96,18 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, LoramemError):
+        return await _known(request, error.__cause__)
     known = BadRequest(str(error.detail))
     reply = respond(request, known)
     body = json.loads(bytes(reply.body))
     if "status" in body:
         phrase = HTTPStatus(error.status_code).phrase
         body |= {"status": error.status_code, "title": phrase, "code": phrase.lower().replace(" ", "-")}
-        body["type"] = f"urn:loramem:problem:{body['code']}"
+        body["type"] = f"urn:loramem:error:{body['code']}"
     return JSONResponse(body, error.status_code, headers=error.headers, media_type=reply.media_type)
 
 
 async def _database(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s: database unavailable: %s", request.method, request.url.path, error)
     return respond(request, Unavailable("the database cannot be reached or is locked; try again"))
-
-
-async def _unknown(request: Request, error: Exception) -> JSONResponse:
-    """The outermost boundary: starlette logs the traceback after this reply is sent."""
-    return respond(request, LoramemError("an unexpected error; the log has it under this request id"))
