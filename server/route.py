@@ -20,10 +20,10 @@ TEMPERATURE = 0.05
 """Of the softmax over cosines: a lead of 0.05 is worth a factor of e."""
 PARTS = 16
 """Weights are multiples of 1/16, so that recipes repeat and merged adapters are found in the cache."""
-WINDOWS_PER_CHUNK = 64
+PASSAGES = 64
+WINDOWS_PER_CHUNK = 24
 """Windows looked at for each chunk wanted; a chunk of the default length has about twenty."""
 WINDOWS_AT_MOST = 8192
-PASSAGES = 64
 
 
 class Router:
@@ -44,18 +44,18 @@ class Router:
         vector = self._embedder.embed_query(question)
         embedded = time.perf_counter()
         with self._index.view(namespace) as view:
-            _check_documents(view.session, namespace, document_ids)
+            named = _named(view.session, namespace, document_ids or ())
             hits, adapters = self._search(view, vector, document_ids, top_k)
-            passages = _passages(view.session, _distinct(hits)[:PASSAGES])
+            passages = _passages(view.session, _distinct(hits, PASSAGES))
         timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
-        revisions = {hit.document_id: hit.revision for hit in hits}
+        revisions = named | {hit.document_id: hit.revision for hit in hits}
         return Route(adapters, passages, _best_by_document(hits), revisions, timings)
 
     def _search(
         self, view: View, vector: NDArray[np.float32], document_ids: Sequence[str] | None, top_k: int
     ) -> tuple[list[Hit], tuple[RoutedAdapter, ...]]:
         """Look at more windows until `top_k` different chunks with an adapter are among them."""
-        limit = WINDOWS_PER_CHUNK * top_k
+        limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
         while True:
             hits = view.search(vector, limit, document_ids)
             rows = self._live_adapters(view.session, hits)
@@ -113,11 +113,11 @@ def _routed(row: Row[Adapter, str], score: float, weight: float) -> RoutedAdapte
     )
 
 
-def _distinct(hits: Sequence[Hit]) -> list[Hit]:
-    """Without windows that share more than half their text with a better one: chunks overlap."""
+def _distinct(hits: Sequence[Hit], most: int) -> list[Hit]:
+    """The first `most` that do not share more than half their text with a better one: chunks overlap."""
     kept: list[Hit] = []
     for hit in hits:
-        if not any(_repeats(hit, better) for better in kept):
+        if len(kept) < most and not any(_repeats(hit, better) for better in kept):
             kept.append(hit)
     return kept
 
@@ -144,14 +144,14 @@ def _revision_of(table: type[Adapter] | type[Window]) -> Any:
     return and_(Revision.document_id == table.document_id, Revision.number == table.revision)
 
 
-def _check_documents(session: Session, namespace: str, document_ids: Sequence[str] | None) -> None:
-    if document_ids is None:
-        return
-    known = select(Document.id).where(Document.namespace == namespace, Document.id.in_(document_ids))
-    found = set(session.scalars(known))
+def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dict[str, int]:
+    """The revisions that serve of documents named: one may be far from the question, and is read all the same."""
+    known = select(Document.id, Document.serving_revision).where(Document.namespace == namespace)
+    found = dict(session.execute(known.where(Document.id.in_(document_ids))).all())
     for document_id in document_ids:
         if document_id not in found:
             raise NotFound("document", document_id)
+    return {document_id: revision for document_id, revision in found.items() if revision is not None}
 
 
 def _best_by_document(hits: Sequence[Hit]) -> dict[str, float]:
