@@ -61,9 +61,16 @@ class Builder:
         revision = self._revision(claim)
         lease.progress(Progress(phase="chunk"))
         spans = self._chunk(revision.text)
-        lease.progress(Progress(phase="index", total_steps=len(spans), percent=1.0))
         chunks = index_text(
-            self.database, claim, self.embedder, revision, spans, window_tokens=self.settings.window_tokens
+            self.database,
+            claim,
+            self.embedder,
+            revision,
+            spans,
+            window_tokens=self.settings.window_tokens,
+            step=lambda done, total: lease.progress(
+                Progress(phase="index", step=done, total_steps=total, percent=INDEXED_PERCENT * done / total)
+            ),
         )
         pairs = assign_pairs(_pairs(revision), [revision.text[chunk.start : chunk.end] for chunk in chunks])
         adapters = [

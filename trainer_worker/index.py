@@ -3,7 +3,8 @@
 What is embedded is the title and one or two sentences. Measured with MiniLM on 70 questions about seven documents of
 200 words: the window that answers is in the best 100 words for 93 % of them with 40 tokens and the title, for 84 %
 without the title, for 70 % with 96 tokens; the right document comes first for 94, 91 and 86 %. On 500 SQuAD questions
-about 24 articles, 48 tokens find the article for 97.2 %, 96 for 95.6 %; there the title neither helps nor harms.
+about 24 articles the document comes first as often with the title as without (95.5 and 95.6 %), the right paragraph
+less often (72.8 and 76.1 %): titles help texts that go on as "it" and "the machine", and are kept for those.
 """
 
 from collections.abc import Callable, Sequence
