@@ -54,7 +54,7 @@ class Builder:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return Trainer(str(self.base.path), seed=self.settings.seed)
+        return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
 
     def build(self, claim: Claim, lease: Lease) -> None:
         """Turn the claim's revision into live adapters. Raises what its steps raise; the job is then not ended."""
