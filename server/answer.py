@@ -49,7 +49,7 @@ class Answerer:
     async def complete(self, text: str, sampling: Sampling) -> AsyncGenerator[Event, None]:
         """Continue a text with the base model alone: no chat template, no memory. Events as in `answer`."""
         generation = Generation(time.perf_counter())
-        prompt = self.prompts.plain(text, sampling)
+        prompt = await asyncio.to_thread(self.prompts.plain, text, sampling)
         yield Routed((), None, ())
         ask = Ask(text, "base", "", sampling)
         async with aclosing(generate(self.engine, prompt.token_ids, ask, None, generation)) as tokens:

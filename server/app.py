@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -10,9 +11,18 @@ from loramem import __version__
 from loramem.settings import Settings
 from server.api import adapters, documents, errors, health, jobs, openai, queries
 from server.api.middleware import ApiKeys, BodyLimit, RequestContext
+from server.api.schemas import Problem
 from server.gateway import Gateway, build_gateway
 
 DESCRIPTION = "Documents become LoRA adapters; questions are answered from weights, from text, or from both."
+
+
+class Described(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's description with the schemas that only hand-written parts of it name."""
+        description = super().openapi()
+        description["components"]["schemas"] |= {**documents.NESTED_SCHEMAS, "Problem": Problem.model_json_schema()}
+        return description
 
 
 def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
@@ -26,7 +36,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
         gateway.stopping.set()
         await asyncio.shield(gateway.stop())
 
-    app = FastAPI(title="loramem", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = Described(title="loramem", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.gateway = gateway
     errors.install(app)
     for module in (documents, jobs, queries, adapters, openai, health):

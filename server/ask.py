@@ -73,8 +73,8 @@ class Passage:
 
 @dataclass(frozen=True)
 class Route:
-    """All best first. `documents` gives the best score of each document, `revisions` the one that was searched;
-    `timings_ms` has `embed` and `search`."""
+    """All best first. `documents` gives the best score of each document, `revisions` the one that serves, of documents
+    found or named; `timings_ms` has `embed` and `search`."""
 
     adapters: tuple[RoutedAdapter, ...]
     passages: tuple[Passage, ...]

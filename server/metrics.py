@@ -70,7 +70,8 @@ class Metrics:
 
     def observe_answer(self, mode: str, done: Done) -> None:
         self.query_seconds.labels(mode).observe(done.timings_ms["total"] / 1000)
-        self.ttft_seconds.labels(mode).observe(done.timings_ms.get("ttft", 0.0) / 1000)
+        if "ttft" in done.timings_ms:
+            self.ttft_seconds.labels(mode).observe(done.timings_ms["ttft"] / 1000)
         for stage in STAGES:
             if stage in done.timings_ms:
                 self.stage_seconds.labels(mode, stage).observe(done.timings_ms[stage] / 1000)

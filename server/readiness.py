@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from loramem.database import Database
 from loramem.errors import MemoryNotReady
-from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job
+from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job, JobState
 from server.ask import ADAPTER_MODES, Ask, Route
 
 
@@ -45,7 +45,12 @@ def _not_ready(reason: str, job: Job | None, document_id: str | None) -> MemoryN
     extra = {} if document_id is None else {"document_id": document_id}
     if job is None:
         return MemoryNotReady(f"{reason}; upload a document with POST /documents first", **extra)
-    if job.state in FINAL_JOB_STATES:
+    if job.state == JobState.SUCCEEDED:
+        way_out = (
+            f"its job {job.id} succeeded, but with another base model or embedder: set LORAMEM_MODEL and "
+            "LORAMEM_EMBEDDER back, or delete the document and upload it again"
+        )
+    elif job.state in FINAL_JOB_STATES:
         way_out = f"its job {job.id} ended as {job.state}: see GET /jobs/{job.id}, or POST /jobs/{job.id}/retry"
     else:
         way_out = f"its job {job.id} is {job.state}: follow GET /jobs/{job.id}/events"

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from loramem.errors import NotFound
 from loramem.tables import Adapter
 from server.api.common import After, Limit, NamespaceFilter, TheGateway, adapter_out, problems
-from server.api.schemas import AdapterOut, AdapterPage
+from server.api.schemas import AdapterOut, AdapterPage, Text
 from server.gateway import Gateway
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/adapters", tags=["adapters"])
 def list_adapters(
     gateway: TheGateway,
     namespace: NamespaceFilter = None,
-    document_id: str | None = None,
+    document_id: Text | None = None,
     limit: Limit = 50,
     after: After = None,
 ) -> AdapterPage:
@@ -36,7 +36,7 @@ def list_adapters(
 
 
 @router.get("/{adapter_id}", responses=problems(404))
-def read_adapter(adapter_id: str, gateway: TheGateway) -> AdapterOut:
+def read_adapter(adapter_id: Text, gateway: TheGateway) -> AdapterOut:
     return adapter_out(_find(gateway, adapter_id))
 
 
@@ -45,7 +45,7 @@ def read_adapter(adapter_id: str, gateway: TheGateway) -> AdapterOut:
     response_class=StreamingResponse,
     responses={**problems(404), 200: {"content": {"application/x-tar": {}}}},
 )
-def download_adapter(adapter_id: str, gateway: TheGateway) -> StreamingResponse:
+def download_adapter(adapter_id: Text, gateway: TheGateway) -> StreamingResponse:
     """The PEFT folder as a tar archive, with `loramem.json`; it loads in PEFT and in any vLLM."""
     _find(gateway, adapter_id)
     gateway.store.verify(adapter_id)

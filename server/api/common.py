@@ -9,22 +9,23 @@ from sqlalchemy.orm import Session
 
 from loramem.records import ExamResult, Progress
 from loramem.tables import Adapter, Document, Job
-from server.api.schemas import AdapterOut, DocumentOut, JobOut, Problem
+from server.api.schemas import AdapterOut, DocumentOut, JobOut, Text
 from server.gateway import Gateway
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:  # async: a plain function would go through a thread
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
 TheGateway = Annotated[Gateway, Depends(_gateway)]
 Limit = Annotated[int, Query(ge=1, le=100, description="rows in a page")]
-After = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
+After = Annotated[Text | None, Query(max_length=64, description="`next_cursor` of the page before")]
 NamespaceFilter = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
+PROBLEM = "#/components/schemas/Problem"
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": text, "content": {"application/problem+json": {}}}
+    code: {"description": text, "content": {"application/problem+json": {"schema": {"$ref": PROBLEM}}}}
     for code, text in {400: "Bad request", 401: "Missing or wrong API key", 422: "Invalid value"}.items()
 }
 

@@ -25,7 +25,8 @@ async def readyz(response: Response, gateway: TheGateway) -> Ready:
     response.status_code = 503
     if gateway.engine_error:
         return Ready(status="failed", detail=gateway.engine_error)
-    return Ready(status="starting", detail="the engine is loading")
+    detail = "the gateway is shutting down" if gateway.stopping.is_set() else "the engine is loading"
+    return Ready(status="starting", detail=detail)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

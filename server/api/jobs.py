@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from loramem.tables import FINAL_JOB_STATES, JobEvent
 from server.api.common import TheGateway, job_out, problems
-from server.api.schemas import JobOut
+from server.api.schemas import JobOut, Text
 from server.gateway import Gateway
 from server.stream import event, sse_response
 
@@ -19,7 +19,7 @@ POLL_S = 0.5
 
 
 @router.get("/{job_id}", responses=problems(404))
-def read_job(job_id: str, gateway: TheGateway) -> JobOut:
+def read_job(job_id: Text, gateway: TheGateway) -> JobOut:
     return job_out(gateway.queue.get(job_id))
 
 
@@ -29,7 +29,7 @@ def read_job(job_id: str, gateway: TheGateway) -> JobOut:
     responses={**problems(404), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def follow_job(
-    job_id: str, gateway: TheGateway, last_event_id: Annotated[str | None, Header()] = None
+    job_id: Text, gateway: TheGateway, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events `state` and `progress`, from the first or after `Last-Event-ID`; ends with the job."""
     await asyncio.to_thread(gateway.queue.get, job_id)
@@ -38,13 +38,13 @@ async def follow_job(
 
 
 @router.post("/{job_id}/cancel", responses=problems(404, 409))
-def cancel_job(job_id: str, gateway: TheGateway) -> JobOut:
+def cancel_job(job_id: Text, gateway: TheGateway) -> JobOut:
     """A queued job is cancelled at once, a running one at its next step."""
     return job_out(gateway.queue.cancel(job_id))
 
 
 @router.post("/{job_id}/retry", responses=problems(404, 409))
-def retry_job(job_id: str, gateway: TheGateway) -> JobOut:
+def retry_job(job_id: Text, gateway: TheGateway) -> JobOut:
     """Queue a job that failed, died or was cancelled once more."""
     return job_out(gateway.queue.retry(job_id))
 

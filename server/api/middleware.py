@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loramem.errors import BodyTooLarge, Unauthorized
+from loramem.errors import BodyTooLarge, LoramemError, Unauthorized
 from loramem.logs import bind
 from server.api.errors import respond
 from server.metrics import Metrics
@@ -21,6 +21,7 @@ log = logging.getLogger("server.access")
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+UNEXPECTED = "an unexpected error; the log has it under this request id"
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -51,6 +52,11 @@ class RequestContext:
                 await self._app(scope, receive, sending)
             except ClientGone:
                 log.info("%s %s: the client went away", scope["method"], scope["path"])
+            except Exception:  # the outermost boundary: a reply that has begun can only be cut off
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                if status:
+                    raise
+                await respond(Request(scope), LoramemError(UNEXPECTED))(scope, receive, sending)
             finally:
                 self._note(scope, status, time.perf_counter() - started)
 
@@ -79,7 +85,7 @@ class BodyLimit:
             return
         request = Request(scope)
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if declared.isdecimal() and int(declared) > self._max_bytes:
             await respond(request, self._too_large(int(declared)))(scope, receive, send)
             return
         seen = 0
@@ -89,7 +95,8 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max_bytes:
-                raise HTTPException(413, self._too_large(seen).detail)
+                # FastAPI turns all but this one, raised while it reads a body, into a 400
+                raise HTTPException(413) from self._too_large(seen)
             return message
 
         await self._app(scope, receiving, send)

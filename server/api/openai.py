@@ -20,7 +20,7 @@ from server.answer import whole
 from server.api import openai_replies as replies
 from server.api.common import TheGateway
 from server.api.errors import openai_error
-from server.api.openai_schemas import ChatIn, CompletionIn, GenerationFields, Json, ModelList, ModelOut
+from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import observed
 from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
@@ -30,11 +30,11 @@ from server.stream import sse_response, while_connected
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
 MODES: tuple[Mode, ...] = ("lora", "rag", "icl", "hybrid", "base")
-ERRORS: dict[int | str, Json] = {code: {"description": "OpenAI's error shape"} for code in (400, 401, 404, 409, 422)}
+ERRORS: dict[int | str, Json] = {code: {"model": ErrorOut} for code in (400, 401, 404, 409, 413, 422, 503)}
 STREAMED: Json = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-@router.get("/models")
+@router.get("/models", responses={401: {"model": ErrorOut}})
 def list_models(gateway: TheGateway) -> ModelList:
     """The base model, each namespace, and each namespace in each mode."""
     with gateway.database.read() as session:
@@ -80,7 +80,12 @@ async def completions(wanted: CompletionIn, request: Request, gateway: TheGatewa
 
 
 async def _all(answers: Sequence[AsyncGenerator[Event, None]]) -> list[tuple[Routed, list[Token], Done]]:
-    return await asyncio.gather(*[whole(events) for events in answers])
+    tasks = [asyncio.ensure_future(whole(events)) for events in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # one that fails ends the others
+        for task in tasks:
+            task.cancel()
 
 
 def _resolve(gateway: Gateway, model: str) -> tuple[str, Mode]:

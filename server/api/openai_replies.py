@@ -20,9 +20,8 @@ def usage_of(done: Sequence[Done]) -> CompletionUsage:
 
 def chat_reply(head: Json, tokens: Sequence[Token], done: Done, *, top: int | None) -> Json:
     message = {"role": "assistant", "content": text_of(tokens)}
-    choice = {
-        "index": 0, "message": message, "finish_reason": done.finish_reason, "logprobs": chat_logprobs(tokens, top)
-    }  # fmt: skip
+    reason, logprobs = _reason(done.finish_reason), chat_logprobs(tokens, top)
+    choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": logprobs}
     reply = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of([done])}
     return ChatCompletion.model_validate(reply).model_dump(mode="json")
 

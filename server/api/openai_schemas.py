@@ -19,7 +19,7 @@ class TextPart(Schema):
 
 class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant"]
-    content: FilledText | list[TextPart]
+    content: FilledText | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = None
 
     def flat(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ class GenerationFields(Schema):
     top_p: float = Field(1.0, gt=0, le=1)
     n: Literal[1] = 1
     seed: int | None = Field(None, ge=0, lt=2**31)
-    stop: Stop | list[Stop] | None = Field(None)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     stream: bool = False
@@ -62,7 +62,7 @@ class GenerationFields(Schema):
             temperature=default_temperature if self.temperature is None else self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-            stop=tuple(stop[:16]),
+            stop=tuple(stop),
             logprobs=logprobs,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
@@ -105,6 +105,19 @@ class ModelOut(Schema):
 class ModelList(Schema):
     object: Literal["list"] = "list"
     data: list[ModelOut]
+
+
+class ErrorBody(Schema):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class ErrorOut(Schema):
+    """OpenAI's error shape."""
+
+    error: ErrorBody
 
 
 Json = dict[str, Any]

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -23,7 +24,7 @@ router = APIRouter(tags=["queries"])
 @router.post(
     "/query",
     response_model=AnswerOut,
-    responses={**problems(404, 409, 503), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**problems(404, 409, 413, 503), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> AnswerOut | StreamingResponse:
     """Answer from weights, text or both. With `stream`: events `route`, `token`..., then `done` or `error`."""
@@ -64,12 +65,13 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
 
 async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
     """The answer's events, noted in the metrics as they pass."""
-    async for item in gateway.answerer.answer(ask):
-        if isinstance(item, Routed):
-            gateway.metrics.observe_route(item)
-        elif isinstance(item, Done):
-            gateway.metrics.observe_answer(ask.mode, item)
-        yield item
+    async with aclosing(gateway.answerer.answer(ask)) as events:
+        async for item in events:
+            if isinstance(item, Routed):
+                gateway.metrics.observe_route(item)
+            elif isinstance(item, Done):
+                gateway.metrics.observe_answer(ask.mode, item)
+            yield item
 
 
 async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

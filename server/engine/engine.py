@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from loramem.settings import Settings
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE
 
 log = logging.getLogger(__name__)
+
+REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
+"""What vLLM raises for an adapter that is sound but that it will not take, such as one of too great a rank."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +81,25 @@ class Engine:
     def __init__(self, settings: Settings, base: BaseModel) -> None:
         self.settings = settings
         self.base = base
-        self.tokenizer: Any = None
+        self._tokenizer: Any = None
         self._llm: Any = None
 
     async def start(self) -> None:
-        """Start the engine's processes; takes tens of seconds."""
+        """Start the engine's processes; takes tens of seconds, in a thread, so that uploads are answered meanwhile.
+
+        vLLM binds itself to the event loop at its first call, not when it is made.
+        """
+        started = time.monotonic()
+        await asyncio.to_thread(self._load)
+        log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
+
+    def _load(self) -> None:
         _set_environment(self.settings)
         from transformers import AutoTokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        started = time.monotonic()
-        self.tokenizer = await asyncio.to_thread(AutoTokenizer.from_pretrained, self.base.path)
+        self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
         self._llm = AsyncLLM.from_engine_args(_engine_args(self.settings, self.base))
-        log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def stop(self) -> None:
         if self._llm is not None:
@@ -105,9 +115,30 @@ class Engine:
     def running(self) -> bool:
         return self._llm is not None and not self.dead
 
+    @property
+    def tokenizer(self) -> Any:
+        """Raises `EngineUnavailable` before `start` has loaded it."""
+        if self._tokenizer is None:
+            raise errors.EngineUnavailable("the engine is loading")
+        return self._tokenizer
+
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation under the model's chat template, ready for the assistant's turn."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """Token ids of a conversation under the model's chat template, ready for the assistant's turn.
+
+        Raises `InvalidValue` for an order of roles that the template refuses.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise errors.InvalidValue(
+                f"{self.base.name} cannot read this conversation: {error}",
+                key="messages",
+                value=roles,
+                allowed=str(error),
+            ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, text: str) -> list[int]:
@@ -122,7 +153,7 @@ class Engine:
         results = await self._live().collective_rpc("loramem_activate", args=arguments)
         for result in results:
             if "error" in result:
-                known = errors.StoredDataDamaged if result["error"] != "ValueError" else errors.InvalidValue
+                known = errors.InvalidValue if result["error"] in REFUSALS else errors.StoredDataDamaged
                 raise known(result["detail"])
         return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results))
 
@@ -138,12 +169,13 @@ class Engine:
         inputs: dict[str, Any] = {"prompt_token_ids": prompt}
         if salt:
             inputs["cache_salt"] = salt
-        request_id = uuid.uuid4().hex
+        outputs = self._live().generate(
+            inputs, _sampling_params(sampling), uuid.uuid4().hex, lora_request=_lora_request(adapter)
+        )
         try:
-            async for output in self._live().generate(
-                inputs, _sampling_params(sampling), request_id, lora_request=_lora_request(adapter)
-            ):
-                yield _delta(output)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield _delta(output)
         except EngineDeadError as error:
             raise errors.EngineUnavailable("the engine died; it is being restarted") from error
 

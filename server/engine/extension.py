@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-from loramem.errors import LoramemError
-
 
 class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
@@ -13,7 +11,7 @@ class WorkerExtension:
         """Load (or merge) an adapter and give it a slot; runs between two scheduler steps.
 
         Returns `{hit, seconds}`, or `{error, detail}` when it cannot be loaded: an exception would reach the caller as
-        text only.
+        text only, without its type.
         """
         from vllm.lora.request import LoRARequest
 
@@ -22,6 +20,6 @@ class WorkerExtension:
         hit = int_id in worker.model_runner.lora_manager.list_adapters()
         try:
             worker.add_lora(LoRARequest(lora_name=name, lora_int_id=int_id, lora_path=path))
-        except (LoramemError, ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - boundary: vLLM's own errors have no common base; the gateway tells them apart
             return {"error": type(error).__name__, "detail": str(error)}
         return {"hit": hit, "seconds": time.perf_counter() - started}
