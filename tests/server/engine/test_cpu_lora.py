@@ -1,0 +1,141 @@
+"""The grouped LoRA product against one row at a time, alone and inside vLLM's CPU wrapper."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from server.engine.cpu_lora import add_grouped, group_rows, install
+
+IN, RANK, SLOTS = 6, 4, 3
+WIDTHS = (5, 3, 3)  # q, k and v of one packed layer
+
+
+def stacked(widths: Sequence[int], seed: int = 0) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """A and B of each slice in vLLM's layout: (slots, 1, rank, in) and (slots, 1, width, rank)."""
+    noise = torch.Generator().manual_seed(seed)
+    a = tuple(torch.randn(SLOTS, 1, RANK, IN, generator=noise) for _ in widths)
+    b = tuple(torch.randn(SLOTS, 1, width, RANK, generator=noise) for width in widths)
+    return a, b
+
+
+def row_by_row(y: Tensor, x: Tensor, indices: Sequence[int], widths: Sequence[int], scale: float) -> Tensor:
+    """The definition: each row through its own adapter, -1 through none."""
+    a, b = stacked(widths)
+    expected = y.clone()
+    for row, slot in enumerate(indices):
+        if slot >= 0:
+            parts = [b[i][slot, 0] @ (a[i][slot, 0] @ x[row]) for i in range(len(widths))]
+            expected[row] += scale * torch.cat(parts)
+    return expected
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12), st.sampled_from([(5,), WIDTHS]), st.integers(0, 9)
+)
+def test_equals_the_product_row_by_row(indices: list[int], widths: tuple[int, ...], seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(indices), IN, generator=noise)
+    y = torch.randn(len(indices), sum(widths), generator=noise)
+    expected = row_by_row(y, x, indices, widths, 0.5)
+    before = y.clone()
+    a, b = stacked(widths)
+    add_grouped(y, x, group_rows(torch.tensor(indices)), a, b, 0.5, widths)
+    torch.testing.assert_close(y, expected)
+    base = [row for row, slot in enumerate(indices) if slot == -1]
+    assert torch.equal(y[base], before[base])
+
+
+def test_groups_name_each_slot_once_and_one_slot_takes_all_rows() -> None:
+    assert group_rows(torch.tensor([2, 2])) == [(2, None)]
+    assert group_rows(torch.tensor([-1, -1])) == []
+    groups = group_rows(torch.tensor([1, -1, 0, 1]))
+    assert [(slot, rows.tolist()) for slot, rows in groups if rows is not None] == [(0, [2]), (1, [0, 3])]
+
+
+def test_keeps_the_type_of_the_activations() -> None:
+    a, b = stacked((5,))
+    y = torch.zeros(2, 5, dtype=torch.bfloat16)
+    x = torch.randn(2, IN, dtype=torch.bfloat16)
+    half = tuple(t.bfloat16() for t in a), tuple(t.bfloat16() for t in b)
+    add_grouped(y, x, group_rows(torch.tensor([0, 1])), *half, 1.0, (5,))
+    assert y.dtype == torch.bfloat16
+    assert y.abs().sum() > 0
+
+
+# inside vLLM
+
+
+@pytest.fixture
+def stock() -> Iterator[type[PunicaWrapperCPU]]:
+    """vLLM's class as it came, and again after the test."""
+    kept = {name: getattr(PunicaWrapperCPU, name) for name in ("update_metadata", "add_lora_linear")}
+    yield PunicaWrapperCPU
+    for name, method in kept.items():
+        setattr(PunicaWrapperCPU, name, method)
+
+
+def through_vllm(indices: list[int], x: Tensor, y: Tensor, *, is_prefill: bool) -> Tensor:
+    """One packed linear layer as vLLM's layers call it; adapter ids are slot + 1, and 0 is no adapter."""
+    wrapper = PunicaWrapperCPU(max_num_batched_tokens=64, max_batches=16, device="cpu")
+    ids = tuple(slot + 1 for slot in indices)
+    mapping = LoRAMapping(index_mapping=ids, prompt_mapping=ids, is_prefill=is_prefill)
+    wrapper.update_metadata(mapping, [1, 2, 3], SLOTS, 100)
+    a, b = stacked(WIDTHS)
+    result = y.clone()
+    wrapper.add_lora_linear(result, x, a, b, 1.0, WIDTHS)
+    return result
+
+
+MIXED = [0, -1, 2, 0, -1]
+
+
+@pytest.fixture
+def rows() -> tuple[Tensor, Tensor]:
+    noise = torch.Generator().manual_seed(3)
+    return torch.randn(len(MIXED), IN, generator=noise), torch.randn(len(MIXED), sum(WIDTHS), generator=noise)
+
+
+@pytest.mark.parametrize("is_prefill", [True, False])
+def test_installed_rows_of_a_mixed_batch_get_their_own_adapter(
+    stock: type[PunicaWrapperCPU], rows: tuple[Tensor, Tensor], is_prefill: bool
+) -> None:
+    x, y = rows
+    install()
+    torch.testing.assert_close(through_vllm(MIXED, x, y, is_prefill=is_prefill), row_by_row(y, x, MIXED, WIDTHS, 1.0))
+
+
+def test_stock_vllm_gives_base_rows_somebodys_adapter_and_installed_it_does_not(
+    stock: type[PunicaWrapperCPU], rows: tuple[Tensor, Tensor]
+) -> None:
+    x, y = rows
+    before = through_vllm(MIXED, x, y, is_prefill=False)
+    assert not torch.equal(before[[1, 4]], y[[1, 4]]), "vLLM has mended this: cpu_lora may not be needed any more"
+    install()
+    assert torch.equal(through_vllm(MIXED, x, y, is_prefill=False)[[1, 4]], y[[1, 4]])
+
+
+def test_installing_twice_wraps_once(stock: type[PunicaWrapperCPU]) -> None:
+    install()
+    wrapped = stock.update_metadata
+    install()
+    assert stock.update_metadata is wrapped
+
+
+def test_a_batch_after_another_uses_its_own_groups(stock: type[PunicaWrapperCPU], rows: tuple[Tensor, Tensor]) -> None:
+    x, y = rows
+    install()
+    wrapper = PunicaWrapperCPU(max_num_batched_tokens=64, max_batches=16, device="cpu")
+    a, b = stacked(WIDTHS)
+    for indices in ([1] * 5, [-1] * 5, MIXED):
+        ids = tuple(slot + 1 for slot in indices)
+        wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=False), [1, 2, 3], SLOTS, 100)
+        result = y.clone()
+        wrapper.add_lora_linear(result, x, a, b, 1.0, WIDTHS)
+        torch.testing.assert_close(result, row_by_row(y, x, indices, WIDTHS, 1.0))

@@ -1,0 +1,196 @@
+"""Recipes, weights, ranks and ids: what the engine is asked to load."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loramem.errors import InvalidValue, StoredDataDamaged
+from loramem.records import MergeMethod, Recipe
+from loramem.store import AdapterStore
+from server.ask import MergeOptions, Prepared, RoutedAdapter
+from server.engine.plugin import RECIPE_PREFIX
+from server.merge import AdapterIds, Merger, recipe_of
+from tests.server.scripted_engine import ScriptedEngine
+
+METHODS: tuple[MergeMethod, ...] = ("ties", "linear", "cat")
+
+
+def routed(*weights: float, ranks: tuple[int, ...] = ()) -> list[RoutedAdapter]:
+    return [
+        RoutedAdapter(f"ada_{i}", f"{i}" * 64, rank, f"doc_{i}", "A title", 0, 0.9 - i / 10, weight)
+        for i, (weight, rank) in enumerate(zip(weights, ranks or (16,) * len(weights), strict=True))
+    ]
+
+
+def weights(recipe: Recipe) -> list[float]:
+    return [source.weight for source in recipe.sources]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    made = ScriptedEngine(tokenizer=None)
+    asyncio.run(made.start())
+    return made
+
+
+@pytest.fixture
+def prepare(engine: ScriptedEngine, tmp_path: Path) -> Callable[..., Prepared]:
+    merger = Merger(engine, AdapterStore(tmp_path), max_rank=64)
+
+    def run(adapters: list[RoutedAdapter], options: MergeOptions | None = None) -> Prepared:
+        return asyncio.run(merger.prepare(adapters, options or MergeOptions()))
+
+    return run
+
+
+# recipes
+
+
+@given(st.permutations(routed(0.5, 0.25, 0.25)), st.sampled_from(METHODS), st.sampled_from(["uniform", "router"]))
+def test_the_order_of_a_route_does_not_matter(
+    adapters: list[RoutedAdapter], method: MergeMethod, weighting: str
+) -> None:
+    options = MergeOptions(method=method, weights=weighting)  # type: ignore[arg-type]
+    recipe, sorted_one = recipe_of(adapters, options), recipe_of(routed(0.5, 0.25, 0.25), options)
+    assert recipe.canonical() == sorted_one.canonical()
+    assert recipe.digest() == sorted_one.digest()
+
+
+def test_recipes_differ_by_everything_that_changes_the_weights() -> None:
+    options = [
+        MergeOptions(),
+        MergeOptions(density=0.4),
+        MergeOptions(sign_method="frequency"),
+        MergeOptions(weights="router"),
+        MergeOptions(method="linear"),
+        MergeOptions(method="cat"),
+    ]
+    digests = {recipe_of(routed(0.75, 0.25), option).digest() for option in options}
+    digests |= {recipe_of(some, MergeOptions()).digest() for some in (routed(0.5, 0.25, 0.25), routed(1, 1)[1:])}
+    assert len(digests) == len(options) + 2
+
+
+@pytest.mark.parametrize("method", ["linear", "cat"])
+def test_what_a_method_ignores_does_not_change_its_recipe(method: MergeMethod) -> None:
+    plain = recipe_of(routed(0.5, 0.5), MergeOptions(method=method))
+    other = recipe_of(routed(0.5, 0.5), MergeOptions(method=method, density=0.1, sign_method="frequency"))
+    assert plain == other
+
+
+def test_a_replaced_adapter_is_another_recipe() -> None:
+    adapters = routed(0.5, 0.5)
+    newer = [adapters[0], RoutedAdapter(**{**vars(adapters[1]), "sha256": "9" * 64})]
+    assert recipe_of(adapters, MergeOptions()).digest() != recipe_of(newer, MergeOptions()).digest()
+
+
+@pytest.mark.parametrize(
+    ("method", "weighting", "expected"),
+    [
+        ("ties", "uniform", [1.0, 1.0, 1.0]),
+        ("ties", "router", [1.5, 0.75, 0.75]),
+        ("linear", "uniform", [1 / 3, 1 / 3, 1 / 3]),
+        ("linear", "router", [0.5, 0.25, 0.25]),
+        ("cat", "uniform", [1 / 3, 1 / 3, 1 / 3]),
+        ("cat", "router", [0.5, 0.25, 0.25]),
+    ],
+)
+def test_weights_are_gains_for_ties_and_shares_for_the_others(
+    method: MergeMethod, weighting: str, expected: list[float]
+) -> None:
+    options = MergeOptions(method=method, weights=weighting)  # type: ignore[arg-type]
+    assert weights(recipe_of(routed(0.5, 0.25, 0.25), options)) == pytest.approx(expected)
+
+
+# ids
+
+
+def test_ids_are_positive_different_and_stable() -> None:
+    ids = AdapterIds()
+    first = [ids.of(f"name {n}") for n in range(100)]
+    assert len(set(first)) == 100
+    assert all(0 < one < 2**31 for one in first)
+    assert [ids.of(f"name {n}") for n in range(100)] == first
+
+
+def test_forgotten_ids_are_never_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.merge.IDS_KEPT", 3)
+    ids = AdapterIds()
+    a, b, c = (ids.of(name) for name in "abc")
+    assert ids.of("a") == a  # used again, so b is the one to go
+    d = ids.of("d")
+    assert [ids.of("c"), ids.of("a"), ids.of("d")] == [c, a, d]
+    assert ids.of("b") not in (a, b, c, d)
+
+
+# preparing
+
+
+def test_one_adapter_is_used_as_it_was_published(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    prepared = prepare(routed(1.0))
+    assert prepared.recipe is None
+    assert prepared.adapter.name == "ada_0"
+    assert prepared.adapter.path == str(tmp_path / "ada_0")
+    assert engine.activated == [prepared.adapter]
+    assert prepared.seconds == 0.004
+
+
+def test_a_merge_is_named_by_its_digest_and_carries_its_recipe(prepare: Callable[..., Prepared]) -> None:
+    prepared = prepare(routed(0.5, 0.5))
+    assert prepared.recipe is not None
+    assert prepared.adapter.name == prepared.recipe.digest()
+    carried = prepared.adapter.path.removeprefix(RECIPE_PREFIX)
+    assert Recipe.model_validate_json(carried) == prepared.recipe
+
+
+def test_the_same_merge_again_is_the_same_adapter_and_a_hit(prepare: Callable[..., Prepared]) -> None:
+    first, second = prepare(routed(0.5, 0.5)), prepare(list(reversed(routed(0.5, 0.5))))
+    assert first.adapter == second.adapter
+    assert (first.cache_hit, second.cache_hit) == (False, True)
+    other = prepare(routed(0.5, 0.5), MergeOptions(density=0.9))
+    assert other.adapter.int_id != first.adapter.int_id
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+def test_unequal_ranks_are_refused_with_the_way_out(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine, method: MergeMethod
+) -> None:
+    with pytest.raises(InvalidValue, match=rf"{method} merges adapters of equal rank, these have \[8, 16\]") as refused:
+        prepare(routed(0.5, 0.5, ranks=(8, 16)), MergeOptions(method=method))
+    assert refused.value.extra == {"key": "merge.method", "value": method, "allowed": "cat"}
+    assert engine.activated == []
+
+
+def test_cat_takes_unequal_ranks_up_to_the_engines(prepare: Callable[..., Prepared]) -> None:
+    assert prepare(routed(0.5, 0.25, 0.25, ranks=(8, 16, 32)), MergeOptions(method="cat")).recipe is not None
+
+
+def test_a_summed_rank_above_the_engines_is_refused_with_both_numbers(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine
+) -> None:
+    message = r"cat of ranks \[16, 16, 16, 16, 16\] needs rank 80, the engine's slots have 64; use a smaller top_k"
+    with pytest.raises(InvalidValue, match=message) as refused:
+        prepare(routed(*[0.2] * 5), MergeOptions(method="cat"))
+    assert refused.value.extra == {"key": "merge.method", "value": "cat", "allowed": "summed rank up to 64"}
+    assert engine.activated == []
+
+
+def test_every_method_merges_two_to_eight(prepare: Callable[..., Prepared]) -> None:
+    for method, count in itertools.product(METHODS, range(2, 9)):
+        prepared = prepare(routed(*[1 / count] * count, ranks=(8,) * count), MergeOptions(method=method))
+        assert prepared.recipe is not None
+        assert len(prepared.recipe.sources) == count
+
+
+def test_what_the_engine_says_of_damage_reaches_the_caller(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine
+) -> None:
+    engine.refusal = StoredDataDamaged("adapter ada_0 does not match its sha256")
+    with pytest.raises(StoredDataDamaged, match="ada_0"):
+        prepare(routed(0.5, 0.5))

@@ -1,0 +1,147 @@
+"""What Prometheus reads: every observation arrives, labels come from closed sets, gauges are the database's."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
+
+from loramem import __version__
+from loramem.database import Database
+from loramem.doorbell import PollingDoorbell
+from loramem.queue import JobQueue
+from loramem.records import MergeMethod, Mode, Recipe, Source
+from loramem.settings import Settings
+from loramem.tables import Job, JobState
+from server.ask import Done, Prepared, Routed, RoutedAdapter
+from server.engine.engine import EngineAdapter
+from server.metrics import STAGES, Metrics
+from tests.rows import add_adapters, add_document, serve
+
+TIMES = {"embed": 10.0, "search": 2.0, "merge": 30.0, "queue": 1.0, "prefill": 20.0, "decode": 400.0, "ttft": 60.0}
+DONE = Done("stop", 50, 7, {**TIMES, "total": 500.0})
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated: Path) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{shutil.copy(migrated, tmp_path / 'loramem.db')}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def queue(database: Database) -> JobQueue:
+    return JobQueue(database, PollingDoorbell(0.1), Settings())
+
+
+@pytest.fixture
+def metrics(queue: JobQueue, database: Database) -> Metrics:
+    return Metrics(queue, database)
+
+
+def scraped(metrics: Metrics) -> dict[str, Metric]:
+    families = {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
+    return {name: family for name, family in families.items() if name.startswith("loramem_")}
+
+
+def value(metrics: Metrics, family: str, sample: str, **labels: str) -> float:
+    found = [s.value for s in scraped(metrics)[family].samples if s.name == sample and s.labels == labels]
+    assert len(found) == 1, scraped(metrics)[family].samples
+    return found[0]
+
+
+def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float = 0.62) -> Routed:
+    adapter = RoutedAdapter("ada_a", "0" * 64, 16, "doc_a", "title", 0, score, 1.0)
+    source = Source(adapter_id="ada_a", sha256="0" * 64, weight=1.0)
+    recipe = None if method is None else Recipe.of(method, [source])
+    return Routed((adapter,), Prepared(EngineAdapter("a", 1, "p"), recipe, hit, 0.03), ())
+
+
+def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
+    metrics.observe_answer("hybrid", DONE)
+    family = "loramem_query_duration_seconds"
+    assert value(metrics, family, f"{family}_sum", mode="hybrid") == 0.5
+    assert value(metrics, family, f"{family}_bucket", mode="hybrid", le="0.3") == 0
+    assert value(metrics, family, f"{family}_bucket", mode="hybrid", le="0.5") == 1
+    assert value(metrics, "loramem_query_ttft_seconds", "loramem_query_ttft_seconds_sum", mode="hybrid") == 0.06
+    for stage in STAGES:
+        family = "loramem_query_stage_duration_seconds"
+        seconds = value(metrics, family, f"{family}_sum", mode="hybrid", stage=stage)
+        assert seconds == pytest.approx(TIMES[stage] / 1000)
+    for kind, count in (("prompt", 50), ("completion", 7)):
+        assert value(metrics, "loramem_tokens", "loramem_tokens_total", mode="hybrid", kind=kind) == count
+
+
+def test_stages_that_did_not_happen_are_not_counted(metrics: Metrics) -> None:
+    metrics.observe_answer("base", Done("stop", 1, 1, {"decode": 5.0, "total": 9.0}))
+    stages = {sample.labels["stage"] for sample in scraped(metrics)["loramem_query_stage_duration_seconds"].samples}
+    assert stages == {"decode"}
+
+
+def test_an_answer_without_a_first_token_has_no_time_to_it(metrics: Metrics) -> None:
+    metrics.observe_answer("base", Done("stop", 1, 0, {"total": 9.0}))
+    assert scraped(metrics)["loramem_query_ttft_seconds"].samples == []
+
+
+def test_a_route_shows_its_score_and_its_merge(metrics: Metrics) -> None:
+    metrics.observe_route(routed("ties"))
+    metrics.observe_route(routed("ties", hit=True))
+    metrics.observe_route(routed("cat", score=-0.1))
+    for method, cache in (("ties", "miss"), ("ties", "hit"), ("cat", "miss")):
+        assert value(metrics, "loramem_merges", "loramem_merges_total", method=method, cache=cache) == 1
+    assert value(metrics, "loramem_route_score", "loramem_route_score_count") == 3
+    assert value(metrics, "loramem_route_score", "loramem_route_score_bucket", le="0.65") == 3
+    assert value(metrics, "loramem_route_score", "loramem_route_score_bucket", le="0.6") == 1
+
+
+def test_a_single_adapter_is_no_merge_and_base_has_no_route(metrics: Metrics) -> None:
+    metrics.observe_route(routed())
+    metrics.observe_route(Routed((), None, ()))
+    assert scraped(metrics)["loramem_merges"].samples == []
+    assert value(metrics, "loramem_route_score", "loramem_route_score_count") == 1
+
+
+def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
+    for mode in get_args(Mode):
+        metrics.observe_answer(mode, DONE)
+    allowed = {
+        "mode": set(get_args(Mode)),
+        "stage": set(STAGES),
+        "kind": {"prompt", "completion"},
+        "state": {*JobState, "pending", "indexed", "live", "retired"},
+        "version": {__version__},
+    }
+    for family in scraped(metrics).values():
+        for sample in family.samples:
+            assert all(text in allowed[label] for label, text in sample.labels.items() if label != "le"), sample
+
+
+def test_gauges_are_what_the_database_holds(metrics: Metrics, queue: JobQueue, database: Database) -> None:
+    for document_id in ("doc_a", "doc_b"):
+        add_document(database, document_id, "text")
+        with database.write() as session:
+            queue.enqueue(session, document_id, 1)
+    serve(database, "doc_a", np.eye(4, dtype=np.float32)[:2], per_chunk=1)
+    add_adapters(database, "doc_a")
+    with database.write() as session:
+        session.execute(update(Job).where(Job.document_id == "doc_b").values(not_before=Job.not_before - 100))
+    assert value(metrics, "loramem_documents", "loramem_documents", state="live") == 1
+    assert value(metrics, "loramem_documents", "loramem_documents", state="pending") == 1
+    assert value(metrics, "loramem_adapters", "loramem_adapters", state="live") == 2
+    assert value(metrics, "loramem_adapter_bytes", "loramem_adapter_bytes") == 2
+    assert value(metrics, "loramem_jobs", "loramem_jobs", state="queued") == 2
+    assert value(metrics, "loramem_jobs", "loramem_jobs", state="dead") == 0  # states without a job are there, too
+    age = value(metrics, "loramem_job_queue_oldest_age_seconds", "loramem_job_queue_oldest_age_seconds")
+    assert 100 <= age < 110
+
+
+def test_two_gateways_live_in_one_process(metrics: Metrics, queue: JobQueue, database: Database) -> None:
+    other = Metrics(queue, database)
+    metrics.observe_answer("rag", DONE)
+    assert scraped(other)["loramem_query_duration_seconds"].samples == []
+    assert value(other, "loramem_build_info", "loramem_build_info", version=__version__) == 1
