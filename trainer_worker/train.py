@@ -137,7 +137,7 @@ class Trainer:
         import torch
 
         with torch.no_grad():
-            losses = [(float(self.loss(batch)), len(batch.targets)) for batch in batches]
+            losses = [(self.loss(batch).item(), len(batch.targets)) for batch in batches]
         return sum(loss * count for loss, count in losses) / max(1, sum(count for _, count in losses))
 
     def loss(self, batch: Batch) -> "torch.Tensor":
@@ -273,7 +273,7 @@ class _Loop:
         pack = self.queue.pop()
         self.tokens += pack.tokens
         loss = self.trainer.loss(self.trainer.batch(pack))
-        value = float(loss)
+        value = loss.item()
         if not math.isfinite(value):
             raise TrainingFailed(f"the loss is {value} at step {self.step}: the learning rate may be too high")
         gradients = torch.autograd.grad(loss, self.live)

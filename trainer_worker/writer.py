@@ -43,7 +43,9 @@ class Writer:
         `TrainingFailed` with the endpoint's own message when it refuses (other 4xx).
         """
         options = {"max_tokens": max_tokens, "temperature": temperature} | ({"stop": list(stop)} if stop else {})
-        bodies = [_body(prompt) | options | {"seed": seed + index} for index, prompt in enumerate(prompts)]
+        bodies = [_body(prompt) | options for prompt in prompts]
+        if temperature > 0:  # a seed without sampling has no meaning, and some engines fail on it
+            bodies = [body | {"seed": seed + index} for index, body in enumerate(bodies)]
         return asyncio.run(self._complete_all(bodies, on_each))
 
     async def _complete_all(self, bodies: Sequence[dict[str, object]], on_each: Callable[[], None]) -> list[str]:
