@@ -18,5 +18,4 @@ def test_the_walkthrough_succeeds_against_a_real_server(live: Live) -> None:
     done = subprocess.run(
         [str(SCRIPT), "--cleanup", live.url], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
-    print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
