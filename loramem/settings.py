@@ -60,7 +60,6 @@ class Settings(BaseSettings):
     source_pool_bytes: Bytes = Field(1 << 30, description="as-trained adapters kept in memory for merging")
 
     # answers
-    top_k_max: Literal[8] = Field(8, description="most adapters one answer may use")
     rag_tokens: int = Field(512, ge=32, description="retrieved text in a prompt, in tokens of the base model")
     max_tokens_limit: int = Field(1024, ge=1, description="most tokens a request may ask for")
 

@@ -18,7 +18,7 @@ from typing import Any
 from loramem import errors
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE
+from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,9 @@ def _set_environment(settings: Settings) -> None:
     os.environ[ADAPTERS_VARIABLE] = str(settings.adapters_path)
     os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids
+    logging.getLogger("vllm").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, settings.kv_cache_bytes >> 30)))
 
 
@@ -270,6 +272,7 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         worker_extension_cls="server.engine.extension.WorkerExtension",
         enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
         enable_prefix_caching=True,
+        use_tqdm_on_load=False,
         seed=settings.seed,
         **options,
     )

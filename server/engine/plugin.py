@@ -7,12 +7,17 @@ keyed by (name, path), is addressed by content. Loading raises in the worker; th
 before it generates with it, because an error inside a scheduler step would end the engine.
 """
 
+import logging
 import os
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
+from loramem.logs import configure
+
 RECIPE_PREFIX = "loramem:"
 ADAPTERS_VARIABLE = "LORAMEM_ENGINE_ADAPTERS"
+LOG_LEVEL_VARIABLE = "LORAMEM_ENGINE_LOG_LEVEL"
 BUDGET_VARIABLE = "LORAMEM_ENGINE_SOURCE_POOL_BYTES"
 
 
@@ -23,6 +28,9 @@ def register() -> None:
     from server.engine import cpu_lora
 
     cpu_lora.install()
+    if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
+        configure("engine", os.environ[LOG_LEVEL_VARIABLE])
+        logging.getLogger("vllm").setLevel(logging.WARNING)
     stock = WorkerLoRAManager._load_adapter
     if getattr(stock, "_loramem", False):
         return
