@@ -37,7 +37,7 @@ def _postgresql_now(element: object, compiler: object, **kwargs: object) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """`doc_0192...`: sortable by time (UUIDv7 layout: 48 bits of milliseconds, then random bits), at most 32 characters."""
+    """`doc_0192...`: sortable by time (as UUIDv7: 48 bits of milliseconds, then random bits), at most 32 characters."""
     assert len(prefix) <= 5, f"{prefix!r} makes ids longer than their column"
     milliseconds = time.time_ns() // 1_000_000
     return f"{prefix}_{milliseconds:012x}{uuid.uuid4().hex[:14]}"

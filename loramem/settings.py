@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="port the gateway binds")
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under HOME")
     redis_url: str = Field("", description="doorbell for the job queue; empty: the worker polls")
-    api_keys: tuple[SecretStr, ...] = Field((), description="JSON list of accepted bearer keys; empty: open, loopback only")
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="JSON list of accepted bearer keys; empty: open, loopback only"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
 
     # models
@@ -81,7 +83,9 @@ class Settings(BaseSettings):
     rank: Literal[8, 16, 32, 64] = Field(16, description="rank of a new adapter")
     train_max_s: Seconds = Field(90, description="training time of one chunk")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the shared LoRA A, of data order and of sampling")
-    writer_url: HttpUrl | Literal[""] = Field("", description="OpenAI-compatible endpoint that writes training data; empty: the gateway")
+    writer_url: HttpUrl | Literal[""] = Field(
+        "", description="OpenAI-compatible endpoint that writes training data; empty: the gateway"
+    )
     writer_model: str = Field("", description="model name at the writer; empty: the base model")
     writer_api_key: SecretStr = Field(SecretStr(""), description="bearer key of the writer")
 
@@ -102,9 +106,7 @@ class Settings(BaseSettings):
         if self.rank > self.max_lora_rank:
             raise ValueError("RANK must not exceed MAX_LORA_RANK")
         if not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost"):
-            raise ValueError(
-                f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1"
-            )
+            raise ValueError(f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1")
         return self
 
     @cached_property

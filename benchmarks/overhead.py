@@ -1,0 +1,101 @@
+"""What the gateway adds to the engine's own time for a question, the merge being cached.
+
+    python -m benchmarks.overhead --json [--smoke] [--url http://127.0.0.1:8000] [--questions 60]
+
+Uploads three short texts (trained for seconds only: their answers do not matter here), asks each mode the same questions
+one after another, and reports `total` minus `queue`, `prefill` and `decode`: checking, embedding, search, activation of
+the adapter, building the prompt, and the hops between processes. The time that the client sees is beside it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.circumstances import check, circumstances
+from loramem.client import Client
+
+BOUND_MS = 25.0
+TEXTS = (
+    "The harbour of Quillmere was dug in 1874. Its lighthouse stands 31 metres high. Dues are paid in salted herring.",
+    "The Dravona engine burns powdered amber. It was built in a shed near Tarnwick. A full tank lasts eleven hours.",
+    "The festival of Ostrava Bells opens in May. Its patron is a baker. Visitors throw blue rice at the mayor.",
+)
+QUESTIONS = ("When was the harbour dug?", "What does the engine burn?", "What do visitors throw?")
+TRAINING = {"formats": ["original"], "max_seconds": 5}
+CASES: dict[str, dict[str, Any]] = {
+    "base": {"mode": "base"},
+    "rag": {"mode": "rag"},
+    "lora": {"mode": "lora"},
+    "lora, three merged": {"mode": "lora", "top_k": 3},
+    "hybrid": {"mode": "hybrid"},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 when a check fails."""
+    options = _parser().parse_args(arguments)
+    count = 6 if options.smoke else options.questions
+    with Client(options.url, api_key=options.api_key, namespace=f"overhead-{uuid4().hex[:8]}") as client:
+        documents = [_learn(client, text) for text in TEXTS]
+        cases = {name: _measure(client, fields, count) for name, fields in CASES.items()}
+        for document in documents:
+            client.delete(document)
+    checks = [
+        check(
+            f"overhead p50, {name}",
+            case["overhead_ms"]["p50"],
+            f"<= {BOUND_MS:g} ms",
+            case["overhead_ms"]["p50"] <= BOUND_MS,
+        )
+        for name, case in cases.items()
+    ]
+    command = "python -m benchmarks.overhead --json" + (" --smoke" if options.smoke else "")
+    report = {"cases": cases, "checks": checks, **circumstances(command, 0)}
+    print(json.dumps(report if options.json else cases, indent=None if options.json else 2))
+    return 0 if all(item["ok"] for item in checks) else 1
+
+
+def _learn(client: Client, text: str) -> str:
+    accepted = client.upload(text, training=TRAINING)
+    for _ in client.follow(accepted["job"]["id"]):
+        pass
+    document: str = accepted["document"]["id"]
+    return document
+
+
+def _measure(client: Client, fields: dict[str, Any], count: int) -> dict[str, Any]:
+    """Percentiles in milliseconds; the first question of each kind warms the caches and is not counted."""
+    for question in QUESTIONS:
+        client.query(question, max_tokens=16, **fields)
+    overhead, seen = [], []
+    for index in range(count):
+        started = time.perf_counter()
+        timings = client.query(QUESTIONS[index % len(QUESTIONS)], max_tokens=16, **fields)["timings_ms"]
+        seen.append((time.perf_counter() - started) * 1000)
+        overhead.append(timings["total"] - timings["queue"] - timings["prefill"] - timings["decode"])
+    return {"questions": count, "overhead_ms": _percentiles(overhead), "client_ms": _percentiles(seen)}
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
+    return {"p50": round(statistics.median(values), 2), "p95": round(cuts[18], 2), "max": round(max(values), 2)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.overhead")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
+    parser.add_argument("--questions", type=int, default=60, help="of each kind")
+    parser.add_argument("--smoke", action="store_true", help="six questions of each kind")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
