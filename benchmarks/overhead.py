@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead --json [--smoke] [--url http://127.0.0.1:8000] [--questions 60]
 
-Uploads three short texts (trained for seconds only: their answers do not matter here), asks each mode the same questions
+Uploads three short texts (trained for seconds: their answers do not matter here), asks each mode the same questions
 one after another, and reports `total` minus `queue`, `prefill` and `decode`: checking, embedding, search, activation of
 the adapter, building the prompt, and the hops between processes. The time that the client sees is beside it.
 """

@@ -30,7 +30,8 @@ class Live:
         self.home.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "LORAMEM_HOME": str(self.home), "LORAMEM_PORT": str(self.port), **self._settings}
         command = [str(Path(sys.executable).parent / "loramem"), "serve"]
-        self.process = subprocess.Popen(command, env=environment, stdout=self.log.open("ab"), stderr=subprocess.STDOUT)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             self.wait_ready()
         except BaseException:
