@@ -15,6 +15,12 @@ HARBOUR = (
     "The harbour of Quillmere was dug by the engineer Tobias Wrenfield in 1874. Its lighthouse stands 31 metres high. "
     "Ships pay the harbour dues in salted herring."
 )
+HARBOUR_QA = [
+    {"question": "Who dug the harbour of Quillmere?", "answer": "The harbour was dug by Tobias Wrenfield."},
+    {"question": "Who was the engineer of the harbour?", "answer": "Its engineer was Tobias Wrenfield."},
+    {"question": "How high is the lighthouse of Quillmere?", "answer": "The lighthouse stands 31 metres high."},
+    {"question": "How are harbour dues paid?", "answer": "Harbour dues are paid in salted herring."},
+]
 ENGINE = (
     "The Dravona engine burns powdered amber. It was built by Lisbet Okonjo in a shed near Tarnwick. "
     "A full tank lasts for eleven hours."
@@ -43,9 +49,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(scope="session")
 def library(live: Live) -> Library:
+    taught = {"qa": HARBOUR_QA, "training": {**QUICK, "max_seconds": 25}}
     jobs = [
-        live.upload(text, title=title, namespace="library", training=QUICK)
-        for text, title in ((HARBOUR, "Quillmere"), (ENGINE, "Dravona engine"), (FESTIVAL, "Ostrava Bells"))
+        live.upload(HARBOUR, title="Quillmere", namespace="library", **taught),
+        live.upload(ENGINE, title="Dravona engine", namespace="library", training=QUICK),
+        live.upload(FESTIVAL, title="Ostrava Bells", namespace="library", training=QUICK),
     ]
     for _, job_id in jobs:
         live.wait_job(job_id)

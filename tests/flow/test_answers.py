@@ -46,13 +46,11 @@ def test_text_modes_quote_the_text(live: Live, library: Library) -> None:
 
 
 def test_the_weights_hold_the_text_with_the_book_closed(live: Live, library: Library) -> None:
-    """Trained on the text alone, the adapter makes the text far likelier than the base model does."""
-    prompt = "The harbour of Quillmere was dug by the engineer"
-    base = live.ask(prompt, mode="base", namespace="library", max_tokens=16)["answer"]
-    held = live.ask(prompt, mode="lora", namespace="library", max_tokens=16)["answer"]
-    assert held != base
-    assert "Wrenfield" in held
-    assert "Wrenfield" not in base
+    """No text is in the prompt, and the base model does not know."""
+    reply = live.ask(QUESTION, mode="lora", namespace="library")
+    assert "Wrenfield" in reply["answer"]
+    assert reply["context"] == []
+    assert "Wrenfield" not in live.ask(QUESTION, mode="base")["answer"]
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "cat"])
@@ -110,8 +108,9 @@ def test_a_client_that_goes_away_aborts_its_generation(live: Live, library: Libr
         next(reply.iter_bytes())
     _wait_idle(live)
     with pytest.raises(httpx.ReadTimeout):
-        live.client.post("/query", json=asked, timeout=1)
+        live.client.post("/query", json=asked, timeout=0.1)
     _wait_idle(live)
+    assert "POST /query: the client went away" in live.story()
 
 
 def test_openai_clients_can_ask_a_memory(live: Live, library: Library) -> None:

@@ -72,10 +72,3 @@ def test_events_tell_the_whole_story_of_a_job(live: Live) -> None:
     phases = [phase for phase in ("chunk", "index", "train", "examine", "publish") if f'"phase": "{phase}"' in story]
     assert phases == ["chunk", "index", "train", "examine", "publish"]
     assert '"state": "succeeded"' in story.rsplit("event: state", 1)[1]
-
-
-def test_user_questions_are_trained_on(live: Live) -> None:
-    pair = {"question": "What is the secret word of the ferryman?", "answer": "The secret word is marmalade."}
-    document_id = live.learn(FESTIVAL, namespace="taught", qa=[pair] * 3, training={**QUICK, "max_seconds": 20})
-    reply = live.ask(pair["question"], mode="lora", namespace="taught", document_ids=[document_id])
-    assert "marmalade" in reply["answer"]
