@@ -89,4 +89,4 @@ def adapter_out(adapter: Adapter) -> AdapterOut:
 def latest_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
     """Newest job id of each document."""
     rows = session.execute(select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids)).order_by(Job.id))
-    return dict(rows.tuples().all())
+    return dict(rows.all())

@@ -141,15 +141,21 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
     return _upload(wanted, parsed.text, parsed.title, parsed.media_type)
 
 
-def _form_json(fields: dict[str, str]) -> bytes:
+def _form_json(fields: dict[str, str]) -> str:
     """The form's text fields as one JSON object: some hold JSON themselves."""
-    parts = [
-        f"{json.dumps(key)}:{value if key in FORM_JSON_FIELDS else json.dumps(value)}" for key, value in fields.items()
-    ]
-    return ("{" + ",".join(parts) + "}").encode("utf-8", "surrogatepass")
+    return json.dumps(
+        {key: _decoded(key, value) if key in FORM_JSON_FIELDS else value for key, value in fields.items()}
+    )
 
 
-def _validated(schema: type[Any], body: bytes) -> Any:
+def _decoded(key: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue(f"{key} is not valid JSON: {error}", key=key, value=value, allowed="JSON") from None
+
+
+def _validated(schema: type[Any], body: bytes | str) -> Any:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:

@@ -91,8 +91,8 @@ async def _all(answers: Sequence[AsyncGenerator[Event, None]]) -> list[tuple[Rou
 def _resolve(gateway: Gateway, model: str) -> tuple[str, Mode]:
     if model == gateway.base.name:
         return "", "base"
-    namespace, _, mode = model.partition(":")
-    chosen = next((known for known in MODES if known == (mode or "lora")), None)
+    namespace, colon, mode = model.partition(":")
+    chosen = next((known for known in MODES if known == (mode if colon else "lora")), None)
     if chosen is not None:
         with gateway.database.read() as session:
             if session.get(Namespace, namespace) is not None:
