@@ -1,0 +1,37 @@
+"""The application that `create_app` makes, running: lifespan, middleware and routers are the real ones."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from loramem.embed import Embedder
+from loramem.settings import Settings
+from server.app import create_app
+from tests.server.api.memory import Memory
+from tests.server.conftest import MakeGateway
+
+MakeMemory = Callable[..., Memory]
+
+
+@pytest.fixture
+def make_memory(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway, embedder: Embedder
+) -> Iterator[MakeMemory]:
+    """Settings to a running gateway; it is shut down after the test."""
+    with ExitStack() as running:
+
+        def make(**changed: Any) -> Memory:
+            settings = make_settings(**changed)
+            gateway = make_gateway(settings)
+            client = running.enter_context(TestClient(create_app(settings, gateway)))
+            return Memory(gateway, client, embedder)
+
+        yield make
+
+
+@pytest.fixture
+def memory(make_memory: MakeMemory) -> Memory:
+    return make_memory()

@@ -1,0 +1,168 @@
+"""/documents: what is taken in, found again, replaced, deleted."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from loramem.tables import Revision
+from tests.files import make_docx, make_epub, make_pdf
+from tests.server.api.conftest import MakeMemory
+from tests.server.api.memory import BAKERY, LIGHTHOUSE, QUESTION, Memory
+from tests.server.learned import learn
+
+PAGE = "<html><head><title>A page</title></head><body><h1>Lamps</h1><p>The lamp of Zorv burns.</p></body></html>"
+
+
+def text_of(memory: Memory, document_id: str) -> str:
+    with memory.gateway.database.read() as session:
+        wanted = select(Revision.text).where(Revision.document_id == document_id).order_by(Revision.number.desc())
+        return session.scalars(wanted).first() or ""
+
+
+def test_a_text_is_accepted_with_its_job(memory: Memory) -> None:
+    body = {
+        "text": LIGHTHOUSE,
+        "title": "Korrin",
+        "external_id": "k-1",
+        "namespace": "coast",
+        "metadata": {"year": 1874, "tags": ["sea"]},
+        "qa": [{"question": "Who mended the lamp?", "answer": "Ansel Brandt"}],
+        "training": {"rank": 32},
+    }
+    reply = memory.client.post("/documents", json=body)
+    assert reply.status_code == 202
+    accepted = reply.json()
+    document, job = accepted["document"], accepted["job"]
+    assert accepted["created"] is True
+    assert reply.headers["location"] == f"/jobs/{job['id']}"
+    assert int(reply.headers["retry-after"]) > 0
+    assert {key: document[key] for key in ("title", "external_id", "namespace", "metadata", "state", "revision")} == {
+        "title": "Korrin", "external_id": "k-1", "namespace": "coast", "metadata": body["metadata"],
+        "state": "pending", "revision": 1,
+    }  # fmt: skip
+    assert (job["document_id"], job["state"], job["attempts"]) == (document["id"], "queued", 0)
+    with memory.gateway.database.read() as session:
+        revision = session.get_one(Revision, (document["id"], 1))
+    assert revision.qa == body["qa"]
+    assert revision.training["rank"] == 32
+
+
+def test_the_same_text_again_is_the_same_document(memory: Memory) -> None:
+    first, again = memory.upload(), memory.upload()
+    assert (first["created"], again["created"]) == (True, False)
+    assert first["document"]["id"] == again["document"]["id"]
+    assert first["job"]["id"] == again["job"]["id"]
+    assert memory.upload(namespace="other")["document"]["id"] != first["document"]["id"]
+
+
+@pytest.mark.parametrize(
+    ("file", "holds", "title"),
+    [
+        (("a.txt", LIGHTHOUSE.encode(), "text/plain"), "red basalt", None),
+        (("a.md", b"# Korrin\n\nA reef of **red** basalt.", "text/markdown"), "basalt", "Korrin"),
+        (("a.html", PAGE.encode(), "text/html"), "The lamp of Zorv burns.", "A page"),
+        (("a.pdf", make_pdf(["The lamp of Zorv burns."], title="Lamps"), "application/pdf"), "Zorv burns", "Lamps"),
+        (("a.docx", make_docx("Zorvian lamps"), ""), "Zorv burns for nine days", "Zorvian lamps"),
+        (("a.epub", make_epub({"p.xhtml": PAGE}, title="A Book"), ""), "The lamp of Zorv burns.", "A Book"),
+    ],
+    ids=["txt", "md", "html", "pdf", "docx", "epub"],
+)
+def test_each_kind_of_file_is_read(memory: Memory, file: tuple[str, bytes, str], holds: str, title: str | None) -> None:
+    reply = memory.client.post("/documents", files={"file": file})
+    assert reply.status_code == 202, reply.text
+    document = reply.json()["document"]
+    assert holds in text_of(memory, document["id"])
+    if title is not None:
+        assert document["title"] == title
+
+
+def test_a_forms_fields_are_those_of_the_json_body(memory: Memory) -> None:
+    data = {"title": "Mine", "metadata": '{"a": 1}', "training": '{"rank": 8}', "namespace": "coast"}
+    data["qa"] = '[{"question": "q?", "answer": "a"}]'
+    reply = memory.client.post("/documents", files={"file": ("a.txt", b"Some text.", "text/plain")}, data=data)
+    document: Any = reply.json()["document"]
+    assert (document["title"], document["metadata"], document["namespace"]) == ("Mine", {"a": 1}, "coast")
+
+
+def test_a_document_goes_from_pending_to_live(memory: Memory) -> None:
+    document_id = memory.upload()["document"]["id"]
+
+    def state() -> tuple[str, int | None]:
+        document = memory.client.get(f"/documents/{document_id}").json()
+        return document["state"], document["serving_revision"]
+
+    assert state() == ("pending", None)
+    learn(memory.gateway, memory.embedder)
+    assert state() == ("live", 1)
+
+
+def test_paging_gives_each_document_once_in_the_order_of_arrival(memory: Memory) -> None:
+    made = [memory.upload(f"Text number {n}.", namespace="abc"[n % 3])["document"]["id"] for n in range(7)]
+    seen, after, pages = [], "", 0
+    while after is not None:
+        query = {"limit": 3} | ({"after": after} if after else {})
+        page = memory.client.get("/documents", params=query).json()
+        seen += [document["id"] for document in page["data"]]
+        after, pages = page["next_cursor"], pages + 1
+        assert page["has_more"] is (after is not None)
+    assert (seen, pages) == (made, 3)
+    only = memory.client.get("/documents", params={"namespace": "b"}).json()
+    assert [document["id"] for document in only["data"]] == made[1::3]
+    assert all(document["job_id"] for document in only["data"])
+
+
+def test_a_full_last_page_promises_no_more(memory: Memory) -> None:
+    for n in range(2):
+        memory.upload(f"Text number {n}.")
+    page = memory.client.get("/documents", params={"limit": 2}).json()
+    assert (len(page["data"]), page["has_more"], page["next_cursor"]) == (2, False, None)
+
+
+def test_a_replaced_document_answers_with_the_old_text_until_the_new_is_live(memory: Memory) -> None:
+    document_id = memory.teach(LIGHTHOUSE)
+    reply = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY})
+    assert reply.status_code == 202
+    assert reply.json()["document"]["revision"] == 2
+    assert reply.json()["document"]["serving_revision"] == 1
+    memory.ask(mode="icl")
+    assert "red basalt" in memory.engine.prompt_text()
+    learn(memory.gateway, memory.embedder)
+    memory.ask(mode="icl")
+    assert "rye loaves" in memory.engine.prompt_text()
+    assert "red basalt" not in memory.engine.prompt_text()
+
+
+def test_replacing_by_the_same_text_is_no_new_revision(memory: Memory) -> None:
+    document_id = memory.teach()
+    reply = memory.client.put(f"/documents/{document_id}", json={"text": LIGHTHOUSE, "metadata": {"seen": True}})
+    assert reply.json()["created"] is False
+    document = memory.client.get(f"/documents/{document_id}").json()
+    assert (document["revision"], document["state"], document["metadata"]) == (1, "live", {"seen": True})
+
+
+def test_an_external_id_that_is_anothers_is_a_conflict(memory: Memory) -> None:
+    memory.upload(LIGHTHOUSE, external_id="mine")
+    other = memory.upload(BAKERY)["document"]["id"]
+    before = memory.rows()
+    reply = memory.client.put(f"/documents/{other}", json={"text": BAKERY, "external_id": "mine"})
+    assert reply.status_code == 409
+    assert (reply.json()["key"], reply.json()["value"]) == ("external_id", "mine")
+    assert memory.rows() == before
+
+
+def test_a_deleted_document_is_unanswerable_at_once(memory: Memory) -> None:
+    document_id = memory.teach()
+    memory.ask(mode="lora")
+    assert memory.client.delete(f"/documents/{document_id}").status_code == 204
+    assert memory.client.get(f"/documents/{document_id}").status_code == 404
+    assert memory.client.delete(f"/documents/{document_id}").status_code == 404
+    for mode in ("lora", "rag", "icl", "hybrid"):
+        assert memory.client.post("/query", json={"question": QUESTION, "mode": mode}).status_code == 409
+    adapters = memory.client.get("/adapters").json()["data"]
+    assert [adapter["state"] for adapter in adapters] == ["retired"]
+
+
+def test_a_json_body_at_the_limit_of_characters_is_taken(make_memory: MakeMemory) -> None:
+    memory = make_memory(max_text_chars=1000)
+    memory.upload("x" * 1000)

@@ -1,0 +1,278 @@
+"""/v1 as OpenAI's own client types read it: chats, completions, log-probabilities, streams, refusals."""
+
+from typing import Any
+
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from loramem.errors import EngineUnavailable
+from tests.server.api.memory import LIGHTHOUSE, QUESTION, Json, Memory, events_of
+from tests.server.learned import learn
+
+HELLO = [{"role": "user", "content": QUESTION}]
+ANSWER = "Paris, naturally."
+
+
+@pytest.fixture
+def base(memory: Memory) -> str:
+    return memory.gateway.base.name
+
+
+def chat(memory: Memory, **body: Any) -> ChatCompletion:
+    reply = memory.client.post("/v1/chat/completions", json={"messages": HELLO, **body})
+    assert reply.status_code == 200, reply.text
+    return ChatCompletion.model_validate(reply.json())
+
+
+def complete(memory: Memory, **body: Any) -> Completion:
+    reply = memory.client.post("/v1/completions", json={"prompt": "Once upon", **body})
+    assert reply.status_code == 200, reply.text
+    return Completion.model_validate(reply.json())
+
+
+def refused(memory: Memory, path: str, status: int, body: Json) -> Json:
+    asked = len(memory.engine.prompts)
+    reply = memory.client.post(f"/v1/{path}", json=body)
+    assert reply.status_code == status, reply.text
+    assert reply.json().keys() == {"error"}
+    error: Json = reply.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    assert len(memory.engine.prompts) == asked
+    return error
+
+
+# models
+
+
+def test_models_are_the_base_and_each_namespace_in_each_mode(memory: Memory, base: str) -> None:
+    memory.upload(namespace="coast")
+    names = [model["id"] for model in memory.client.get("/v1/models").json()["data"]]
+    assert names == [base, "coast", *(f"coast:{mode}" for mode in ("lora", "rag", "icl", "hybrid", "base"))]
+
+
+@pytest.mark.parametrize("mode", ["", ":lora", ":rag", ":icl", ":hybrid", ":base"])
+def test_each_model_listed_answers_in_its_mode(memory: Memory, mode: str) -> None:
+    memory.teach(namespace="coast")
+    assert chat(memory, model=f"coast{mode}").choices[0].message.content == ANSWER
+    assert (memory.engine.used[-1] is not None) is (mode in ("", ":lora", ":hybrid"))
+    assert ("basalt" in memory.engine.prompt_text()) is (mode in (":rag", ":icl", ":hybrid"))
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "coast:magic", "coast:", ":lora", "other:rag", "coast:rag:icl"])
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "a"})]
+)
+def test_an_unknown_model_is_404(memory: Memory, model: str, path: str, body: Json) -> None:
+    memory.upload(namespace="coast")
+    error = refused(memory, path, 404, {**body, "model": model})
+    assert (error["param"], error["code"]) == ("model", "not-found")
+    assert model in error["message"]
+
+
+# chats
+
+
+def test_a_chat_reply(memory: Memory, base: str) -> None:
+    reply = chat(memory, model=base)
+    (choice,) = reply.choices
+    assert (reply.model, choice.message.content, choice.finish_reason, choice.logprobs) == (base, ANSWER, "stop", None)
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (len(memory.engine.prompts[-1]), 3)
+    assert memory.engine.salts == [""]  # the base model's cache is nobody's namespace
+
+
+def test_the_temperature_is_openais_for_the_base_model_and_0_for_a_memory(memory: Memory, base: str) -> None:
+    memory.teach(namespace="coast")
+    chat(memory, model=base)
+    chat(memory, model="coast")
+    chat(memory, model="coast", temperature=0.5)
+    assert [sampling.temperature for sampling in memory.engine.samplings] == [1.0, 0.0, 0.5]
+
+
+def test_all_that_openai_calls_sampling_reaches_the_engine(memory: Memory, base: str) -> None:
+    options = {"top_p": 0.5, "seed": 3, "presence_penalty": 1.0, "frequency_penalty": -1.0}
+    chat(memory, model=base, max_completion_tokens=5, stop=["\n", "END"], user="somebody", **options)
+    sampling = memory.engine.samplings[-1]
+    assert {key: getattr(sampling, key) for key in options} == options
+    assert (sampling.max_tokens, sampling.stop) == (5, ("\n", "END"))
+    assert chat(memory, model=base, max_tokens=2).choices[0].finish_reason == "length"
+    assert memory.engine.samplings[-1].stop == ()
+
+
+def test_system_developer_and_parts_are_read(memory: Memory, base: str) -> None:
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "mended it?"}]
+    messages = [{"role": "developer", "content": "Be a captain."}, {"role": "user", "content": parts}]
+    chat(memory, model=base, messages=messages)
+    assert "Be a captain." in memory.engine.prompt_text()
+    assert "Who mended it?" in memory.engine.prompt_text()
+
+
+def test_chat_log_probabilities(memory: Memory, base: str) -> None:
+    logprobs = chat(memory, model=base, logprobs=True, top_logprobs=2).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert "".join(item.token for item in logprobs.content) == ANSWER
+    assert [item.logprob for item in logprobs.content] == [-0.25] * 3
+    assert [top.token for top in logprobs.content[0].top_logprobs] == ["Paris", "other1"]
+    assert logprobs.content[0].bytes == list(b"Paris")
+    none_asked = chat(memory, model=base, logprobs=True).choices[0].logprobs
+    assert none_asked is not None
+    assert none_asked.content is not None
+    assert none_asked.content[0].top_logprobs == []
+
+
+def test_a_chat_stream(memory: Memory, base: str) -> None:
+    body = {"model": base, "messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 1}
+    reply = memory.client.post("/v1/chat/completions", json={**body, "stream_options": {"include_usage": True}})
+    data = [item for _, item in events_of(reply.text)]
+    assert data.pop() == "[DONE]"
+    chunks = [ChatCompletionChunk.model_validate(item) for item in data]
+    assert len({chunk.id for chunk in chunks}) == 1
+    *deltas, last = [choice for chunk in chunks for choice in chunk.choices]
+    assert deltas[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in deltas) == ANSWER
+    assert [choice.finish_reason for choice in deltas] == [None] * len(deltas)
+    assert last.finish_reason == "stop"
+    assert sum(len(choice.logprobs.content or ()) for choice in deltas if choice.logprobs) == 3
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+
+
+def test_usage_is_streamed_only_when_asked_for(memory: Memory, base: str) -> None:
+    reply = memory.client.post("/v1/chat/completions", json={"model": base, "messages": HELLO, "stream": True})
+    assert not any(item.get("usage") for _, item in events_of(reply.text) if item != "[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "a"})]
+)
+def test_an_error_in_a_stream_has_openais_shape(memory: Memory, base: str, path: str, body: Json) -> None:
+    memory.engine.error = EngineUnavailable("the engine died")
+    reply = memory.client.post(f"/v1/{path}", json={**body, "model": base, "stream": True})
+    last = events_of(reply.text)[-1][1]
+    assert last["error"]["code"] == "engine-unavailable"
+    assert "[DONE]" not in reply.text
+
+
+def test_a_chat_that_ends_with_the_assistant_is_refused(memory: Memory, base: str) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Well"}]
+    error = refused(memory, "chat/completions", 422, {"model": base, "messages": messages})
+    assert error["param"] == "messages"
+
+
+# completions
+
+
+def test_a_completion_continues_the_text_itself(memory: Memory, base: str) -> None:
+    reply = complete(memory, model=base)
+    assert memory.engine.prompt_text() == "Once upon"
+    assert (reply.choices[0].text, reply.choices[0].finish_reason) == (ANSWER, "stop")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == len(memory.engine.prompts[-1]) + 3
+
+
+def test_several_prompts_are_several_choices(memory: Memory, base: str) -> None:
+    reply = complete(memory, model=base, prompt=["One", "Two", "Three"])
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert sorted(memory.engine.prompt_text(n) for n in range(3)) == ["One", "Three", "Two"]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 9
+
+
+def test_one_prompt_that_does_not_fit_ends_the_others(memory: Memory, base: str) -> None:
+    memory.engine.pause_s = 5
+    body = {"model": base, "prompt": ["One", "word " * 600]}
+    reply = memory.client.post("/v1/completions", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["error"]["code"] == "window-exceeded"
+    assert set(memory.engine.ended) <= {"aborted after 0"}
+    assert len(memory.engine.ended) == len(memory.engine.prompts)
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_completion_log_probabilities(memory: Memory, base: str, asked: int) -> None:
+    logprobs = complete(memory, model=base, logprobs=asked).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["Paris", ", ", "naturally."]
+    assert logprobs.token_logprobs == [-0.25] * 3
+    assert logprobs.text_offset == [0, 5, 7]
+    assert logprobs.top_logprobs is not None
+    assert [len(top) for top in logprobs.top_logprobs] == [max(1, asked)] * 3
+
+
+def test_a_completion_stream(memory: Memory, base: str) -> None:
+    body = {"model": base, "prompt": "Once", "stream": True, "logprobs": 1, "stream_options": {"include_usage": True}}
+    data = [item for _, item in events_of(memory.client.post("/v1/completions", json=body).text)]
+    assert data.pop() == "[DONE]"
+    assert "".join(item["choices"][0]["text"] for item in data) == ANSWER
+    assert [item["choices"][0]["finish_reason"] for item in data] == [None, None, None, "stop"]
+    assert data[0]["choices"][0]["logprobs"]["tokens"] == ["Paris"]
+    assert data[-1]["usage"]["completion_tokens"] == 3
+
+
+def test_a_completion_of_a_memory_is_a_question_to_it(memory: Memory) -> None:
+    memory.teach(namespace="coast")
+    complete(memory, model="coast:rag", prompt=QUESTION)
+    assert "red basalt" in memory.engine.prompt_text()
+
+
+def test_only_one_prompt_can_be_streamed(memory: Memory, base: str) -> None:
+    error = refused(memory, "completions", 422, {"model": base, "prompt": ["a", "b"], "stream": True})
+    assert error["param"] == "prompt"
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat/completions", "tools", []),
+        ("chat/completions", "response_format", {"type": "json_object"}),
+        ("chat/completions", "n", 2),
+        ("chat/completions", "logit_bias", {"1": 5}),
+        ("chat/completions", "top_logprobs", 21),
+        ("chat/completions", "temperature", 3),
+        ("chat/completions", "max_tokens", 100_000),
+        ("chat/completions", "messages", []),
+        ("chat/completions", "stop", [""]),
+        ("chat/completions", "stop", ["x"] * 17),
+        ("completions", "echo", True),
+        ("completions", "suffix", "end"),
+        ("completions", "best_of", 3),
+        ("completions", "prompt", [1, 2, 3]),
+        ("completions", "prompt", [[1, 2]]),
+        ("completions", "prompt", ""),
+        ("completions", "prompt", []),
+        ("completions", "logprobs", 21),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(memory: Memory, base: str, path: str, field: str, value: Any) -> None:
+    content: Json = {"messages": HELLO} if path.startswith("chat") else {"prompt": "a"}
+    error = refused(memory, path, 422, {"model": base, **content, field: value})
+    assert error["param"] is not None
+    assert error["param"].split(".")[0] == field
+    assert "[" not in error["param"]
+
+
+def test_malformed_json_and_unknown_paths_have_openais_shape(memory: Memory) -> None:
+    headers = {"Content-Type": "application/json"}
+    reply = memory.client.post("/v1/chat/completions", content=b'{"model":', headers=headers)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "error" in memory.client.get("/v1/nothing").json()
+
+
+def test_a_memory_that_is_not_ready_is_409(memory: Memory) -> None:
+    job_id = memory.upload(LIGHTHOUSE, namespace="coast")["job"]["id"]
+    error = refused(memory, "chat/completions", 409, {"model": "coast", "messages": HELLO})
+    assert (error["code"], job_id in error["message"]) == ("memory-not-ready", True)
+    learn(memory.gateway, memory.embedder)
+    chat(memory, model="coast")
+
+
+def test_while_the_engine_loads_it_is_503(memory: Memory, base: str) -> None:
+    memory.engine.up, memory.engine._tokenizer = False, None
+    assert refused(memory, "completions", 503, {"model": base, "prompt": "a"})["code"] == "engine-unavailable"

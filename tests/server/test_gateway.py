@@ -1,0 +1,129 @@
+"""The gateway's life: what it refuses to start with, its housekeeping, its end."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramem.base_model import BaseModel
+from loramem.errors import SettingsError
+from loramem.settings import Settings
+from server import gateway as module
+from server.gateway import Gateway
+from tests.rows import add_document
+from tests.server.conftest import MakeGateway
+from tests.server.scripted_engine import ScriptedEngine
+
+
+class Ended:
+    """Stands for the signal that ends the process."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
+    counter = Ended()
+    monkeypatch.setattr(module, "_end_process", counter)
+    monkeypatch.setattr(module, "WATCH_S", 0.01)
+    monkeypatch.setattr(module, "RECONCILE_S", 0.02)
+    return counter
+
+
+@pytest.fixture
+def gateway(make_settings: Callable[..., Settings], make_gateway: MakeGateway) -> Gateway:
+    return make_gateway(make_settings())
+
+
+def scripted(gateway: Gateway) -> ScriptedEngine:
+    assert isinstance(gateway.engine, ScriptedEngine)
+    return gateway.engine
+
+
+def live(gateway: Gateway, meanwhile: Callable[[], Any], seconds: float = 0.15) -> None:
+    async def run() -> None:
+        gateway.start()
+        await asyncio.sleep(0.05)
+        meanwhile()
+        await asyncio.sleep(seconds)
+        await gateway.stop()
+
+    asyncio.run(run())
+
+
+def test_a_window_greater_than_the_models_stops_the_start(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway
+) -> None:
+    with pytest.raises(SettingsError, match=r"LORAMEM_MAX_MODEL_LEN=100000: .* reads at most 8192 tokens"):
+        make_gateway(make_settings(max_model_len=100_000))
+
+
+def test_starting_and_stopping(gateway: Gateway, ended: Ended) -> None:
+    seen: list[bool] = []
+    live(gateway, lambda: seen.append(gateway.engine.running))
+    assert seen == [True]
+    assert not gateway.engine.running
+    assert ended.times == 0
+
+
+def test_an_engine_that_does_not_start_ends_the_gateway(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise ValueError("no memory left")
+
+    monkeypatch.setattr(gateway.engine, "start", fail)
+    live(gateway, lambda: None)
+    assert ended.times == 1
+    assert gateway.engine_error == "ValueError: no memory left"
+
+
+def test_an_engine_that_dies_ends_the_gateway(gateway: Gateway, ended: Ended) -> None:
+    live(gateway, lambda: setattr(scripted(gateway), "broken", True))
+    assert ended.times == 1
+
+
+def test_jobs_that_nobody_was_told_of_are_announced(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[str] = []
+    monkeypatch.setattr(gateway.doorbell, "ring", lambda job_id: rung.append(job_id) or True)
+    add_document(gateway.database, "doc_a", "text")
+    with gateway.database.write() as session:
+        job = gateway.queue.enqueue(session, "doc_a", 1)
+    live(gateway, lambda: None)
+    assert rung == [job.id]
+
+
+def test_a_database_that_is_away_for_a_while_does_not_end_the_housekeeping(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def reconcile() -> int:
+        calls.append(1)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(gateway.queue, "reconcile", reconcile)
+    live(gateway, lambda: None)
+    assert len(calls) > 1
+
+
+def test_importing_the_application_does_nothing(base_model: BaseModel, tmp_path: Path) -> None:
+    """`create_app` wires; only a start opens files. Importing vLLM is left to the engine."""
+    import subprocess
+    import sys
+
+    check = "import sys, server.app; print(sorted({'torch', 'vllm', 'transformers', 'faiss'} & sys.modules.keys()))"
+    home = {"HOME": str(tmp_path), "PATH": ""}
+    loaded = subprocess.run([sys.executable, "-c", check], env=home, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
+    shutil.rmtree(tmp_path)
