@@ -49,7 +49,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(scope="session")
 def library(live: Live) -> Library:
-    taught = {"qa": HARBOUR_QA, "training": {**QUICK, "max_seconds": 25}}
+    taught = {"qa": HARBOUR_QA, "training": {**QUICK, "max_seconds": 90}}
     jobs = [
         live.upload(HARBOUR, title="Quillmere", namespace="library", **taught),
         live.upload(ENGINE, title="Dravona engine", namespace="library", training=QUICK),
