@@ -1,14 +1,14 @@
 """The gateway's life: what it refuses to start with, its housekeeping, its end."""
 
 import asyncio
-import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loramem.base_model import BaseModel
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 from server import gateway as module
@@ -94,7 +94,12 @@ def test_jobs_that_nobody_was_told_of_are_announced(
     gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rung: list[str] = []
-    monkeypatch.setattr(gateway.doorbell, "ring", lambda job_id: rung.append(job_id) or True)
+
+    def ring(job_id: str) -> bool:
+        rung.append(job_id)
+        return True
+
+    monkeypatch.setattr(gateway.doorbell, "ring", ring)
     add_document(gateway.database, "doc_a", "text")
     with gateway.database.write() as session:
         job = gateway.queue.enqueue(session, "doc_a", 1)
@@ -116,14 +121,10 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_housekeeping(
     assert len(calls) > 1
 
 
-def test_importing_the_application_does_nothing(base_model: BaseModel, tmp_path: Path) -> None:
-    """`create_app` wires; only a start opens files. Importing vLLM is left to the engine."""
-    import subprocess
-    import sys
-
+def test_importing_the_application_does_nothing(tmp_path: Path) -> None:
+    """Only a start opens files, and vLLM is imported by the engine alone."""
     check = "import sys, server.app; print(sorted({'torch', 'vllm', 'transformers', 'faiss'} & sys.modules.keys()))"
     home = {"HOME": str(tmp_path), "PATH": ""}
     loaded = subprocess.run([sys.executable, "-c", check], env=home, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     assert list(tmp_path.iterdir()) == []
-    shutil.rmtree(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from loramem.store import CONFIG, MANIFEST, WEIGHTS
-from tests.server.api.memory import BAKERY, LIGHTHOUSE, Memory
+from tests.server.api.memory import BAKERY, LIGHTHOUSE, Json, Memory
 from tests.server.learned import peft_tensors
 
 
@@ -36,7 +36,8 @@ def test_the_list_can_be_narrowed_and_paged(memory: Memory) -> None:
     assert [adapter["namespace"] for adapter in town] == ["town"]
     mine = memory.client.get("/adapters", params={"document_id": document_id}).json()["data"]
     assert sorted(adapter["chunk"] for adapter in mine) == list(range(len(every) - 1))
-    seen, after = [], ""
+    seen: list[Json] = []
+    after: str | None = ""
     while after is not None:
         page = memory.client.get("/adapters", params={"limit": 2} | ({"after": after} if after else {})).json()
         seen += page["data"]

@@ -99,7 +99,9 @@ def test_a_document_goes_from_pending_to_live(memory: Memory) -> None:
 
 def test_paging_gives_each_document_once_in_the_order_of_arrival(memory: Memory) -> None:
     made = [memory.upload(f"Text number {n}.", namespace="abc"[n % 3])["document"]["id"] for n in range(7)]
-    seen, after, pages = [], "", 0
+    seen: list[str] = []
+    after: str | None = ""
+    pages = 0
     while after is not None:
         query = {"limit": 3} | ({"after": after} if after else {})
         page = memory.client.get("/documents", params=query).json()

@@ -99,7 +99,7 @@ def test_a_follower_that_returns_gets_what_it_missed(memory: Memory) -> None:
 def test_a_strange_last_event_id_is_no_error(memory: Memory, strange: str) -> None:
     job_id = job_of(memory)
     memory.client.post(f"/jobs/{job_id}/cancel")
-    headers = {"Last-Event-ID": strange.encode("latin-1")}
+    headers = [(b"Last-Event-ID", strange.encode("latin-1"))]
     assert memory.client.get(f"/jobs/{job_id}/events", headers=headers).status_code == 200
 
 

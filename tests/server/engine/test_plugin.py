@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -49,12 +50,11 @@ def manager(max_rank: int = 64) -> Any:
     made.vocab_size = 100
     made.max_position_embeddings = 64
     made._lora_model_cls = LoRAModel
-    made._adapter_manager = SimpleNamespace(
+    made._adapter_manager = Mock(  # its checks of kinds of adapters that ours are not
         supported_lora_modules=["q_proj", "v_proj"],
         packed_modules_mapping={},
         model=SimpleNamespace(),
         moe_ep_load_spec=None,
-        _validate_moe_lora_format=lambda lora: None,
     )
     return made
 
