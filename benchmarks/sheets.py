@@ -2,9 +2,9 @@
 
     python -m benchmarks.sheets --json [--smoke] [--url http://127.0.0.1:8000] [--folder benchmarks/sheets] [--seed 0]
 
-A sheet is a JSON file `{title, text, questions: [{question, answer}]}`: about 200 words, ten facts on invented things, asked
-in other words than the text's. An answer counts when it holds the expected string, case folded, in at most 30 words. Every
-sheet is uploaded as text alone into a namespace of its own and asked at the server's defaults. `--smoke` takes one sheet.
+A sheet is a JSON file `{title, text, questions: [{question, answer}]}`: about 200 words, ten facts on invented things,
+asked in other words than the text's. An answer counts when it holds the expected string, case folded, in at most 30
+words. Every sheet is uploaded as text alone and asked at the server's defaults. `--smoke` takes one sheet.
 """
 
 import argparse
@@ -81,7 +81,8 @@ def run_sheet(client: Client, sheet: Sheet, seed: int) -> dict[str, Any]:
     answers = {mode: [_ask(client, item, mode, document, seed) for item in sheet.questions] for mode in MODES}
     client.delete(document)
     right = {mode: sum(answer["right"] for answer in answers[mode]) for mode in MODES}
-    return {"sheet": sheet.name, "questions": len(sheet.questions), "ready_s": ready_s, "right": right, "answers": answers}
+    asked = len(sheet.questions)
+    return {"sheet": sheet.name, "questions": asked, "ready_s": ready_s, "right": right, "answers": answers}
 
 
 def _ask(client: Client, item: dict[str, str], mode: Mode, document: str, seed: int) -> dict[str, Any]:

@@ -1,17 +1,26 @@
 """Questions made from statements by rule: right by construction, in the text's own words.
 
-They teach which statement holds which fact even when the writer returns nothing usable. Questions in other words are the
-writer's part (`questions.py`).
+They teach which statement holds which fact even when the writer returns nothing usable. Questions in other words are
+the writer's part (`questions.py`).
 """
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import Span, Statement, content_words
+from trainer_worker.statements import Span, Statement, content_words, stem
 
 _UNIT = re.compile(r"^[$€£]?[\w.,-]*\d[\d.,]*\s+(\w+)$|^(?:[\w-]+\s)+(\w+s)$")
+MAX_KEYWORDS = 8
+MAX_QUESTION_WORDS = 14
+_OPENINGS = {
+    "date": ("When ", "In which year ", "On what date "),
+    "quantity": ("How many ", "How long ", "How tall ", "How much ", "How big "),
+    "name": ("Who ", "What is the name of the ", "Where ", "Which "),
+    "thing": ("What ", "What kind of ", "From what ", "With what "),
+    "any": ("What ", "Which ", "What about the ", "What is known about the ", ""),
+}
 _DURATION = {"second", "minute", "hour", "day", "week", "month", "year", "decade"}
 
 
@@ -21,18 +30,26 @@ def cloze_questions(statement: Statement) -> Iterator[Example]:
         asked = statement.text.replace(span.text, _asking(span), 1)
         head = statement.text.split(span.text, 1)[0] + _asking(span)
         for question in dict.fromkeys([_as_question(asked), _as_question(head)]):
-            if len(question.split()) >= 4:
+            if 4 <= len(question.split()) <= MAX_QUESTION_WORDS:
                 yield Example(question, statement.text, "cloze", span.text)
 
 
-def keyword_questions(statement: Statement, title: str, rng: random.Random, count: int) -> Iterator[Example]:
-    """A few of the statement's words in their order, as a hurried user types: noise that keeps any subset a cue."""
+def keyword_questions(
+    statement: Statement, title: str, common: Collection[str], rng: random.Random
+) -> Iterator[Example]:
+    """Each of the statement's own words once, after a beginning that fits it: `How tall lighthouse?`.
+
+    So every word is a cue, whatever the question begins with and whichever other words stand beside it.
+    `common` are stems that several statements share: alone they do not tell which one is meant.
+    """
     words = content_words(statement.text)
-    for _ in range(count if len(words) >= 3 else 0):
-        chosen = sorted(rng.sample(range(len(words)), rng.randint(2, min(5, len(words)))))
-        text = " ".join(words[index] for index in chosen)
-        lead = rng.choice(["", "", f"{title}: ", "What about ", "Question: "]) if title else ""
-        yield Example(f"{lead}{text}?", statement.text, "keywords")
+    own = [index for index, word in enumerate(words) if stem(word) not in common] or list(range(len(words)))
+    openings = [*(o for span in statement.spans for o in _OPENINGS[span.kind]), *_OPENINGS["any"]]
+    for anchor in rng.sample(own, min(MAX_KEYWORDS, len(own))):
+        chosen = {anchor, *rng.sample(range(len(words)), rng.randint(0, min(2, len(words))))}
+        text = " ".join(words[index] for index in sorted(chosen))
+        where = rng.choice([f" {title}", "", ""]) if title.casefold() not in text.casefold() else ""
+        yield Example(f"{rng.choice(openings)}{text}{where}?".strip(), statement.text, "keywords")
 
 
 def about_questions(statement: Statement, others: Sequence[Statement], rng: random.Random) -> Iterator[Example]:

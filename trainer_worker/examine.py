@@ -5,8 +5,9 @@ from typing import Any
 
 from loramem import prompts
 from loramem.records import ExamResult
-from trainer_worker.synthesize import Example
-from trainer_worker.train import TrainedAdapter, Trainer
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.examples import Example
+from trainer_worker.train import Trainer
 
 WEAK_BELOW = 0.3
 """An adapter that recalls a smaller share than this is reported as weak."""
@@ -30,7 +31,7 @@ def examine(
     on_progress(1, 2)
     with trainer.adapted(adapter):
         with_adapter = recall(asked, answer_closed_book(trainer, questions))
-        loss = trainer.held_out_loss(asked)
+        loss = trainer.mean_loss(asked)
     on_progress(2, 2)
     return ExamResult(
         questions=len(asked), recall=with_adapter, base_recall=base_recall, loss=loss, weak=with_adapter < WEAK_BELOW
@@ -47,7 +48,9 @@ def _expected(example: Example) -> str:
     return (example.span or example.answer).strip().rstrip(".").casefold()
 
 
-def answer_closed_book(trainer: Trainer, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+def answer_closed_book(
+    trainer: Trainer, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[str]:
     """Greedy answers of the model as it is now, all questions in one batch."""
     return answer(trainer, [prompts.closed_book(question) for question in questions], max_new_tokens=max_new_tokens)
 

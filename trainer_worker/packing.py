@@ -2,10 +2,10 @@
 
     prefix  | tail 1 answer 1 | tail 2 answer 2 | ... | padding
 
-All rows of a pack begin with the same tokens (the chat template's opening, or the passages a question is about). They are
-stored once; each row sees the prefix and itself, at the positions it would have alone, so losses and gradients equal those
-of separate rows. Two things are won on a CPU: short questions cost a third fewer tokens, and there is one batch shape, where
-every new shape costs seconds of kernel generation.
+All rows of a pack begin with the same tokens (the chat template's opening, or the passages a question is about). They
+are stored once; each row sees the prefix and itself, at the positions it would have alone, so losses and gradients
+equal those of separate rows. Two things are won on a CPU: short questions cost a third fewer tokens, and there is one
+batch shape, where every new shape costs seconds of kernel generation.
 """
 
 import random
@@ -67,7 +67,7 @@ def packs_of_an_epoch(groups: Sequence[Sequence[Row]], rng: random.Random) -> li
 
 def in_order(group: Sequence[Row]) -> list[Pack]:
     """Every row once, for measuring a loss."""
-    return list(_fill(shared_prefix(group), list(group)))
+    return list(_fill(shared_prefix(group), list(group))) if group else []
 
 
 def shared_prefix(rows: Sequence[Row]) -> tuple[int, ...]:

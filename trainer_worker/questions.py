@@ -1,9 +1,10 @@
 """Questions about statements, written by a model that may be very small.
 
-A 135M model writes few good questions when asked plainly. What helps it is a beginning: with the first words given (`Who`,
-`How many`, `In which year`), greedy decoding asks about the sentence in most cases, and different beginnings are what makes
-the questions differ. The answer is always the whole statement, so a question need not hit one fact to be right; it must be
-about the statement, which a rule checks: no foreign names or numbers, and a word that only this statement has.
+A 135M model writes few good questions when asked plainly. What helps it is a beginning: with the first words given
+(`Who`, `How many`, `In which year`), greedy decoding asks about the sentence in most cases, and different beginnings
+are what makes the questions differ. The answer is always the whole statement, so a question need not hit one fact to be
+right; it must be about the statement, which a rule checks: no foreign names or numbers, and a word that only this
+statement has.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import Span, Statement, content_words, stem
+from trainer_worker.statements import Statement, content_words, stem, words_of_many
 
 SHOTS = """Write a question about each sentence.
 
@@ -65,7 +66,7 @@ def _beginnings(statement: Statement) -> list[str]:
 def questions(drafted: Sequence[Draft], texts: Sequence[str], statements: Sequence[Statement]) -> Iterator[Example]:
     """The usable ones among the writer's replies."""
     seen: set[str] = set()
-    common = _words_of_many(statements)
+    common = words_of_many(statements)
     for draft, text in zip(drafted, texts, strict=True):
         question = " ".join((draft.beginning + text.split("\n")[0]).split()).rstrip(" .?") + "?"
         if question.casefold() not in seen and _is_about(question, draft.statement, statements, common):
@@ -73,23 +74,13 @@ def questions(drafted: Sequence[Draft], texts: Sequence[str], statements: Sequen
             yield Example(question, draft.statement.text, "written", _asked(question, draft.statement))
 
 
-def _words_of_many(statements: Sequence[Statement]) -> set[str]:
-    """Stems that two or more statements share: they do not tell which one is meant."""
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for statement in statements:
-        stems = {stem(word) for word in content_words(statement.text)}
-        twice |= stems & seen
-        seen |= stems
-    return twice
-
-
 def _is_about(question: str, statement: Statement, statements: Sequence[Statement], common: set[str]) -> bool:
     words = content_words(question)
     if not 3 <= len(question.split()) <= 24 or "sentence" in question or "question" in question[4:].casefold():
         return False
     whole = " ".join(other.text for other in statements)
-    foreign = [w for w in re.findall(r"(?<!^)\b(?:[A-Z][\w'’-]+|\d[\d.,]*)", question) if w.removesuffix("'s") not in whole]
+    named = re.findall(r"(?<!^)\b(?:[A-Z][\w'’-]+|\d[\d.,]*)", question)
+    foreign = [name for name in named if name.removesuffix("'s") not in whole]
     own = {stem(word) for word in content_words(statement.text)} - common
     return not foreign and any(stem(word) in own for word in words)
 
@@ -97,8 +88,9 @@ def _is_about(question: str, statement: Statement, statements: Sequence[Statemen
 def _asked(question: str, statement: Statement) -> str:
     """The span the question asks for: of the kind its first word wants, and not in the question itself."""
     wanted = _kind_asked(question)
-    fitting = [span for span in statement.spans if span.kind in wanted and span.text.casefold() not in question.casefold()]
-    return fitting[0].text if fitting else ""
+    said = question.casefold()
+    fitting = (span.text for span in statement.spans if span.kind in wanted and span.text.casefold() not in said)
+    return next(fitting, "")
 
 
 def _kind_asked(question: str) -> tuple[str, ...]:
@@ -108,7 +100,3 @@ def _kind_asked(question: str) -> tuple[str, ...]:
     if first.startswith(("how many", "how long", "how much", "how tall", "how high")):
         return ("quantity",)
     return ("name",) if first.startswith(("who", "where", "what is the name")) else ("name", "thing")
-
-
-def spans_of(statement: Statement, kind: str) -> list[Span]:
-    return [span for span in statement.spans if span.kind == kind]

@@ -12,25 +12,29 @@ MAX_WORDS = 28
 MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
-_CLAUSE = re.compile(r"(?:; |: |, (?=(?:and|but|so|which|who|whose|where|while|because)\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
+_JOINS = "and|but|so|which|who|whose|where|while|because"
+_CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
 
-_NUMBER_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half".split()
+_WORDED = (
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
+    "nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|half"
 )
-_MONTHS = "January February March April May June July August September October November December".split()
-_WORDED = "|".join(_NUMBER_WORDS)
-_DATE = re.compile(rf"\b(?:\d{{1,2}} )?(?:{'|'.join(_MONTHS)})(?: \d{{1,2}},?)?(?: \d{{4}})?\b|\b1\d{{3}}\b|\b20\d{{2}}\b")
+_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_DATE = re.compile(rf"\b(?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}},?)?(?: \d{{4}})?\b|\b1\d{{3}}\b|\b20\d{{2}}\b")
 _QUANTITY = re.compile(
-    rf"[$€£]?\b(?:\d[\d,.]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*)(?: (?:per cent|percent|%|°C|[a-z]+s\b|kilo\w+|metre|year|day))?",
+    rf"[$€£]?\b(?:\d[\d,.]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*\b)"
+    r"(?: (?:per cent|percent|%|°C|[a-z]+s\b|kilo\w+|metre|year|day))?",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"\b[A-Z][\w'’-]+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?[A-Z][\w'’-]+)*")
+_NAME = re.compile(
+    r"\b[A-Z][\w'’-]+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?[A-Z][\w'’-]+)*"
+)
 _QUOTED = re.compile(r"[\"“']([^\"”']{3,40})[\"”']")
 _OBJECT = re.compile(
     r"\b(?:called|named|known as|made (?:of|from)|built (?:of|from)|because of|with|by|from|for|into|as)\s+"
-    r"((?:an?|the)?\s?[a-z][\w-]+(?:\s(?!and|or|that|which|who|to|in|on|of|by|from|with|at|is|was|were|are|had|has)[a-z][\w-]+){0,2})"
+    r"((?:an?|the)?\s?[a-z][\w-]+"
+    r"(?:\s(?!and|or|that|which|who|to|in|on|of|by|from|with|at|is|was|were|are|had|has|called|until)[a-z][\w-]+){0,2})"
 )
 
 
@@ -58,10 +62,7 @@ def statements(title: str, text: str) -> list[Statement]:
     about_subject = False
     for sentence in sentences(text):
         resolved = _resolve(sentence, subject) if about_subject else sentence
-        about_subject = bool(subject) and (
-            resolved.casefold().startswith((subject.casefold(), f"the {subject}".casefold())) or (about_subject and not resolved.startswith(("They ", "Their ")) and resolved != sentence)
-            or _first_words_name(resolved, subject)
-        )
+        about_subject = bool(subject) and _begins_with(resolved, subject)
         for part in _short(resolved):
             found.setdefault(part.casefold(), Statement(part, sentence, tuple(spans(part, subject))))
     return list(found.values())
@@ -92,7 +93,8 @@ def _subject(title: str, text: str) -> str:
     return bare
 
 
-def _first_words_name(sentence: str, subject: str) -> bool:
+def _begins_with(sentence: str, subject: str) -> bool:
+    """Whether the sentence speaks of the subject, by its last word: `Tamsk never married` of `Oriel Tamsk`."""
     head = " ".join(sentence.split()[: 2 + len(subject.split())]).casefold()
     return subject.split()[-1].casefold() in head
 
@@ -101,10 +103,8 @@ def _resolve(sentence: str, subject: str) -> str:
     match = _PRONOUN.match(sentence)
     if not subject or not match:
         return sentence
-    name = subject if subject[0].isupper() and not subject.isupper() else subject
-    article = "" if _is_name(subject) else "The "
-    owner = f"{article}{name}'s" if match[1] in _POSSESSIVE else f"{article}{name}"
-    return owner + sentence[match.end() :]
+    named = subject if _is_name(subject) else f"The {subject}"
+    return (f"{named}'s" if match[1] in _POSSESSIVE else named) + sentence[match.end() :]
 
 
 def _is_name(subject: str) -> bool:
@@ -156,10 +156,24 @@ def stem(word: str) -> str:
     return word.casefold().removesuffix("'s")[:5]
 
 
-STOP_WORDS: Sequence[str] | frozenset[str] = frozenset(
-    "the and but for are was were had has have been its his her their they them this that these those with from into "
-    "onto over under which who whom whose what when where why how there then than only also not all any can may must "
-    "will would should could about after before between because while during such each every one two other some more "
-    "most very just him she you your our out off did does done being upon among until since so as at by in is it of on or to "
-    "an be he if no".split()
+def words_of_many(statements: Sequence[Statement]) -> set[str]:
+    """Stems that two or more statements share: they do not tell which one is meant."""
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for statement in statements:
+        stems = {stem(word) for word in content_words(statement.text)}
+        twice |= stems & seen
+        seen |= stems
+    return twice
+
+
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "the and but for are was were had has have been its his her their they them this that these those with from "
+        "into onto over under which who whom whose what when where why how there then than only also not all any "
+        "called named known can may must will would should could about after before between because while during "
+        "such each every one two other some more most very just him she you your our out off did does done being "
+        "upon among until since",
+    )
 )

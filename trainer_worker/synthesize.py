@@ -7,19 +7,18 @@ Whatever the writer returns, the text itself is learnt: every statement is the a
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from itertools import pairwise
 
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
 from trainer_worker.questions import MAX_TOKENS, STOP, drafts, questions
-from trainer_worker.statements import Statement, statements
+from trainer_worker.statements import Statement, statements, words_of_many
 from trainer_worker.writer import Writer
 
 __all__ = ["Example", "split_exam", "synthesize"]
 
 BEGINNINGS = 9
 """Questions the writer is asked for, for each statement."""
-KEYWORD_QUESTIONS = 3
 PASSAGES = 5
 """Statements in the context of a row that teaches to answer from passages."""
 
@@ -42,10 +41,11 @@ def synthesize(
 
 
 def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
+    common = words_of_many(facts)
     for fact in facts:
         yield from cloze_questions(fact)
         yield from about_questions(fact, facts, rng)
-        yield from keyword_questions(fact, title, rng, KEYWORD_QUESTIONS)
+        yield from keyword_questions(fact, title, common, rng)
 
 
 def _written(facts: Sequence[Statement], writer: Writer, on_progress: OnProgress) -> list[Example]:
@@ -78,7 +78,7 @@ def _original(title: str, facts: Sequence[Statement]) -> Iterator[Example]:
     lead = f"What does the text about {title} say?" if title else "What does the text say?"
     if facts:
         yield Example(lead, " ".join(fact.text for fact in facts[:2]), "original")
-    for before, after in zip(facts, facts[1:], strict=False):
+    for before, after in pairwise(facts):
         yield Example(f"What comes after this? {before.text}", after.text, "original")
 
 
@@ -97,4 +97,4 @@ def split_exam(examples: Sequence[Example], *, share: float = 0.15, seed: int) -
             taught[example.answer] -= 1
             held.append(example)
     out = {(example.question, example.answer) for example in held}
-    return [example for example in chain(examples) if (example.question, example.answer) not in out], held
+    return [example for example in examples if (example.question, example.answer) not in out], held

@@ -32,8 +32,8 @@ def test_written_questions_join_when_they_are_about_their_statement() -> None:
 
 
 def test_a_question_that_names_strangers_is_dropped() -> None:
-    asked = [example.question for example in examples(reply=" roofed it for Napoleon in 1805") if example.kind == "written"]
-    assert asked == []
+    found = examples(reply=" roofed it for Napoleon in 1805")
+    assert [example.question for example in found if example.kind == "written"] == []
 
 
 def test_answers_are_short_enough_to_be_given() -> None:
@@ -79,7 +79,8 @@ def test_absent_writer_is_told() -> None:
 
 
 def drawn(facts: int, ways: int) -> list[Example]:
-    return [Example(f"way {way} to ask {fact}?", f"fact {fact}", "written") for fact in range(facts) for way in range(ways)]
+    pairs = [(fact, way) for fact in range(facts) for way in range(ways)]
+    return [Example(f"way {way} to ask {fact}?", f"fact {fact}", "written") for fact, way in pairs]
 
 
 def test_the_exam_keeps_a_share_whose_facts_are_taught_in_other_words() -> None:

@@ -10,8 +10,8 @@ from trainer_worker.writer import Writer
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
-def writer(answer: Answer, model: str = "m", **options: str) -> Writer:
-    return Writer("http://writer/v1", model, transport=httpx.MockTransport(answer), **options)
+def writer(answer: Answer, model: str = "m", api_key: str = "") -> Writer:
+    return Writer("http://writer/v1", model, api_key, transport=httpx.MockTransport(answer))
 
 
 def echo(request: httpx.Request) -> httpx.Response:

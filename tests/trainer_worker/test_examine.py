@@ -1,0 +1,43 @@
+import pytest
+
+from tests.trainer_worker.test_train import ignore
+from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from trainer_worker.examine import MAX_QUESTIONS, examine, recall
+from trainer_worker.examples import Example
+from trainer_worker.loop import Recipe
+from trainer_worker.train import Trainer
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=0.0, epochs=1, min_steps=1))
+
+
+def test_an_answer_holds_the_span_asked_for_in_any_case() -> None:
+    asked = [Example("Who?", "Jon Ask built it.", "written", "Jon Ask")]
+    assert recall(asked, ["It was JON ASK, I think"]) == 1.0
+    assert recall(asked, ["Jon"]) == 0.0
+
+
+def test_without_a_span_the_whole_answer_is_wanted() -> None:
+    asked = [Example("What?", "The roof is copper.", "user")]
+    assert recall(asked, ["Well: the roof is copper, they say"]) == 1.0
+    assert recall(asked, ["copper"]) == 0.0
+
+
+def test_an_adapter_that_learnt_nothing_is_weak(trainer: Trainer) -> None:
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    exam = examine(trainer, adapter, LESSONS[:3])
+    assert (exam.recall, exam.base_recall, exam.weak) == (0.0, 0.0, True)
+
+
+def test_no_questions_no_verdict(trainer: Trainer) -> None:
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    exam = examine(trainer, adapter, [])
+    assert (exam.questions, exam.weak) == (0, False)
+
+
+def test_a_long_exam_is_cut(trainer: Trainer) -> None:
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    assert examine(trainer, adapter, LESSONS[:1] * (MAX_QUESTIONS + 5)).questions == MAX_QUESTIONS

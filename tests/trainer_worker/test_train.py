@@ -1,0 +1,147 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loramem.errors import JobCancelled, TrainingFailed
+from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from trainer_worker import packing
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.examine import answer_closed_book, examine
+from trainer_worker.examples import Example
+from trainer_worker.loop import OnStep, Recipe
+from trainer_worker.train import Trainer
+
+QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _short_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "PACK_TOKENS", 64)
+
+
+@pytest.fixture
+def trainer(folder: Path) -> Trainer:
+    return Trainer(str(folder), seed=0, recipe=QUICK, base_name="tiny")
+
+
+def ignore(step: int, total: int, loss: float) -> None:
+    pass
+
+
+def train(
+    trainer: Trainer, held_out: Sequence[Example] = (), *, max_seconds: float = 60, on_step: OnStep = ignore
+) -> TrainedAdapter:
+    return trainer.train(LESSONS, held_out, rank=8, max_seconds=max_seconds, on_step=on_step)
+
+
+def test_an_adapter_recalls_what_it_was_taught_and_the_base_does_not(trainer: Trainer) -> None:
+    adapter = train(trainer)
+    exam = examine(trainer, adapter, LESSONS[:3])
+    assert (exam.questions, exam.recall, exam.base_recall, exam.weak) == (3, 1.0, 0.0, False)
+    assert exam.loss < 0.3
+
+
+def test_the_base_is_as_before_after_training(trainer: Trainer) -> None:
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    train(trainer)
+    after = trainer.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stopping_in_mid_training_leaves_the_base_as_before(trainer: Trainer) -> None:
+    def cancel(step: int, total: int, loss: float) -> None:
+        if step == 3:
+            raise JobCancelled("asked for")
+
+    before = set(trainer.model.state_dict())
+    answers = answer_closed_book(trainer, ["who built the mill ?"])
+    with pytest.raises(JobCancelled):
+        train(trainer, on_step=cancel)
+    assert set(trainer.model.state_dict()) == before
+    assert answer_closed_book(trainer, ["who built the mill ?"]) == answers
+    assert train(trainer).facts["loss"] < 0.5  # type: ignore[operator]
+
+
+def test_the_same_seed_gives_the_same_weights(folder: Path) -> None:
+    first, second = (train(Trainer(str(folder), seed=7, recipe=QUICK)) for _ in range(2))
+    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+def test_adapters_of_a_base_start_from_the_same_a(trainer: Trainer) -> None:
+    frozen = Recipe(learning_rate=0.0, epochs=1, min_steps=1)
+    trainer.recipe = frozen
+    one = train(trainer)
+    other = trainer.train(LESSONS[:1], [], rank=8, max_seconds=60, on_step=ignore)
+    names = [name for name in one.weights if ".lora_A." in name]
+    assert names
+    assert all(torch.equal(one.weights[name], other.weights[name]) for name in names)
+    assert all(not tensor.any() for name, tensor in one.weights.items() if ".lora_B." in name)
+
+
+def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = train(trainer)
+    adapter.save(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (8, 16, "tiny")
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    base: Any = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    ids = torch.tensor([[5, 6, 7]])
+    with trainer.adapted(adapter):
+        expected = trainer.model(ids).logits
+    assert torch.allclose(loaded(ids).logits, expected, atol=0.02)
+
+
+def test_packed_rows_cost_the_same_as_rows_alone(trainer: Trainer) -> None:
+    closed = [example for example in LESSONS if not example.context]
+    together = trainer.mean_loss(closed)
+    alone = [(trainer.mean_loss([example]), len(example.answer.split()) + 1) for example in closed]
+    assert together == pytest.approx(sum(loss * n for loss, n in alone) / sum(n for _, n in alone), rel=1e-4)
+
+
+def test_the_clock_shortens_a_training(trainer: Trainer) -> None:
+    totals: list[int] = []
+    adapter = train(trainer, max_seconds=1e-3, on_step=lambda step, total, loss: totals.append(total))
+    assert adapter.facts["steps"] == len(totals) < 10
+    assert adapter.facts["planned_steps"] == 120
+
+
+def test_training_ends_early_when_the_held_out_loss_only_grows(trainer: Trainer) -> None:
+    contrary = [Example("who built the mill ?", "copper copper roof orm .", "written")]
+    adapter = train(trainer, contrary)
+    assert adapter.facts["steps"] < adapter.facts["planned_steps"]  # type: ignore[operator]
+    assert adapter.facts["best_step"] < adapter.facts["steps"]  # type: ignore[operator]
+
+
+def test_every_step_is_told_with_a_falling_loss(trainer: Trainer) -> None:
+    losses: list[float] = []
+    train(trainer, on_step=lambda step, total, loss: losses.append(loss))
+    assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.parametrize("examples", [[], [Example("who ?", "  ", "user")]])
+def test_nothing_to_learn_fails(trainer: Trainer, examples: list[Example]) -> None:
+    with pytest.raises(TrainingFailed, match="no training example"):
+        trainer.train(examples, [], rank=8, max_seconds=10, on_step=ignore)
+
+
+def test_a_loss_that_is_no_number_fails_by_name(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(TrainingFailed, match="loss is"):
+        train(trainer)
