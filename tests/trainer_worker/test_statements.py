@@ -1,0 +1,96 @@
+import pytest
+
+from tests.trainer_worker.texts import MILL, ODD_TEXTS
+from trainer_worker.statements import MAX_WORDS, content_words, sentences, spans, statements, words_of_many
+
+
+def texts(title: str, text: str) -> list[str]:
+    return [statement.text for statement in statements(title, text)]
+
+
+def test_pronoun_that_opens_a_sentence_gives_way_to_the_title() -> None:
+    assert "Hadle Mill was built by Jon Ask in 1820 from yellow brick." in texts("Hadle Mill", MILL)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("Its roof is copper.", "The veiled marmot's roof is copper."),
+        ("It sleeps.", "The veiled marmot sleeps."),
+        ("They sleep in May.", "They sleep in May."),
+    ],
+)
+def test_subject_that_is_no_name_gets_an_article(sentence: str, expected: str) -> None:
+    assert texts("The veiled marmot", f"The veiled marmot is small. {sentence}")[1] == expected
+
+
+def test_pronoun_of_another_thing_stays() -> None:
+    text = "Hadle Mill is old. Their first boat sank in May. It was never found."
+    assert texts("Hadle Mill", text)[2] == "It was never found."
+
+
+def test_title_that_the_text_does_not_name_stands_for_nothing() -> None:
+    assert texts("upload-17", MILL)[1].startswith("It was built")
+
+
+def test_long_sentences_are_cut_at_clauses() -> None:
+    long = (
+        "The mill at Hadle was closed for eleven years after the flood had carried its wheel away; "
+        "the new wheel was carved from larch by two brothers who had never built one before."
+    )
+    parts = texts("", long)
+    assert len(parts) == 2
+    assert parts[1].startswith("The new wheel was carved")
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS.keys())
+def test_no_statement_is_too_long_and_no_word_is_lost(text: str) -> None:
+    found = texts("T", text)
+    assert all(len(statement.split()) <= MAX_WORDS + 1 for statement in found)
+    letters = {word for word in text.casefold().split() if word.isalnum() and len(word) > 3}
+    assert letters <= set(" ".join(found).casefold().replace(".", " ").split()) | {"mühle", "dach"} or not found
+
+
+def test_wrapped_lines_are_one_sentence_and_list_lines_are_several() -> None:
+    wrapped = "The mill at Hadle was closed for eleven years after a great flood had\ncarried its wheel away."
+    assert len(sentences(wrapped)) == 1
+    assert len(sentences(ODD_TEXTS["list"])) == 3
+
+
+def test_abbreviations_end_no_sentence() -> None:
+    assert len(sentences("Dr. Ask came at 5 p.m. yesterday. He left.")) == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "text", "kind"),
+    [
+        ("Work began on 3 May 1896 in the bay.", "3 May 1896", "date"),
+        ("It was founded in 1713.", "1713", "date"),
+        ("The wheel measures 12 metres across.", "12 metres", "quantity"),
+        ("They cross in forty minutes.", "forty minutes", "quantity"),
+        ("The town has 4,600 people.", "4,600", "quantity"),
+        ("It was paid for by the Duchess of Corvane.", "Duchess of Corvane", "name"),
+        ("The wheel is made of larch.", "larch", "thing"),
+        ('They call it "old grinder" here.', "old grinder", "name"),
+    ],
+)
+def test_spans_are_found_with_their_kind(statement: str, text: str, kind: str) -> None:
+    assert any(span.kind == kind and text in span.text for span in spans(statement, ""))
+
+
+def test_the_subject_is_no_span() -> None:
+    assert [span.text for span in spans("In May the Hadle Mill burned.", "Hadle Mill")] == ["May"]
+
+
+def test_number_words_inside_other_words_are_none() -> None:
+    assert spans("She was sixteenth of them.", "") == []
+
+
+def test_words_that_tell_statements_apart_are_not_common() -> None:
+    common = words_of_many(statements("Hadle Mill", MILL))
+    assert "mill" in common
+    assert "larch" not in common
+
+
+def test_content_words_keep_their_order_and_drop_the_rest() -> None:
+    assert content_words("The wheel of the mill is made of larch") == ["wheel", "mill", "made", "larch"]
