@@ -35,11 +35,12 @@ class Answerer:
         """
         started = time.perf_counter()
         route = await asyncio.to_thread(self._route, ask)
+        routed = time.perf_counter()
         prepared = await self._merge(ask, route)
         prompt = await asyncio.to_thread(self.prompts.build, ask, route)
         yield Routed(route.adapters if prepared else (), prepared, prompt.spans)
 
-        generation = Generation(started)
+        generation = Generation(started, routed)
         adapter = prepared.adapter if prepared else None
         async with aclosing(generate(self.engine, prompt.token_ids, ask, adapter, generation)) as tokens:
             async for token in tokens:
@@ -48,7 +49,8 @@ class Answerer:
 
     async def complete(self, text: str, sampling: Sampling) -> AsyncGenerator[Event, None]:
         """Continue a text with the base model alone: no chat template, no memory. Events as in `answer`."""
-        generation = Generation(time.perf_counter())
+        started = time.perf_counter()
+        generation = Generation(started, started)
         prompt = await asyncio.to_thread(self.prompts.plain, text, sampling)
         yield Routed((), None, ())
         ask = Ask(text, "base", "", sampling)
@@ -71,7 +73,8 @@ class Answerer:
 
     def _done(self, generation: Generation, route: Route, prepared: Prepared | None, prompt: Prompt) -> Done:
         merge = {"merge": prepared.seconds * 1000} if prepared else {}
-        timings: Mapping[str, float] = {**route.timings_ms, **merge, **generation.timings_ms()}
+        rest = generation.routing_ms() - sum(route.timings_ms.values())
+        timings: Mapping[str, float] = {**route.timings_ms, "route": rest, **merge, **generation.timings_ms()}
         return Done(generation.finish_reason, len(prompt.token_ids), generation.completion_tokens, timings)
 
 

@@ -11,14 +11,19 @@ from server.engine.engine import Engine, EngineAdapter
 
 @dataclass
 class Generation:
-    """What is known once decoding has ended. `started` is when the question came in (`time.perf_counter`)."""
+    """What is known once decoding has ended. `started` is when the question came in, `routed` when its route stood
+    (`time.perf_counter`)."""
 
     started: float
+    routed: float
     finish_reason: str = ""
     completion_tokens: int = 0
     first_token_s: float | None = None
     engine_times: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
+
+    def routing_ms(self) -> float:
+        return (self.routed - self.started) * 1000
 
     def timings_ms(self) -> dict[str, float]:
         """`queue`, `prefill` and `decode` by the engine's clock; `ttft` and `total` since the question came in."""

@@ -229,7 +229,8 @@ class Usage(Schema):
 
 
 class Timings(Schema):
-    """Milliseconds. `queue`, `prefill` and `decode` are the engine's; `total` runs from request to last token."""
+    """Milliseconds. `route` is what routing takes besides `embed` and `search`; `queue`, `prefill` and `decode` are the
+    engine's; `ttft` and `total` run from the request to the first and the last token."""
 
     embed: float = 0.0
     search: float = 0.0

@@ -38,10 +38,19 @@ def register() -> None:
     def load_adapter(self: Any, lora_request: Any) -> Any:
         if lora_request.lora_path.startswith(RECIPE_PREFIX):
             return _load_merge(self, lora_request)
+        _verify(Path(lora_request.lora_path))
         return stock(self, lora_request)
 
     load_adapter._loramem = True  # type: ignore[attr-defined]
     WorkerLoRAManager._load_adapter = load_adapter
+
+
+def _verify(folder: Path) -> None:
+    """Check a folder that loramem published; others, which a stock vLLM may serve, have no manifest."""
+    from loramem.store import MANIFEST, AdapterStore
+
+    if (folder / MANIFEST).is_file():
+        AdapterStore(folder.parent).verify(folder.name)
 
 
 def _load_merge(manager: Any, request: Any) -> Any:

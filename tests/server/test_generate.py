@@ -30,7 +30,7 @@ async def run(engine: ScriptedEngine, wanted: Ask, generation: Generation) -> li
 
 
 def test_tokens_pass_and_the_generation_is_filled() -> None:
-    generation = Generation(time.perf_counter())
+    generation = Generation(time.perf_counter(), 0.0)
 
     async def scenario() -> list[Token]:
         return await run(await started_engine(pause_s=0.02), ask(), generation)
@@ -48,7 +48,7 @@ def test_tokens_pass_and_the_generation_is_filled() -> None:
 def test_the_engine_is_asked_with_the_adapter_and_the_namespaces_salt() -> None:
     async def scenario() -> ScriptedEngine:
         engine = await started_engine()
-        await run(engine, ask(), Generation(0))
+        await run(engine, ask(), Generation(0, 0))
         return engine
 
     engine = asyncio.run(scenario())
@@ -58,7 +58,7 @@ def test_the_engine_is_asked_with_the_adapter_and_the_namespaces_salt() -> None:
 
 
 def test_an_answer_cut_at_max_tokens_says_so() -> None:
-    generation = Generation(0)
+    generation = Generation(0, 0)
 
     async def scenario() -> list[Token]:
         return await run(await started_engine(), ask(max_tokens=2), generation)
@@ -69,7 +69,7 @@ def test_an_answer_cut_at_max_tokens_says_so() -> None:
 
 def test_a_step_with_log_probabilities_and_no_text_is_a_token() -> None:
     async def scenario() -> list[Token]:
-        return await run(await started_engine("", "é"), ask(logprobs=2), Generation(0))
+        return await run(await started_engine("", "é"), ask(logprobs=2), Generation(0, 0))
 
     tokens = asyncio.run(scenario())
     assert [token.text for token in tokens] == ["", "é"]  # half of a character says nothing yet, but was sampled
@@ -79,7 +79,7 @@ def test_a_step_with_log_probabilities_and_no_text_is_a_token() -> None:
 def test_closing_aborts_the_generation_at_once() -> None:
     async def scenario() -> list[str]:
         engine = await started_engine()
-        tokens = generate(engine, [1], ask(), None, Generation(0))
+        tokens = generate(engine, [1], ask(), None, Generation(0, 0))
         await anext(tokens)
         await tokens.aclose()
         return list(engine.ended)
@@ -90,7 +90,7 @@ def test_closing_aborts_the_generation_at_once() -> None:
 def test_cancelling_aborts_the_generation() -> None:
     async def scenario() -> list[str]:
         engine = await started_engine(pause_s=30)
-        task = asyncio.ensure_future(run(engine, ask(), Generation(0)))
+        task = asyncio.ensure_future(run(engine, ask(), Generation(0, 0)))
         await asyncio.sleep(0.02)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -100,12 +100,12 @@ def test_cancelling_aborts_the_generation() -> None:
 
 
 def test_an_answer_without_a_token_has_no_time_to_first() -> None:
-    assert "ttft" not in Generation(0, ended=1.0).timings_ms()
+    assert "ttft" not in Generation(0, 0, ended=1.0).timings_ms()
 
 
 def test_an_engine_that_is_down_raises_before_the_first_token() -> None:
     async def scenario() -> None:
-        await run(ScriptedEngine(None), ask(), Generation(0))
+        await run(ScriptedEngine(None), ask(), Generation(0, 0))
 
     with pytest.raises(EngineUnavailable):
         asyncio.run(scenario())

@@ -23,7 +23,16 @@ from server.engine.engine import EngineAdapter
 from server.metrics import STAGES, Metrics
 from tests.rows import add_adapters, add_document, serve
 
-TIMES = {"embed": 10.0, "search": 2.0, "merge": 30.0, "queue": 1.0, "prefill": 20.0, "decode": 400.0, "ttft": 60.0}
+TIMES = {
+    "embed": 10.0,
+    "search": 2.0,
+    "route": 0.7,
+    "merge": 30.0,
+    "queue": 1.0,
+    "prefill": 20.0,
+    "decode": 400.0,
+    "ttft": 60.0,
+}
 DONE = Done("stop", 50, 7, {**TIMES, "total": 500.0})
 
 

@@ -35,7 +35,8 @@ def peft_merge(
         if "lora_" in key:
             nn.init.normal_(parameter)
     sources = [
-        SourceAdapter(_tensors(model, name), rank, alpha) for name, rank, alpha in zip(names, ranks, alphas, strict=True)
+        SourceAdapter(_tensors(model, name), rank, alpha)
+        for name, rank, alpha in zip(names, ranks, alphas, strict=True)
     ]
     model.base_model.add_weighted_adapter(names, weights, "m", method, density=density, majority_sign_method=sign)
     return sources, _tensors(model, "m"), model.peft_config["m"].r
@@ -70,7 +71,15 @@ def merges(draw: st.DrawFn) -> tuple[list[int], list[int], list[float], str, flo
     alphas = [draw(st.integers(1, 32)) for _ in range(count)]
     weights = [draw(st.floats(-2, 3).map(lambda w: round(w, 3))) for _ in range(count)]
     density = draw(st.sampled_from([0.1, 0.2, 0.5, 0.75, 0.99]))
-    return ranks, alphas, weights, method, density, draw(st.sampled_from(["total", "frequency"])), draw(st.integers(0, 99))
+    return (
+        ranks,
+        alphas,
+        weights,
+        method,
+        density,
+        draw(st.sampled_from(["total", "frequency"])),
+        draw(st.integers(0, 99)),
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -114,6 +114,19 @@ def test_a_folder_is_loaded_by_vllm_itself(store: AdapterStore) -> None:
         assert torch.equal(layer.lora_a, peft_tensors(8, 5)[f"base_model.model.{name}.lora_A.weight"])
 
 
+def test_a_folder_that_was_altered_is_not_loaded(store: AdapterStore) -> None:
+    manifest, _ = store_adapter(store, rank=8, seed=5)
+    folder = store.path(manifest.adapter_id)
+    weights = folder / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    folder.chmod(0o755)
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+    with pytest.raises(StoredDataDamaged):
+        manager()._load_adapter(request(str(folder)))
+
+
 def test_registering_twice_wraps_once() -> None:
     wrapped = WorkerLoRAManager._load_adapter
     plugin.register()
