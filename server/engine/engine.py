@@ -22,6 +22,9 @@ from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, LOG_LEVEL_V
 
 log = logging.getLogger(__name__)
 
+BATCHED_TOKENS = 4096
+"""In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
+
 REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
 """What vLLM raises for an adapter that is sound but that it will not take, such as one of too great a rank."""
 
@@ -271,6 +274,9 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         max_lora_rank=settings.max_lora_rank,
         worker_extension_cls="server.engine.extension.WorkerExtension",
         enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
+        # On a CPU, vLLM 0.32 dies when a request with a seed is prefilled in chunks: it rewinds a generator that cannot.
+        enable_chunked_prefill=on_gpu,
+        max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,

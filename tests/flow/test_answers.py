@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -177,3 +178,16 @@ def _running(live: Live) -> float:
     lines = live.client.get("/metrics").text.splitlines()
     values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("vllm:num_requests_running{")]
     return sum(float(value) for value in values)
+
+
+def test_seeded_sampling_of_long_prompts_repeats_and_harms_nobody(live: Live, library: Library) -> None:
+    """On a CPU a seeded request that was prefilled in chunks used to end the engine."""
+    asked = {
+        "mode": "icl", "namespace": "library", "temperature": 0.9, "seed": 7, "max_tokens": 8, "truncate": True,
+    }  # fmt: skip
+    questions = [f"{QUESTION} {'Think about it again. ' * 120} ({number})" for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        first = list(pool.map(lambda question: live.ask(question, **asked)["answer"], questions))
+        again = list(pool.map(lambda question: live.ask(question, **asked)["answer"], questions))
+    assert live.client.get("/readyz").status_code == 200
+    assert sum(one == other for one, other in zip(first, again, strict=True)) >= 10
