@@ -4,6 +4,7 @@ Chat messages only: the caller applies the tokenizer's chat template with `add_g
 were chosen by measurement (`benchmarks/LOG.md`). Text stands before the question, so that questions share its prefix.
 """
 
+import re
 from collections.abc import Sequence
 
 Message = dict[str, str]
@@ -12,6 +13,8 @@ CLOSED_BOOK_SYSTEM = "Answer briefly."
 """Short on purpose: without a system message many chat templates put in a long one of their own."""
 
 FROM_TEXT = "Answer the question with one short sentence from the text."
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=[A-Z0-9\"“])")
 
 
 def closed_book(question: str) -> list[Message]:
@@ -26,5 +29,6 @@ def with_passages(question: str, passages: Sequence[str]) -> list[Message]:
 
 
 def with_document(question: str, title: str, text: str) -> list[Message]:
-    """A question after a whole document (`icl`)."""
-    return with_passages(question, [title, text] if title and title.casefold() not in text.casefold() else [text])
+    """A question after a whole document (`icl`), one sentence to a line, as passages are."""
+    heading = [title] if title and title.casefold() not in text.casefold() else []
+    return with_passages(question, [*heading, *_SENTENCE_END.split(text.strip())])

@@ -39,3 +39,9 @@ def test_document_is_headed_by_its_title_when_it_has_one(title: str, shown: bool
 
 def test_title_that_the_text_names_is_not_said_twice() -> None:
     assert content(prompts.with_document("Who?", "Hadle Mill", "Hadle Mill is old.")).count("Hadle Mill") == 1
+
+
+def test_a_documents_sentences_stand_on_lines_of_their_own_and_nothing_is_lost() -> None:
+    text = "It is old. Was it built by J. ask? Yes!\n\nThe roof: copper."
+    shown = content(prompts.with_document("Who?", "", text))
+    assert "It is old.\nWas it built by J. ask?\nYes!\n\nThe roof: copper.\n" in shown
