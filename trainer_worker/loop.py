@@ -26,11 +26,11 @@ class Recipe:
     """What a training costs and how hard it pulls; chosen by measurement (`benchmarks/LOG.md`)."""
 
     learning_rate: float = 1.2e-3
-    epochs: float = 2.5
+    epochs: float = 2.2
     min_steps: int = 24
     warmup_steps: int = 5
     clip: float = 1.0
-    noise: float = 0.0
+    noise: float = 10.0
     """Uniform noise on the embeddings (NEFTune, arXiv 2310.05914), as its alpha for rows of 40 tokens."""
 
 

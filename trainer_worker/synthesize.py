@@ -19,6 +19,10 @@ __all__ = ["Example", "split_exam", "synthesize"]
 
 BEGINNINGS = 9
 """Questions the writer is asked for, for each statement."""
+QUESTIONS = 14
+"""Rows for each statement: written ones, then clozes and the like, the rest keywords."""
+MOST_WRITTEN = 6
+MOST_RULED = 3
 PASSAGES = 5
 """Statements in the context of a row that teaches to answer from passages."""
 
@@ -33,19 +37,24 @@ def synthesize(
     facts = statements(title, text)
     examples: list[Example] = []
     if "qa" in formats:
-        asked = [*_by_rule(title, facts, rng), *_written(facts, writer, on_progress)]
+        asked = list(_balanced(title, facts, _written(facts, writer, on_progress), rng))
         examples += asked + list(_with_passages(facts, asked, rng))
     if "original" in formats or not examples:
         examples += _original(title, facts)
     return examples
 
 
-def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
+def _balanced(
+    title: str, facts: Sequence[Statement], written: Sequence[Example], rng: random.Random
+) -> Iterator[Example]:
+    """As many questions for every statement: one that is asked about more often becomes the answer to everything."""
     common = words_of_many(facts)
     for fact in facts:
-        yield from cloze_questions(fact)
-        yield from about_questions(fact, facts, rng)
-        yield from keyword_questions(fact, title, common, rng)
+        own = [example for example in written if example.answer == fact.text]
+        ruled = [*cloze_questions(fact), *about_questions(fact, facts, rng)]
+        kept = rng.sample(own, min(MOST_WRITTEN, len(own))) + rng.sample(ruled, min(MOST_RULED, len(ruled)))
+        yield from kept
+        yield from keyword_questions(fact, title, common, rng, QUESTIONS - len(kept))
 
 
 def _written(facts: Sequence[Statement], writer: Writer, on_progress: OnProgress) -> list[Example]:
@@ -64,7 +73,7 @@ def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: ra
     """A share of the questions again, after passages that hold the answer among others, for `hybrid`."""
     if len(facts) < 2:
         return
-    for _ in range(max(2, len(facts) // 3)):
+    for _ in range(max(2, len(facts) // 2)):
         chosen = sorted(rng.sample(range(len(facts)), min(PASSAGES, len(facts))))
         passages = tuple(facts[index].source for index in chosen)
         told = {facts[index].text for index in chosen}
