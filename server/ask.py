@@ -10,6 +10,9 @@ from server.engine.engine import EngineAdapter, Sampling, TokenLogprob
 
 ADAPTER_MODES = frozenset({"lora", "hybrid"})
 """Modes that answer from weights."""
+STRENGTHS: Mapping[str, float] = {"hybrid": 0.25}
+"""Of the adapters' update, where it is not 1: beside text in the prompt a quarter helps, the whole drowns the text
+(`benchmarks/LOG.md`)."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class MergeOptions:
     density: float = 0.5
     sign_method: SignMethod = "total"
     weights: Weighting = "uniform"
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)

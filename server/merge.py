@@ -41,12 +41,12 @@ class Merger:
         self._ids = AdapterIds()
 
     async def prepare(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Prepared:
-        """Load the one adapter, or the merge of several, and say whether it was there already.
+        """Load the one adapter, or the merge of several, at the strength asked for; say whether it was there already.
 
         Raises `InvalidValue` for ranks that the method or the engine cannot take, `StoredDataDamaged` for files that
         are missing or altered.
         """
-        recipe = recipe_of(adapters, options) if len(adapters) > 1 else None
+        recipe = recipe_of(adapters, options) if len(adapters) > 1 or options.strength != 1 else None
         if recipe is None:
             name, path = adapters[0].adapter_id, str(self._store.path(adapters[0].adapter_id))
         else:
@@ -77,12 +77,16 @@ class Merger:
 
 
 def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recipe:
-    """TIES takes weights as gains (1 each keeps the adapters' strength), `cat` and `linear` as shares."""
+    """TIES takes weights as gains (1 each keeps the adapters' strength), `cat` and `linear` as shares.
+
+    `strength` scales the whole update; a single adapter is then a `linear` merge of one.
+    """
     count = len(adapters)
-    gain = float(count) if options.method == "ties" else 1.0
+    method = options.method if count > 1 else "linear"
+    gain = options.strength * (count if method == "ties" else 1)
     shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]
     sources = [
         Source(adapter_id=adapter.adapter_id, sha256=adapter.sha256, weight=gain * share)
         for adapter, share in zip(adapters, shares, strict=True)
     ]
-    return Recipe.of(options.method, sources, options.density, options.sign_method)
+    return Recipe.of(method, sources, options.density, options.sign_method)

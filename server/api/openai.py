@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import select
 
 from loramem.errors import InvalidValue, LoramemError, NotFound
+from loramem.prompts import Message
 from loramem.records import Mode
 from loramem.tables import Namespace
 from server.answer import whole
@@ -22,7 +23,7 @@ from server.api.common import TheGateway
 from server.api.errors import openai_error
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import observed
-from server.ask import Ask, Done, Event, Routed, Token
+from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import sse_response, while_connected
@@ -114,14 +115,19 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: Mode, sampling: Sampling) ->
         raise InvalidValue(
             "the last message must be the user's", key="messages", value=turns[-1]["role"], allowed="role user"
         )
-    return Ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
+    return _ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
+
+
+def _ask(question: str, mode: Mode, namespace: str, sampling: Sampling, history: tuple[Message, ...] = ()) -> Ask:
+    merge = MergeOptions(strength=STRENGTHS.get(mode, 1.0))
+    return Ask(question, mode, namespace, sampling, history=history, merge=merge)
 
 
 def _completion_events(
     gateway: Gateway, prompt: str, namespace: str, mode: Mode, sampling: Sampling
 ) -> AsyncGenerator[Event, None]:
     if namespace:
-        return observed(gateway, Ask(prompt, mode, namespace, sampling))
+        return observed(gateway, _ask(prompt, mode, namespace, sampling))
     return gateway.answerer.complete(prompt, sampling)
 
 

@@ -13,7 +13,7 @@ from server.answer import whole
 from server.api.common import TheGateway, problems
 from server.api.errors import problem
 from server.api.schemas import AnswerHead, AnswerOut, MergeOut, QueryIn, RoutedOut, SpanOut, Timings, TokenOut, Usage
-from server.ask import Ask, Done, Event, MergeOptions, Routed, Token
+from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import event, sse_response, while_connected
@@ -57,10 +57,15 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         history=tuple(turns[:-1]),
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
         top_k=1 if wanted.top_k == "auto" else wanted.top_k,
-        merge=MergeOptions(**wanted.merge.model_dump()),
+        merge=_merge_options(wanted),
         context=wanted.context,
         truncate=wanted.truncate,
     )
+
+
+def _merge_options(wanted: QueryIn) -> MergeOptions:
+    given = wanted.merge.model_dump(exclude_none=True)
+    return MergeOptions(**{"strength": STRENGTHS.get(wanted.mode, 1.0), **given})
 
 
 async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:

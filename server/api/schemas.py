@@ -172,6 +172,9 @@ class MergeIn(Schema):
     density: float = Field(0.5, gt=0, le=1, description="share of each adapter's entries that TIES keeps")
     sign_method: SignMethod = Field("total", description="how TIES elects signs")
     weights: Weighting = Field("uniform", description="equal, or by the router's scores")
+    strength: float | None = Field(
+        None, gt=0, le=4, description="scale of the adapters' update; default: 1, and 0.25 where text is in the prompt"
+    )
 
 
 class QueryIn(Schema):

@@ -274,7 +274,7 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         max_lora_rank=settings.max_lora_rank,
         worker_extension_cls="server.engine.extension.WorkerExtension",
         enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
-        # On a CPU, vLLM 0.32 dies when a request with a seed is prefilled in chunks: it rewinds a generator that cannot.
+        # On a CPU, vLLM 0.32 dies when a request with a seed is prefilled in chunks: it rewinds its generator in vain.
         enable_chunked_prefill=on_gpu,
         max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
         enable_prefix_caching=True,

@@ -194,3 +194,18 @@ def test_what_the_engine_says_of_damage_reaches_the_caller(
     engine.refusal = StoredDataDamaged("adapter ada_0 does not match its sha256")
     with pytest.raises(StoredDataDamaged, match="ada_0"):
         prepare(routed(0.5, 0.5))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strength_scales_every_weight(method: MergeMethod) -> None:
+    adapters = routed(0.75, 0.25)
+    whole = weights(recipe_of(adapters, MergeOptions(method, weights="router")))
+    quarter = weights(recipe_of(adapters, MergeOptions(method, weights="router", strength=0.25)))
+    assert quarter == [weight / 4 for weight in whole]
+
+
+def test_one_adapter_below_full_strength_is_a_linear_merge_of_one(prepare: Callable[..., Prepared]) -> None:
+    prepared = prepare(routed(1.0), MergeOptions("ties", strength=0.25))
+    assert prepared.recipe is not None
+    assert (prepared.recipe.method, weights(prepared.recipe)) == ("linear", [0.25])
+    assert prepared.adapter.path == RECIPE_PREFIX + prepared.recipe.canonical()
