@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     source_pool_bytes: Bytes = Field(1 << 30, description="as-trained adapters kept in memory for merging")
 
     # answers
-    rag_tokens: int = Field(512, ge=32, description="retrieved text in a prompt, in tokens of the base model")
+    rag_tokens: int = Field(200, ge=32, description="retrieved text in a prompt, in tokens of the base model")
     max_tokens_limit: int = Field(1024, ge=1, description="most tokens a request may ask for")
 
     # uploads
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     chunk_overlap_tokens: int = Field(64, ge=0, description="tokens a chunk shares with the one before")
 
     window_tokens: int = Field(
-        40, ge=16, description="text behind one vector and retrieved as one passage, in tokens of the embedder"
+        32, ge=16, description="text behind one vector and retrieved as one passage, in tokens of the embedder"
     )
 
     # training

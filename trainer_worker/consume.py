@@ -23,7 +23,7 @@ from trainer_worker.lease import Lease, WorkerStopping
 log = logging.getLogger(__name__)
 
 Build = Callable[[Claim, Lease], None]
-Chore = Callable[[], None]
+Chore = Callable[[], object]
 Observer = Callable[[str, float], None]
 
 POSTPONE_S = 5.0

@@ -7,11 +7,12 @@ Whatever the writer returns, the text itself is learnt: every statement is the a
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
-from trainer_worker.questions import MAX_TOKENS, STOP, drafts, questions
+from trainer_worker.questions import MAX_TOKENS, STOP, Draft, drafts, questions
+from trainer_worker.rewrites import rewrites, summary
 from trainer_worker.statements import Statement, statements, words_of_many
 from trainer_worker.writer import Writer
 
@@ -35,10 +36,21 @@ def synthesize(
     """Examples for one chunk. Raises `WriterUnavailable` (try later) and `TrainingFailed` (writer refuses)."""
     rng = random.Random(seed)
     facts = statements(title, text)
+    wanted = drafts(facts, most=BEGINNINGS) if "qa" in formats else []
+    total = len(wanted) + ("rewrite" in formats) * len(facts) + ("summary" in formats)
+    done = count(1)
+
+    def on_each() -> None:
+        on_progress(next(done), total)
+
     examples: list[Example] = []
     if "qa" in formats:
-        asked = list(_balanced(title, facts, _written(facts, writer, on_progress), rng))
+        asked = list(_balanced(title, facts, _written(wanted, facts, writer, on_each), rng))
         examples += asked + list(_with_passages(facts, asked, rng))
+    if "rewrite" in formats:
+        examples += rewrites(facts, writer, on_each)
+    if "summary" in formats:
+        examples += summary(title, text, writer, on_each)
     if "original" in formats or not examples:
         examples += _original(title, facts)
     return examples
@@ -57,16 +69,11 @@ def _balanced(
         yield from keyword_questions(fact, title, common, rng, QUESTIONS - len(kept))
 
 
-def _written(facts: Sequence[Statement], writer: Writer, on_progress: OnProgress) -> list[Example]:
-    wanted = drafts(facts, most=BEGINNINGS)
-    done = iter(range(1, len(wanted) + 1))
-    texts = writer.complete(
-        [draft.prompt for draft in wanted],
-        max_tokens=MAX_TOKENS,
-        stop=STOP,
-        on_each=lambda: on_progress(next(done), len(wanted)),
-    )
-    return list(questions(wanted, texts, facts))
+def _written(
+    wanted: Sequence[Draft], facts: Sequence[Statement], writer: Writer, on_each: Callable[[], None]
+) -> list[Example]:
+    prompts = [draft.prompt for draft in wanted]
+    return list(questions(wanted, writer.complete(prompts, max_tokens=MAX_TOKENS, stop=STOP, on_each=on_each), facts))
 
 
 def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: random.Random) -> Iterator[Example]:

@@ -30,9 +30,11 @@ def writer(reply: Callable[[str], str], asked: list[str] | None = None) -> Write
     """A writer whose endpoint answers each prompt with `reply(prompt)`."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        prompt = str(json.loads(request.content)["prompt"])
+        body = json.loads(request.content)
+        prompt = str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
         if asked is not None:
             asked.append(prompt)
-        return httpx.Response(200, json={"choices": [{"text": reply(prompt)}]})
+        text = reply(prompt)
+        return httpx.Response(200, json={"choices": [{"text": text, "message": {"content": text}}]})
 
     return Writer("http://writer/v1", "m", transport=httpx.MockTransport(answer))
