@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -92,7 +93,7 @@ def test_each_question_goes_to_its_own_document(live: Live, library: Library) ->
 
 
 def test_a_stream_has_the_events_in_order_and_the_same_answer(live: Live, library: Library) -> None:
-    asked = {"question": QUESTION, "mode": "lora", "namespace": "library", "max_tokens": 16}
+    asked: dict[str, Any] = {"question": QUESTION, "mode": "lora", "namespace": "library", "max_tokens": 16}
     with live.client.stream("POST", "/query", json={**asked, "stream": True}) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         events = _events("".join(reply.iter_text()))
@@ -158,13 +159,13 @@ def test_a_published_adapter_loads_in_peft(live: Live, library: Library, tmp_pat
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def _events(stream: str) -> list[tuple[str, dict[str, object]]]:
+def _events(stream: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for block in stream.strip().split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
         if lines:
             found.append((lines["event"], json.loads(lines["data"])))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _wait_idle(live: Live) -> None:

@@ -1,5 +1,7 @@
 """A document's life over HTTP: the same again, a new revision, cancelled, deleted."""
 
+from typing import Any
+
 import pytest
 
 from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK
@@ -41,7 +43,7 @@ def test_the_old_revision_serves_until_the_new_one_is_live(live: Live) -> None:
     assert reply.status_code == 202, reply.text
     job_id = reply.json()["job"]["id"]
     live.wait_phase(job_id, "train")
-    asked = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised", "max_tokens": 32}
+    asked: dict[str, Any] = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised", "max_tokens": 32}
     assert "Wrenfield" in live.ask(mode="icl", **asked)["answer"]
     old = live.ask(mode="hybrid", **asked)["routed"][0]["adapter_id"]
     live.wait_job(job_id)
