@@ -36,7 +36,7 @@ class TrainingOptions(Record):
 
     rank: Literal[8, 16, 32, 64] | None = Field(None, description="rank of the adapters")
     max_seconds: float | None = Field(None, gt=0, le=3600, description="training time per chunk")
-    formats: tuple[Literal["qa", "summary", "rewrite", "original"], ...] = Field(
+    formats: tuple[Literal["qa", "passages", "summary", "rewrite", "original"], ...] = Field(
         ("qa", "original"), min_length=1, description="kinds of training data"
     )
 

@@ -7,15 +7,13 @@ the writer's part (`questions.py`).
 import random
 import re
 from collections.abc import Collection, Iterator, Sequence
-from itertools import cycle, islice
 
 from trainer_worker.examples import Example
 from trainer_worker.statements import Span, Statement, content_words, stem
 
 _UNIT = re.compile(r"^[$€£]?[\w.,-]*\d[\d.,]*\s+(\w+)$|^(?:[\w-]+\s)+(\w+s)$")
+MAX_KEYWORDS = 8
 MAX_QUESTION_WORDS = 14
-_PLACES = (" {}", " of {}", " in {}", "", "", "")
-"""How a question names the subject: often, so that its name is no cue for the statements that begin with it."""
 _OPENINGS = {
     "date": ("When ", "In which year ", "On what date "),
     "quantity": ("How many ", "How long ", "How tall ", "How much ", "How big "),
@@ -37,9 +35,9 @@ def cloze_questions(statement: Statement) -> Iterator[Example]:
 
 
 def keyword_questions(
-    statement: Statement, title: str, common: Collection[str], rng: random.Random, count: int
+    statement: Statement, title: str, common: Collection[str], rng: random.Random
 ) -> Iterator[Example]:
-    """The statement's own words in turn, after a beginning that fits it: `How tall lighthouse?`.
+    """Each of the statement's own words once, after a beginning that fits it: `How tall lighthouse?`.
 
     So every word is a cue, whatever the question begins with and whichever other words stand beside it.
     `common` are stems that several statements share: alone they do not tell which one is meant.
@@ -47,11 +45,10 @@ def keyword_questions(
     words = content_words(statement.text)
     own = [index for index, word in enumerate(words) if stem(word) not in common] or list(range(len(words)))
     openings = [*(o for span in statement.spans for o in _OPENINGS[span.kind]), *_OPENINGS["any"]]
-    rng.shuffle(own)
-    for anchor in islice(cycle(own), count):
+    for anchor in rng.sample(own, min(MAX_KEYWORDS, len(own))):
         chosen = {anchor, *rng.sample(range(len(words)), rng.randint(0, min(2, len(words))))}
         text = " ".join(words[index] for index in sorted(chosen))
-        where = rng.choice(_PLACES).format(title) if title and title.casefold() not in text.casefold() else ""
+        where = rng.choice([f" {title}", "", ""]) if title.casefold() not in text.casefold() else ""
         yield Example(f"{rng.choice(openings)}{text}{where}?".strip(), statement.text, "keywords")
 
 

@@ -26,7 +26,7 @@ class Recipe:
     """What a training costs and how hard it pulls; chosen by measurement (`benchmarks/LOG.md`)."""
 
     learning_rate: float = 1.2e-3
-    epochs: float = 2.2
+    epochs: float = 4.0
     min_steps: int = 24
     warmup_steps: int = 5
     clip: float = 1.0

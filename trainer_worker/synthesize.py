@@ -20,10 +20,6 @@ __all__ = ["Example", "split_exam", "synthesize"]
 
 BEGINNINGS = 9
 """Questions the writer is asked for, for each statement."""
-QUESTIONS = 14
-"""Rows for each statement: written ones, then clozes and the like, the rest keywords."""
-MOST_WRITTEN = 6
-MOST_RULED = 3
 PASSAGES = 5
 """Statements in the context of a row that teaches to answer from passages."""
 
@@ -45,8 +41,10 @@ def synthesize(
 
     examples: list[Example] = []
     if "qa" in formats:
-        asked = list(_balanced(title, facts, _written(wanted, facts, writer, on_each), rng))
-        examples += asked + list(_with_passages(facts, asked, rng))
+        asked = [*_by_rule(title, facts, rng), *_written(wanted, facts, writer, on_each)]
+        examples += asked
+        if "passages" in formats:
+            examples += _with_passages(facts, asked, rng)
     if "rewrite" in formats:
         examples += rewrites(facts, writer, on_each)
     if "summary" in formats:
@@ -56,17 +54,12 @@ def synthesize(
     return examples
 
 
-def _balanced(
-    title: str, facts: Sequence[Statement], written: Sequence[Example], rng: random.Random
-) -> Iterator[Example]:
-    """As many questions for every statement: one that is asked about more often becomes the answer to everything."""
+def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
     common = words_of_many(facts)
     for fact in facts:
-        own = [example for example in written if example.answer == fact.text]
-        ruled = [*cloze_questions(fact), *about_questions(fact, facts, rng)]
-        kept = rng.sample(own, min(MOST_WRITTEN, len(own))) + rng.sample(ruled, min(MOST_RULED, len(ruled)))
-        yield from kept
-        yield from keyword_questions(fact, title, common, rng, QUESTIONS - len(kept))
+        yield from cloze_questions(fact)
+        yield from about_questions(fact, facts, rng)
+        yield from keyword_questions(fact, title, common, rng)
 
 
 def _written(
@@ -80,7 +73,7 @@ def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: ra
     """A share of the questions again, after passages that hold the answer among others, for `hybrid`."""
     if len(facts) < 2:
         return
-    for _ in range(max(2, len(facts) // 2)):
+    for _ in range(max(2, len(facts) // 3)):
         chosen = sorted(rng.sample(range(len(facts)), min(PASSAGES, len(facts))))
         passages = tuple(facts[index].source for index in chosen)
         told = {facts[index].text for index in chosen}

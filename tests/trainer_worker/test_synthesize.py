@@ -8,7 +8,7 @@ from trainer_worker.examples import Example
 from trainer_worker.synthesize import split_exam, synthesize
 from trainer_worker.writer import Writer
 
-ALL = ("qa", "summary", "rewrite", "original")
+ALL = ("qa", "passages", "summary", "rewrite", "original")
 
 
 def ignore(done: int, total: int) -> None:
