@@ -60,29 +60,25 @@ class PromptBuilder:
         return sorted(chosen, key=lambda passage: (best_first.index(passage.document_id), passage.start))
 
     def _with_documents(self, ask: Ask, texts: Sequence[FullText]) -> Prompt:
-        tokens = self._encode(ask, _document_messages(ask, texts))
         room = self._window - ask.sampling.max_tokens
-        if ask.truncate and len(tokens) > room:
-            texts = self._cut(texts, len(tokens) - room)
-            while texts and len(self._encode(ask, _document_messages(ask, texts))) > room:
-                texts = self._cut(texts, 8)  # the template's tokens merge with the text's at the seam
+        if ask.truncate and len(self._encode(ask, _document_messages(ask, texts))) > room:
+            texts = self._longest_beginning(ask, texts, room)
         spans = tuple(Span(text.document_id, None, 0, len(text.text)) for text in texts)
         return self._fitting(ask, _document_messages(ask, texts), spans)
 
-    def _cut(self, texts: Sequence[FullText], tokens: int) -> list[FullText]:
-        """Drop that many tokens from the end of the last text that has any."""
-        kept = list(texts)
-        while kept and tokens > 0:
-            last = kept.pop()
-            ids = self._engine.encode(last.text)
-            if len(ids) > tokens:
-                kept.append(FullText(last.document_id, last.title, self._prefix(last.text, len(ids) - tokens)))
-            tokens -= len(ids)
-        return kept
+    def _longest_beginning(self, ask: Ask, texts: Sequence[FullText], room: int) -> list[FullText]:
+        """As much of the texts as fits, by bisection: how many tokens the template adds depends on the text."""
+        ends = [self._token_ends(text.text) for text in texts]
+        low, high = 0, min(room, sum(map(len, ends)))
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = len(self._encode(ask, _document_messages(ask, _beginning(texts, ends, middle)))) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return _beginning(texts, ends, low)
 
-    def _prefix(self, text: str, tokens: int) -> str:
-        offsets = self._engine.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-        return text[: offsets[tokens - 1][1]]
+    def _token_ends(self, text: str) -> list[int]:
+        """Character offset after each token."""
+        return [end for _, end in self._engine.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
 
     def _read(self, document_ids: Sequence[str], route: Route) -> list[FullText]:
         """The same revisions that the route saw."""
@@ -116,6 +112,17 @@ class PromptBuilder:
                 window=self._window,
             )
         return Prompt(tokens, spans)
+
+
+def _beginning(texts: Sequence[FullText], ends: Sequence[Sequence[int]], tokens: int) -> list[FullText]:
+    """The first `tokens` tokens of all texts together."""
+    kept = []
+    for text, offsets in zip(texts, ends, strict=True):
+        if tokens > 0 and offsets:
+            cut = offsets[min(tokens, len(offsets)) - 1]
+            kept.append(FullText(text.document_id, text.title, text.text[:cut]))
+        tokens -= len(offsets)
+    return kept
 
 
 def _way_out(ask: Ask) -> str:

@@ -1,13 +1,15 @@
 """A closed-book exam on questions that stayed out of training, with the adapter and without it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loramem import prompts
 from loramem.records import ExamResult
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
-from trainer_worker.train import Trainer
+
+if TYPE_CHECKING:
+    from trainer_worker.train import Trainer
 
 WEAK_BELOW = 0.3
 """An adapter that recalls a smaller share than this is reported as weak."""
@@ -16,7 +18,7 @@ MAX_NEW_TOKENS = 48
 
 
 def examine(
-    trainer: Trainer,
+    trainer: "Trainer",
     adapter: TrainedAdapter,
     held_out: Sequence[Example],
     *,
@@ -49,13 +51,13 @@ def _expected(example: Example) -> str:
 
 
 def answer_closed_book(
-    trainer: Trainer, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS
+    trainer: "Trainer", questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[str]:
     """Greedy answers of the model as it is now, all questions in one batch."""
     return answer(trainer, [prompts.closed_book(question) for question in questions], max_new_tokens=max_new_tokens)
 
 
-def answer(trainer: Trainer, conversations: Sequence[list[prompts.Message]], *, max_new_tokens: int) -> list[str]:
+def answer(trainer: "Trainer", conversations: Sequence[list[prompts.Message]], *, max_new_tokens: int) -> list[str]:
     import torch
 
     tokenizer: Any = trainer.tokenizer
