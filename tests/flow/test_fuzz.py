@@ -1,5 +1,6 @@
 """Whatever the API's own description allows or forbids, no request makes the server fail."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -45,10 +46,8 @@ def _send(live: Live, operation: Any, kind: schemathesis.GenerationMode) -> None
         case.validate_response(response, checks=[not_a_server_error, content_type_conformance])
         _discard(live, response)
 
-    try:
+    with suppress(Unsatisfiable):  # nothing can be wrong in an operation without parameters
         send()
-    except Unsatisfiable:
-        pass  # nothing can be wrong in an operation without parameters
 
 
 def _short_answers(case: Case) -> None:
