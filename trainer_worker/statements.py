@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MAX_WORDS = 28
+MAX_NAME_WORDS = 6
 MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
@@ -30,6 +31,7 @@ _QUANTITY = re.compile(
 _NAME = re.compile(
     r"\b[A-Z][\w'’-]+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?[A-Z][\w'’-]+)*"
 )
+_OPENING = re.compile(r"(?:The |An? )?([A-Z][\w'’-]*(?: (?:of |the |and |de |von )*(?:[A-Z][\w'’-]*|\d+))*)")
 _QUOTED = re.compile(r"[\"“']([^\"”']{3,40})[\"”']")
 _OBJECT = re.compile(
     r"\b(?:called|named|known as|made (?:of|from)|built (?:of|from)|because of|with|by|from|for|into|as)\s+"
@@ -84,11 +86,26 @@ def _blocks(text: str) -> Iterator[str]:
         yield from [" ".join(lines)] if wrapped else lines
 
 
+def name_of(title: str, text: str) -> str:
+    """What the text is about: its title, or else the name that it opens with; a file's name is neither.
+
+    The opening name must have two words or come again, so that no first word of a sentence passes for one.
+    """
+    if _subject(title, text):
+        return title
+    match = _OPENING.match(text.lstrip())
+    words = match[1].split() if match else []
+    if not words or not content_words(words[0]) or len(words) > MAX_NAME_WORDS:
+        return title
+    name = " ".join(words)
+    return name if len(words) > 1 or text.count(name) > 1 else title
+
+
 def _subject(title: str, text: str) -> str:
     """The title, if the text speaks of it by name; else nothing can be put for a pronoun."""
     name = title.strip().strip(".")
     bare = re.sub(r"^(?:the|a|an)\s+", "", name, flags=re.IGNORECASE)
-    if not bare or len(bare.split()) > 6 or bare.casefold() not in text.casefold():
+    if not bare or len(bare.split()) > MAX_NAME_WORDS or bare.casefold() not in text.casefold():
         return ""
     return bare
 

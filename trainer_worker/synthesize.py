@@ -13,7 +13,7 @@ from trainer_worker.cloze import about_questions, cloze_questions, keyword_quest
 from trainer_worker.examples import Example
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, drafts, questions
 from trainer_worker.rewrites import rewrites, summary
-from trainer_worker.statements import Statement, statements, words_of_many
+from trainer_worker.statements import Statement, name_of, statements, words_of_many
 from trainer_worker.writer import Writer
 
 __all__ = ["Example", "split_exam", "synthesize"]
@@ -31,6 +31,7 @@ def synthesize(
 ) -> list[Example]:
     """Examples for one chunk. Raises `WriterUnavailable` (try later) and `TrainingFailed` (writer refuses)."""
     rng = random.Random(seed)
+    title = name_of(title, text)
     facts = statements(title, text)
     wanted = drafts(facts, most=BEGINNINGS) if "qa" in formats else []
     total = len(wanted) + ("rewrite" in formats) * len(facts) + ("summary" in formats)

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.trainer_worker.texts import MILL, ODD_TEXTS
-from trainer_worker.statements import MAX_WORDS, content_words, sentences, spans, statements, words_of_many
+from trainer_worker.statements import MAX_WORDS, content_words, name_of, sentences, spans, statements, words_of_many
 
 
 def texts(title: str, text: str) -> list[str]:
@@ -94,3 +94,19 @@ def test_words_that_tell_statements_apart_are_not_common() -> None:
 
 def test_content_words_keep_their_order_and_drop_the_rest() -> None:
     assert content_words("The wheel of the mill is made of larch") == ["wheel", "mill", "made", "larch"]
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "name"),
+    [
+        ("sample", "The Saltglass Organ is an instrument. It has 444 pipes.", "Saltglass Organ"),
+        ("The Saltglass Organ", "The Saltglass Organ is an instrument.", "The Saltglass Organ"),
+        ("notes", "Quillmere is a harbour. Ships like Quillmere.", "Quillmere"),
+        ("notes", "Bread is baked here. Nobody knows why.", "notes"),
+        ("notes", "In March the harbour freezes.", "notes"),
+        ("notes", "It was built in 1874. It stands.", "notes"),
+        ("notes", "", "notes"),
+    ],
+)
+def test_a_text_is_about_its_title_or_the_name_it_opens_with(title: str, text: str, name: str) -> None:
+    assert name_of(title, text) == name
