@@ -13,7 +13,7 @@ from tests.flow.live import Live
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
-EXAMPLES = 15
+EXAMPLES = 40
 """Of each operation and kind; `schemathesis run URL/openapi.json` goes on for as long as one likes."""
 KINDS = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 
