@@ -4,6 +4,7 @@ SQLite runs in WAL with `synchronous=FULL` (a 202 means the row is on disk) and 
 of one process go one at a time, because SQLite's busy handler is unfair between connections.
 """
 
+import sqlite3
 import threading
 import time
 import uuid
@@ -80,8 +81,23 @@ class Database:
 
 def _configure_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # SQLAlchemy's BEGIN is emitted below, not by the driver
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    connection.execute("PRAGMA busy_timeout=30000")
+    _set_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _set_wal(connection: Any) -> None:
+    """The first switch to WAL needs the file alone, and SQLite does not wait for it with its busy handler."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _begin_sqlite(connection: Any) -> None:
