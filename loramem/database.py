@@ -1,7 +1,8 @@
 """One database handle a process: SQLite by default, PostgreSQL by URL.
 
 SQLite runs in WAL with `synchronous=FULL` (a 202 means the row is on disk) and takes its write lock at BEGIN; writes
-of one process go one at a time, because SQLite's busy handler is unfair between connections.
+of one process go one at a time, because SQLite's busy handler is unfair between connections. PostgreSQL cuts off who
+holds a transaction open and does nothing, so that a process frozen in the middle of one does not keep its row locks.
 """
 
 import sqlite3
@@ -18,6 +19,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
+
+IDLE_IN_TRANSACTION_S = 10.0
+"""How long PostgreSQL lets a connection rest inside a transaction; ours take milliseconds and wait for nobody."""
 
 
 class epoch_now(FunctionElement[float]):
@@ -60,6 +64,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine, "connect", _configure_postgresql)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -77,6 +83,12 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _configure_postgresql(connection: Any, record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_IN_TRANSACTION_S * 1000)}")
+    connection.commit()
 
 
 def _configure_sqlite(connection: Any, record: object) -> None:

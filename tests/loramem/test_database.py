@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from loramem.database import Database, epoch_now, new_id
 from loramem.tables import Chunk, Namespace
@@ -90,6 +90,28 @@ def test_sqlite_is_durable_and_makes_its_folder(tmp_path: Path) -> None:
         pragmas = [session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")]
     database.close()
     assert pragmas == ["wal", 2, 1]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_postgresql_takes_row_locks_from_who_rests_on_them(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramem.database.IDLE_IN_TRANSACTION_S", 0.3)
+    frozen, other = Database(database_url), Database(database_url)
+    with other.write() as session:
+        session.add(Namespace(name="n"))
+    with pytest.raises(DBAPIError, match="idle-in-transaction"):
+        overtake(frozen, other)
+    assert names(other) == ["renamed"]
+    frozen.close()
+    other.close()
+
+
+def overtake(frozen: Database, other: Database) -> None:
+    """`other` changes a row that `frozen` has locked, while `frozen` does nothing."""
+    with frozen.write() as session:
+        row = session.scalars(select(Namespace).with_for_update()).one()
+        with other.write() as quick:
+            quick.execute(update(Namespace).values(name="renamed"))
+        row.name = "late"
 
 
 def test_ids_sort_by_time_and_fit_their_column() -> None:

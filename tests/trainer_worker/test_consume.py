@@ -2,11 +2,13 @@
 
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,24 @@ class Workers:
             process.wait()
 
 
+def freeze(process: subprocess.Popen[bytes], database: Database) -> None:
+    """Stop it wherever it stands; only not while it holds SQLite's one write lock, which nothing could take from it."""
+    process.send_signal(signal.SIGSTOP)
+    while database.is_sqlite and _is_locked(database):
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.03)
+        process.send_signal(signal.SIGSTOP)
+
+
+def _is_locked(database: Database) -> bool:
+    with closing(sqlite3.connect(str(database.engine.url.database), timeout=0.3, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        return False
+
+
 class TestProcesses:
     @pytest.fixture
     def workers(self, database_url: str, tmp_path: Path) -> Iterator[Workers]:
@@ -331,7 +351,7 @@ class TestProcesses:
         job_id = add(queue)
         frozen = workers.start()
         until(lambda: workers.builds() == 1)
-        frozen.send_signal(signal.SIGSTOP)
+        freeze(frozen, queue.database)
         workers.start(steps=2)
         until(lambda: queue.get(job_id).state == "succeeded")
         frozen.send_signal(signal.SIGCONT)
