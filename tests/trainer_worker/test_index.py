@@ -18,7 +18,7 @@ from loramem.settings import Settings
 from loramem.tables import Chunk, Document, Namespace, Revision, Window
 from tests.backends import database, database_url
 from tests.rows import add_document, add_revision, delete_document
-from trainer_worker.index import index_text
+from trainer_worker.index import heading, index_text
 
 __all__ = ["database", "database_url"]
 
@@ -183,3 +183,25 @@ def test_a_long_title_leaves_room_for_the_window(
     index_text(database, claim_job(queue), embedder, revision, [Span(0, len(TEXT), 900)], window_tokens=10_000)
     assert max(embedder.count_tokens(text) for text in embedded) <= embedder.max_tokens - 2
     assert min(embedder.count_tokens(text) for text in embedded) > 30
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "expected"),
+    [
+        ("Port Sarrow", "Port Sarrow is a harbour town on the shore of Velm.", "Port Sarrow"),
+        ("Port Sarrow", "A harbour town.", "Port Sarrow"),
+        (
+            "The mill is a machine that grinds seaweed into fl",
+            "The mill is a machine that grinds seaweed into flour.",
+            "",
+        ),
+        (
+            "A heading of its own line that has very many words",
+            "# A heading of its own line that has very many words\n\nText.",
+            "A heading of its own line that has very many words",
+        ),
+        ("", "Some text.", ""),
+    ],
+)
+def test_the_cut_beginning_of_a_text_is_no_heading(title: str, text: str, expected: str) -> None:
+    assert heading(title, text) == expected
