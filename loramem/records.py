@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
-MergeMethod = Literal["ties", "linear", "cat"]
+MergeMethod = Literal["ties", "linear", "cat", "dare_ties", "dare_linear", "product_ties", "product_linear"]
 SignMethod = Literal["total", "frequency"]
 Weighting = Literal["uniform", "router"]
 Phase = Literal["waiting", "chunk", "index", "synthesize", "train", "examine", "publish", "done"]
@@ -87,10 +87,18 @@ class Source(Record):
     weight: float
 
 
+TRIMS_BY_MAGNITUDE = frozenset({"ties", "product_ties"})
+TRIMS_AT_RANDOM = frozenset({"dare_ties", "dare_linear"})
+ELECTS_SIGNS = frozenset({"ties", "dare_ties", "product_ties"})
+
+
 def merged_rank(method: MergeMethod, ranks: Sequence[int]) -> int:
-    """Rank of a merge: the sum for `cat`, else the common rank; 0 when the ranks differ and the method needs one."""
+    """Rank of a merge: the sum for `cat`, the greatest on the product, else the common rank; 0 when the ranks differ
+    and the method needs one."""
     if method == "cat":
         return sum(ranks)
+    if method.startswith("product_"):
+        return max(ranks)
     return ranks[0] if len(set(ranks)) == 1 else 0
 
 
@@ -100,18 +108,26 @@ class Recipe(Record):
     method: MergeMethod
     density: float = Field(0.5, gt=0, le=1)
     sign_method: SignMethod = "total"
+    seed: int = Field(0, ge=0, lt=2**31)
     sources: tuple[Source, ...] = Field(min_length=1, max_length=8)
 
     @classmethod
     def of(
-        cls, method: MergeMethod, sources: list[Source], density: float = 0.5, sign_method: SignMethod = "total"
+        cls,
+        method: MergeMethod,
+        sources: list[Source],
+        density: float = 0.5,
+        sign_method: SignMethod = "total",
+        seed: int = 0,
     ) -> "Recipe":
-        """Canonical form: what the method ignores takes its default, sources are sorted."""
-        trims = method == "ties"
+        """Canonical form: what the method ignores takes its default, sources are sorted, one source is scaled alone."""
+        method = method if len(sources) > 1 else "linear"
+        trims = method in TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM
         return cls(
             method=method,
             density=density if trims else 0.5,
-            sign_method=sign_method if trims else "total",
+            sign_method=sign_method if method in ELECTS_SIGNS else "total",
+            seed=seed if method in TRIMS_AT_RANDOM else 0,
             sources=tuple(sorted(sources, key=lambda source: source.adapter_id)),
         )
 

@@ -54,12 +54,11 @@ class Settings(BaseSettings):
     # engine
     max_model_len: int = Field(2048, ge=256, description="the model's window in tokens, prompt and answer together")
     max_loras: int = Field(8, ge=1, le=256, description="adapters active in one batch")
-    max_cpu_loras: int = Field(64, ge=1, description="adapters the engine keeps in host memory")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="rank of the engine's slots")
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
     gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
-    source_pool_bytes: Bytes = Field(1 << 30, description="as-trained adapters kept in memory for merging")
+    source_pool_bytes: Bytes = Field(1 << 30, description="adapters kept in host memory, ready to be merged")
 
     # answers
     rag_tokens: int = Field(200, ge=32, description="retrieved text in a prompt, in tokens of the base model")

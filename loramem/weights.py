@@ -19,7 +19,7 @@ EXPONENT_BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 
 def check_weights(path: Path) -> None:
     """Raises `AdapterRejected` unless `path` is a safetensors file whose tensors are floats, all of them finite."""
-    header, start = _header(path)
+    header, start = read_header(path)
     if not header:
         raise AdapterRejected(f"{path.name} holds no tensor")
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
@@ -32,7 +32,7 @@ def check_weights(path: Path) -> None:
             raise AdapterRejected(f"{path.name}: {name} holds numbers that are not finite")
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Tensors by name as the format describes them, and where their data starts; lengths and offsets are checked."""
     from safetensors import SafetensorError, safe_open
 

@@ -36,8 +36,8 @@ class Answerer:
         started = time.perf_counter()
         route = await asyncio.to_thread(self._route, ask)
         routed = time.perf_counter()
+        _, prompt = await asyncio.gather(self._prefetch(ask, route), asyncio.to_thread(self.prompts.build, ask, route))
         prepared = await self._merge(ask, route)
-        prompt = await asyncio.to_thread(self.prompts.build, ask, route)
         yield Routed(route.adapters if prepared else (), prepared, prompt.spans)
 
         generation = Generation(started, routed)
@@ -65,6 +65,10 @@ class Answerer:
         route = self.router.route(ask.question, namespace=ask.namespace, document_ids=ask.document_ids, top_k=ask.top_k)
         check_ready(self.database, ask, route)
         return route
+
+    async def _prefetch(self, ask: Ask, route: Route) -> None:
+        if ask.mode in ADAPTER_MODES:
+            await self.merger.prefetch(route.adapters, ask.merge)
 
     async def _merge(self, ask: Ask, route: Route) -> Prepared | None:
         if ask.mode not in ADAPTER_MODES:

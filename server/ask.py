@@ -6,7 +6,7 @@ from typing import Literal
 
 from loramem.prompts import Message
 from loramem.records import MergeMethod, Mode, Recipe, SignMethod, Weighting
-from server.engine.engine import EngineAdapter, Sampling, TokenLogprob
+from server.engine.engine import EngineAdapter, Sampling, Tiers, TokenLogprob
 
 ADAPTER_MODES = frozenset({"lora", "hybrid"})
 """Modes that answer from weights."""
@@ -22,6 +22,7 @@ class MergeOptions:
     sign_method: SignMethod = "total"
     weights: Weighting = "uniform"
     strength: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ class Route:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An adapter the engine has loaded. `recipe` is None for a single adapter, which is used as it was published."""
+    """An adapter that has a slot in the engine. `merged` is false for a single one at its own strength."""
 
     adapter: EngineAdapter
-    recipe: Recipe | None
+    recipe: Recipe
+    merged: bool
     cache_hit: bool
     seconds: float
+    tiers: Tiers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

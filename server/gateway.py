@@ -98,7 +98,7 @@ def build_gateway(settings: Settings) -> Gateway:
     answerer = Answerer(
         database=database,
         router=Router(index, embedder, base.fingerprint),
-        merger=Merger(engine, store, settings.max_lora_rank),
+        merger=Merger(engine, settings.max_lora_rank),
         prompts=PromptBuilder(database, engine, window=settings.max_model_len, rag_tokens=settings.rag_tokens),
         engine=engine,
     )

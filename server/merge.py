@@ -5,8 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from loramem.errors import InvalidValue
-from loramem.records import Recipe, Source, merged_rank
-from loramem.store import AdapterStore
+from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Prepared, RoutedAdapter
 from server.engine.engine import Engine, EngineAdapter
 from server.engine.plugin import RECIPE_PREFIX
@@ -34,9 +33,8 @@ class AdapterIds:
 class Merger:
     """Prepares adapters in the engine; one per gateway."""
 
-    def __init__(self, engine: Engine, store: AdapterStore, max_rank: int) -> None:
+    def __init__(self, engine: Engine, max_rank: int) -> None:
         self._engine = engine
-        self._store = store
         self._max_rank = max_rank
         self._ids = AdapterIds()
 
@@ -46,19 +44,24 @@ class Merger:
         Raises `InvalidValue` for ranks that the method or the engine cannot take, `StoredDataDamaged` for files that
         are missing or altered.
         """
-        recipe = recipe_of(adapters, options) if len(adapters) > 1 or options.strength != 1 else None
-        if recipe is None:
-            name, path = adapters[0].adapter_id, str(self._store.path(adapters[0].adapter_id))
-        else:
-            self._check_rank(adapters, options)
-            name, path = recipe.digest(), RECIPE_PREFIX + recipe.canonical()
-        adapter = EngineAdapter(name, self._ids.of(name), path)
+        self._check_rank(adapters, options)
+        recipe = recipe_of(adapters, options)
+        adapter = self._adapter(recipe)
         activation = await self._engine.activate(adapter)
-        return Prepared(adapter, recipe, activation.hit, activation.seconds)
+        merged = len(adapters) > 1 or options.strength != 1
+        return Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers)
+
+    async def prefetch(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
+        """Have what `prepare` will need brought into memory, while the prompt is being built."""
+        await self._engine.prefetch(self._adapter(recipe_of(adapters, options)))
+
+    def _adapter(self, recipe: Recipe) -> EngineAdapter:
+        name = recipe.digest()
+        return EngineAdapter(name, self._ids.of(name), RECIPE_PREFIX + recipe.canonical())
 
     def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
         ranks = [adapter.rank for adapter in adapters]
-        rank = merged_rank(options.method, ranks)
+        rank = merged_rank(options.method, ranks) if len(ranks) > 1 else ranks[0]
         if rank == 0:
             raise InvalidValue(
                 f"{options.method} merges adapters of equal rank, these have {ranks}; use cat or a smaller top_k",
@@ -77,16 +80,15 @@ class Merger:
 
 
 def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recipe:
-    """TIES takes weights as gains (1 each keeps the adapters' strength), `cat` and `linear` as shares.
+    """Methods that elect signs take weights as gains (1 each keeps the adapters' strength), the others as shares.
 
-    `strength` scales the whole update; a single adapter is then a `linear` merge of one.
+    `strength` scales the whole update.
     """
     count = len(adapters)
-    method = options.method if count > 1 else "linear"
-    gain = options.strength * (count if method == "ties" else 1)
+    gain = options.strength * (count if options.method in ELECTS_SIGNS else 1)
     shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]
     sources = [
         Source(adapter_id=adapter.adapter_id, sha256=adapter.sha256, weight=gain * share)
         for adapter, share in zip(adapters, shares, strict=True)
     ]
-    return Recipe.of(method, sources, options.density, options.sign_method)
+    return Recipe.of(options.method, sources, options.density, options.sign_method, options.seed)

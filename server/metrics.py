@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
@@ -11,7 +11,8 @@ from loramem import __version__
 from loramem.database import Database
 from loramem.queue import JobQueue
 from loramem.tables import Adapter, Document
-from server.ask import Done, Routed
+from server.ask import Done, Prepared, Routed
+from server.engine.engine import Tiers
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120)
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -53,20 +54,36 @@ class Metrics:
         )
         self.tokens = Counter("loramem_tokens", "tokens of queries", ["mode", "kind"], registry=self.registry)
         self.merges = Counter("loramem_merges", "merged adapters prepared", ["method", "cache"], registry=self.registry)
+        self.merge_seconds = Histogram(
+            "loramem_merge_duration_seconds",
+            "merging into a slot of the engine, on a miss",
+            ["method"],
+            buckets=STAGE,
+            registry=self.registry,
+        )
         self.route_score = Histogram(
             "loramem_route_score",
             "cosine of the best adapter",
             buckets=[i / 20 for i in range(21)],
             registry=self.registry,
         )
+        self._pool = _Pool()
+        self.registry.register(self._pool)
         self.registry.register(_Stores(queue, database))
 
     def observe_route(self, routed: Routed) -> None:
         if routed.adapters:
             self.route_score.observe(routed.adapters[0].score)
-        if routed.prepared is not None and routed.prepared.recipe is not None:
-            cache = "hit" if routed.prepared.cache_hit else "miss"
-            self.merges.labels(routed.prepared.recipe.method, cache).inc()
+        if routed.prepared is not None:
+            self._observe_merge(routed.prepared)
+
+    def _observe_merge(self, prepared: Prepared) -> None:
+        """`single` is one adapter at its own strength: nothing to merge, but a slot to fill all the same."""
+        method = prepared.recipe.method if prepared.merged else "single"
+        self.merges.labels(method, "hit" if prepared.cache_hit else "miss").inc()
+        if not prepared.cache_hit:
+            self.merge_seconds.labels(method).observe(prepared.seconds)
+        self._pool.tiers = prepared.tiers
 
     def observe_answer(self, mode: str, done: Done) -> None:
         self.query_seconds.labels(mode).observe(done.timings_ms["total"] / 1000)
@@ -81,6 +98,26 @@ class Metrics:
     def exposition(self) -> bytes:
         """Ours, then the process's default registry, where vLLM's are."""
         return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+
+class _Pool(Collector):
+    """The adapters in the engine's worker, as it last told; nothing before the first question to an adapter."""
+
+    def __init__(self) -> None:
+        self.tiers: Tiers = {}
+
+    def collect(self) -> Iterator[Metric]:
+        size = GaugeMetricFamily("loramem_adapter_pool_bytes", "bytes of adapters by tier", labels=["tier"])
+        entries = GaugeMetricFamily("loramem_adapter_pool_entries", "adapters by tier", labels=["tier"])
+        asked = CounterMetricFamily("loramem_adapter_pool_requests", "lookups by tier", labels=["tier", "result"])
+        evicted = CounterMetricFamily("loramem_adapter_pool_evictions", "evictions by tier", labels=["tier"])
+        for tier, stats in self.tiers.items():
+            size.add_metric([tier], stats["bytes"])
+            entries.add_metric([tier], stats["entries"])
+            asked.add_metric([tier, "hit"], stats["hits"])
+            asked.add_metric([tier, "miss"], stats["misses"])
+            evicted.add_metric([tier], stats["evictions"])
+        yield from (size, entries, asked, evicted)
 
 
 class _Stores(Collector):

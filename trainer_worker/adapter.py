@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loramem.store import WEIGHTS
+from loramem.trim import write_mask
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,14 +34,16 @@ class TrainedAdapter:
         return module_names(self.weights)
 
     def save(self, folder: Path) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors` (bfloat16), as PEFT and vLLM read them."""
+        """Write `adapter_config.json` and `adapter_model.safetensors` (bfloat16), as PEFT and vLLM read them, and what
+        TIES keeps of it (`loramem.trim`)."""
         import torch
         from peft import LoraConfig
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in self.weights.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_mask(folder, folder / WEIGHTS)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,

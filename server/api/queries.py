@@ -98,7 +98,7 @@ async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> Asyn
 def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
     prepared = routed.prepared
     merge = None
-    if prepared is not None and prepared.recipe is not None:
+    if prepared is not None and prepared.merged:
         cache = "hit" if prepared.cache_hit else "miss"
         merge = MergeOut(method=prepared.recipe.method, recipe=prepared.recipe, cache=cache)
     adapters = [RoutedOut(**{name: getattr(a, name) for name in RoutedOut.model_fields}) for a in routed.adapters]

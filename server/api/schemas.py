@@ -169,12 +169,13 @@ class MergeIn(Schema):
     """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
 
     method: MergeMethod = "ties"
-    density: float = Field(0.5, gt=0, le=1, description="share of each adapter's entries that TIES keeps")
+    density: float = Field(0.5, gt=0, le=1, description="share of each adapter's entries that TIES and DARE keep")
     sign_method: SignMethod = Field("total", description="how TIES elects signs")
     weights: Weighting = Field("uniform", description="equal, or by the router's scores")
     strength: float | None = Field(
         None, gt=0, le=4, description="scale of the adapters' update; default: 1, and 0.25 where text is in the prompt"
     )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the entries that DARE drops")
 
 
 class QueryIn(Schema):

@@ -1,100 +1,103 @@
-"""Merging adapters: equal to PEFT's `add_weighted_adapter` (0.21) for `ties`, `linear` and `cat`.
+"""Merging adapters: equal to PEFT's `add_weighted_adapter` (0.21), and two methods of our own on the product.
 
-PEFT works on A and on B of each module apart, so the product of a `ties` or `linear` merge holds cross terms B_i A_j;
-`cat` is the exact weighted sum of the updates at k times the rank. The merged adapter has alpha = rank (scaling 1):
-each source's own alpha / rank and weight are folded in here, as sqrt(|w s|) on both sides for `ties` and `linear`
-(the sign on A), as w s on A for `cat`.
+| method | what becomes of A and B of each module |
+|---|---|
+| `linear` | sum of the sources, each scaled by sqrt(|w s|) on both sides, the sign on A; s is alpha / rank |
+| `ties` | trimmed to the largest entries, a sign elected per entry, the mean of the scaled values that have it |
+| `dare_linear`, `dare_ties` | the same after a random trim that scales what is left by 1 / density |
+| `cat` | laid side by side, w s on A: the exact weighted sum of the updates, at the sum of the ranks |
+| `product_linear`, `product_ties` | see `product.py` |
+
+All but the last two work on A and on B apart, so their product holds cross terms B_i A_j. The merged adapter has
+alpha = rank (scaling 1). Where we differ from PEFT on purpose: rsLoRA's scaling is not applied a second time, and
+DARE's draws are by seed and adapter, not by the state of a generator.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from loramem.records import Recipe, SignMethod, merged_rank
-
-
-@dataclass(frozen=True)
-class SourceAdapter:
-    """An adapter as it was trained: PEFT tensor names, `lora_A` of shape (rank, in), `lora_B` of shape (out, rank)."""
-
-    tensors: dict[str, Tensor]
-    rank: int
-    alpha: float
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+from loramem.records import TRIMS_AT_RANDOM, TRIMS_BY_MAGNITUDE, Recipe, merged_rank
+from server.engine.fused import Elementwise, Flat, Gains, merge_flat
+from server.engine.layout import SIDE_A, Layout, side_of, union
+from server.engine.product import merge_products
+from server.engine.published import WHOLE, Trim, as_tensor
 
 
 @dataclass(frozen=True)
-class MergedAdapter:
-    """Tensors under their PEFT names; scaling is 1."""
+class Part:
+    """One source of a merge: its entries (size,), trimmed as the method wants them, and how they lie."""
 
-    tensors: dict[str, Tensor]
+    flat: Flat
+    layout: Layout
     rank: int
+    scaling: float
+    weight: float
 
 
-def trim(tensor: Tensor, density: float) -> Tensor:
-    """Keep the `int(density * numel)` entries of largest magnitude, zero the rest (PEFT `magnitude_based_pruning`)."""
-    if density >= 1:
-        return tensor
-    kept = torch.topk(tensor.abs().flatten(), int(density * tensor.numel()), sorted=False).indices
-    trimmed = torch.zeros_like(tensor).flatten()
-    trimmed[kept] = tensor.flatten()[kept]
-    return trimmed.view_as(tensor)
+def trim_of(recipe: Recipe) -> Trim:
+    """What is left out of each source before it is merged. `product_ties` trims later, on the product."""
+    if recipe.method in TRIMS_AT_RANDOM:
+        return Trim("random", recipe.density, recipe.seed)
+    if recipe.method in TRIMS_BY_MAGNITUDE and recipe.method != "product_ties":
+        return Trim("magnitude", recipe.density)
+    return WHOLE
 
 
-def elect_and_average(trimmed: Sequence[Tensor], weights: Sequence[float], sign_method: SignMethod) -> Tensor:
-    """Elect a sign per entry, then average the weighted values that agree with it (PEFT `ties`).
-
-    The election sees the unweighted values; the mean divides by how many agree, not by their weights.
-    """
-    stack = torch.stack(list(trimmed))
-    signs = stack.sign()
-    total = stack.sum(dim=0) if sign_method == "total" else signs.sum(dim=0)
-    agrees = signs == torch.where(total >= 0, 1, -1)
-    gains = torch.tensor(weights, dtype=stack.dtype, device=stack.device).view(-1, *[1] * (stack.dim() - 1))
-    return (stack * gains * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
-
-
-def combine(recipe: Recipe, sources: Sequence[SourceAdapter]) -> MergedAdapter:
-    """Merge `sources` (in the recipe's order), as float32. Raises `ValueError` for ranks the method cannot merge.
-
-    For `ties` the sources must already be trimmed to the recipe's density: that depends on one adapter alone, so it is
-    done once per adapter, not per merge.
-    """
-    rank = merged_rank(recipe.method, [source.rank for source in sources])
+def layout_of_merge(recipe: Recipe, layouts: Sequence[Layout], ranks: Sequence[int]) -> tuple[Layout, int]:
+    """Layout and rank of the merge. Raises `ValueError` for ranks that the method cannot merge."""
+    rank = merged_rank(recipe.method, ranks)
     if rank == 0:
-        raise ValueError(f"{recipe.method} needs equal ranks, got {[source.rank for source in sources]}")
-    weights = [source.weight for source in recipe.sources]
-    merge = _concatenate if recipe.method == "cat" else _mix
-    names = sources[0].tensors.keys()
-    return MergedAdapter({name: merge(recipe, name, sources, weights) for name in names}, rank)
+        raise ValueError(f"{recipe.method} needs equal ranks, got {list(ranks)}")
+    return union([layout.at_rank(rank) for layout in layouts]), rank
 
 
-def _concatenate(recipe: Recipe, name: str, sources: Sequence[SourceAdapter], weights: Sequence[float]) -> Tensor:
-    parts = [source.tensors[name].float() for source in sources]
-    if "lora_B" in name:
-        return torch.cat(parts, dim=1)
-    scaled = [part * w * source.scaling for part, source, w in zip(parts, sources, weights, strict=True)]
-    return torch.cat(scaled, dim=0)
+def merge_into(recipe: Recipe, parts: Sequence[Part], layout: Layout, out: Flat) -> None:
+    """Write the merge of `parts`, in the recipe's order, to `out` (size,), which lies as `layout` says."""
+    if recipe.method == "cat":
+        _concatenate(parts, layout, out)
+    elif recipe.method.startswith("product_"):
+        merge_products(recipe, parts, layout, out)
+    else:
+        flats = [part.flat if part.layout == layout else _laid_out_as(layout, part) for part in parts]
+        merge_flat(elementwise_of(recipe), flats, gains_of(parts), layout.tiles, out)
 
 
-def _mix(recipe: Recipe, name: str, sources: Sequence[SourceAdapter], weights: Sequence[float]) -> Tensor:
-    gains = [_side_gain(w * source.scaling, on_a="lora_A" in name) for source, w in zip(sources, weights, strict=True)]
-    parts = [source.tensors[name].float() for source in sources]
-    if recipe.method == "ties" and len(parts) > 1:
-        return elect_and_average(parts, gains, recipe.sign_method)
-    return torch.stack([part * gain for part, gain in zip(parts, gains, strict=True)]).sum(dim=0)
+def elementwise_of(recipe: Recipe) -> Elementwise:
+    if recipe.method not in ("ties", "dare_ties"):
+        return "sum"
+    return "ties_total" if recipe.sign_method == "total" else "ties_frequency"
 
 
-def _side_gain(weight: float, *, on_a: bool) -> float:
-    magnitude = math.sqrt(abs(weight))
-    return -magnitude if on_a and weight < 0 else magnitude
+def gains_of(parts: Sequence[Part]) -> Gains:
+    """(parts, 2): what A and B of each are multiplied by."""
+    scales = [part.weight * part.scaling for part in parts]
+    return np.array([(math.copysign(math.sqrt(abs(s)), s), math.sqrt(abs(s))) for s in scales], dtype=np.float32)
+
+
+def _laid_out_as(layout: Layout, part: Part) -> Flat:
+    """Zeros where the source has no such tensor: neither an election nor a mean counts them."""
+    spread = np.zeros(layout.size, dtype=part.flat.dtype)
+    into, tensors = layout.views(as_tensor(spread)), part.layout.views(as_tensor(part.flat))
+    for name, tensor in tensors.items():
+        into[name].copy_(tensor)
+    return spread
+
+
+def _concatenate(parts: Sequence[Part], layout: Layout, out: Flat) -> None:
+    tensors = [part.layout.views(as_tensor(part.flat)) for part in parts]
+    as_tensor(out).zero_()
+    for name, merged in layout.views(as_tensor(out)).items():
+        start = 0
+        for part, own in zip(parts, tensors, strict=True):
+            rows = slice(start, start + part.rank)
+            start += part.rank
+            if name not in own:
+                continue
+            if side_of(name) == SIDE_A:
+                merged[rows] = own[name].float() * (part.weight * part.scaling)
+            else:
+                merged[:, rows] = own[name].to(torch.float32)

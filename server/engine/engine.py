@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,16 @@ log = logging.getLogger(__name__)
 BATCHED_TOKENS = 4096
 """In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
 
+REGISTERED = 4096
+"""Adapters that vLLM knows at once, each a few hundred bytes: far more than can be waiting, so that none that a request
+waits for is ever forgotten."""
+
 REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
 """What vLLM raises for an adapter that is sound but that it will not take, such as one of too great a rank."""
+
+
+Tiers = Mapping[str, Mapping[str, int]]
+"""By tier (disk, host): bytes, entries, hits, misses, evictions."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,11 @@ class EngineAdapter:
 
 @dataclass(frozen=True)
 class Activation:
+    """A hit had its slot already. `tiers` is what the pool of adapters holds, by tier."""
+
     hit: bool
     seconds: float
+    tiers: Tiers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Engine:
         """
         started = time.monotonic()
         await asyncio.to_thread(self._load)
+        await self._live().collective_rpc("loramem_warm_up")
         log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def _load(self) -> None:
@@ -158,7 +170,11 @@ class Engine:
             if "error" in result:
                 known = errors.InvalidValue if result["error"] in REFUSALS else errors.StoredDataDamaged
                 raise known(result["detail"])
-        return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results))
+        return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results), results[0]["tiers"])
+
+    async def prefetch(self, adapter: EngineAdapter) -> None:
+        """Have what the adapter is made of brought into memory, beside whatever runs; errors are left to `activate`."""
+        await self._live().collective_rpc("loramem_prefetch", args=(adapter.path,))
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
@@ -270,7 +286,7 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         max_num_seqs=settings.max_concurrent_requests,
         enable_lora=True,
         max_loras=settings.max_loras,
-        max_cpu_loras=max(settings.max_cpu_loras, settings.max_loras),
+        max_cpu_loras=REGISTERED,
         max_lora_rank=settings.max_lora_rank,
         worker_extension_cls="server.engine.extension.WorkerExtension",
         enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine

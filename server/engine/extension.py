@@ -1,25 +1,39 @@
-"""What loramem adds to vLLM's worker, reached by `AsyncLLM.collective_rpc`."""
+"""What loramem adds to vLLM's worker, reached by `AsyncLLM.collective_rpc`. Calls run between two scheduler steps."""
 
 import time
 from typing import Any
+
+from server.engine.plugin import RECIPE_PREFIX, source_pool
 
 
 class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
-    def loramem_activate(self, name: str, int_id: int, path: str) -> dict[str, Any]:
-        """Load (or merge) an adapter and give it a slot; runs between two scheduler steps.
+    def loramem_warm_up(self) -> None:
+        """Have the merge compiled before a query needs it."""
+        from server.engine import fused
 
-        Returns `{hit, seconds}`, or `{error, detail}` when it cannot be loaded: an exception would reach the caller as
-        text only, without its type.
+        fused.warm_up()
+
+    def loramem_prefetch(self, path: str) -> None:
+        """Start bringing a recipe's sources into memory; returns at once."""
+        from loramem.records import Recipe
+
+        source_pool().prefetch(Recipe.model_validate_json(path.removeprefix(RECIPE_PREFIX)))
+
+    def loramem_activate(self, name: str, int_id: int, path: str) -> dict[str, Any]:
+        """Load (or merge) an adapter and give it a slot.
+
+        Returns `{hit, seconds, tiers}`, or `{error, detail}` when it cannot be loaded: an exception would reach the
+        caller as text only, without its type. A hit is an adapter that has its slot already.
         """
         from vllm.lora.request import LoRARequest
 
         worker: Any = self
         started = time.perf_counter()
-        hit = int_id in worker.model_runner.lora_manager.list_adapters()
+        hit = int_id in worker.model_runner.lora_manager._adapter_manager._active_adapters
         try:
             worker.add_lora(LoRARequest(lora_name=name, lora_int_id=int_id, lora_path=path))
         except Exception as error:  # noqa: BLE001 - boundary: vLLM's own errors have no common base; the gateway tells them apart
             return {"error": type(error).__name__, "detail": str(error)}
-        return {"hit": hit, "seconds": time.perf_counter() - started}
+        return {"hit": hit, "seconds": time.perf_counter() - started, "tiers": source_pool().stats}

@@ -1,10 +1,14 @@
 """vLLM plugin: a LoRA path may be a recipe, and the merged adapter is made where it is used.
 
-vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps one private method,
-`WorkerLoRAManager._load_adapter`: a path that starts with `loramem:` is the canonical JSON of a `Recipe`, everything
-else goes the stock way. vLLM's own LRU then caches, evicts and rebuilds merges like any adapter, and its prefix cache,
-keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter
-before it generates with it, because an error inside a scheduler step would end the engine.
+vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps three private methods:
+
+    WorkerLoRAManager._load_adapter      a path that starts with `loramem:` is the canonical JSON of a `Recipe`
+    LoRAModelManager._add_adapter        such an adapter has no tensors that would have to be packed or pinned
+    LoRAModelManager.activate_adapter    its weights are merged just before vLLM copies them into a slot
+
+Everything else goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
+keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter before
+it generates with it, because an error inside a scheduler step would end the engine.
 """
 
 import logging
@@ -22,7 +26,8 @@ BUDGET_VARIABLE = "LORAMEM_ENGINE_SOURCE_POOL_BYTES"
 
 
 def register() -> None:
-    """Wrap `_load_adapter` once per process, and put the grouped LoRA product in place on a CPU."""
+    """Wrap vLLM's methods once per process, and put the grouped LoRA product in place on a CPU."""
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import WorkerLoRAManager
 
     from server.engine import cpu_lora
@@ -31,18 +36,42 @@ def register() -> None:
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
         logging.getLogger("vllm").setLevel(logging.WARNING)
-    stock = WorkerLoRAManager._load_adapter
-    if getattr(stock, "_loramem", False):
-        return
+    if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
+        _wrap(WorkerLoRAManager, LoRAModelManager)
 
-    def load_adapter(self: Any, lora_request: Any) -> Any:
+
+def _wrap(worker_manager: Any, model_manager: Any) -> None:
+    stock_load, stock_add = worker_manager._load_adapter, model_manager._add_adapter
+    stock_activate = model_manager.activate_adapter
+
+    def load(self: Any, lora_request: Any) -> Any:
         if lora_request.lora_path.startswith(RECIPE_PREFIX):
             return _load_merge(self, lora_request)
         _verify(Path(lora_request.lora_path))
-        return stock(self, lora_request)
+        return stock_load(self, lora_request)
 
-    load_adapter._loramem = True  # type: ignore[attr-defined]
-    WorkerLoRAManager._load_adapter = load_adapter
+    def add(self: Any, lora: Any) -> None:
+        if _is_virtual(lora):
+            self._registered_adapters[lora.id] = lora
+        else:
+            stock_add(self, lora)
+
+    def activate(self: Any, lora_id: int) -> Any:
+        adapter = self._registered_adapters.get(lora_id)
+        if _is_virtual(adapter) and lora_id not in self._active_adapters:
+            adapter.fill()
+        return stock_activate(self, lora_id)
+
+    load._loramem = True  # type: ignore[attr-defined]
+    worker_manager._load_adapter = load
+    model_manager._add_adapter = add
+    model_manager.activate_adapter = activate
+
+
+def _is_virtual(adapter: Any) -> bool:
+    from server.engine.virtual import VirtualAdapter
+
+    return isinstance(adapter, VirtualAdapter)
 
 
 def _verify(folder: Path) -> None:
@@ -54,24 +83,27 @@ def _verify(folder: Path) -> None:
 
 
 def _load_merge(manager: Any, request: Any) -> Any:
-    from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 
     from loramem.records import Recipe
+    from server.engine.virtual import VirtualAdapter
 
     recipe = Recipe.model_validate_json(request.lora_path.removeprefix(RECIPE_PREFIX))
-    merged = source_pool().merge(recipe)
-    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in merged.tensors})
-    helper = PEFTHelper(r=merged.rank, lora_alpha=merged.rank, target_modules=targets)
+    merge = source_pool().open(recipe)
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in merge.layout.names})
+    helper = PEFTHelper(r=merge.rank, lora_alpha=merge.rank, target_modules=targets)
     helper.validate_legal(manager.lora_config)
-    return LoRAModel.from_lora_tensors(
-        lora_model_id=request.lora_int_id,
-        tensors=merged.tensors,
-        peft_helper=helper,
-        device="cpu",
-        dtype=manager.lora_config.lora_dtype,
-        model_vocab_size=manager.vocab_size,
-    )
+    return VirtualAdapter(request.lora_int_id, merge, source_pool(), _scratch(manager, merge))
+
+
+def _scratch(manager: Any, merge: Any) -> Any:
+    """One for each layout that the manager's adapters have, kept beside them."""
+    from server.engine.virtual import make_scratch
+
+    kept = manager.__dict__.setdefault("_loramem_scratch", {})
+    if merge.layout not in kept:
+        kept[merge.layout] = make_scratch(merge.layout, manager._adapter_manager, manager.lora_config.lora_dtype)
+    return kept[merge.layout]
 
 
 _pool: Any = None

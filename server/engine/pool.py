@@ -1,65 +1,161 @@
-"""As-trained adapters in the engine's worker process: what merges are made from.
+"""Published adapters in the engine's worker process: what merges are made from, in tiers with budgets of bytes.
 
-vLLM's own copies are bfloat16 with alpha / rank folded into B, and merging those elects other signs; so the pool reads
-the published files, checks them against the sha256 in the recipe, and keeps them within a byte budget.
+disk      mapped, checked once, not resident        every adapter that was lately asked for
+host      trimmed as a method wants it, flat        within `host_bytes`; pinned memory where there is a GPU
+device    the same on the GPU                       within `device_bytes`; none on a CPU
+
+vLLM's own copies are not used: alpha / rank is folded into their B, and merging those elects other signs.
 """
 
-import hashlib
-import json
+import logging
+import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from loramem.errors import StoredDataDamaged
+from loramem.errors import LoramemError
 from loramem.records import Recipe, Source
-from server.engine.combine import MergedAdapter, SourceAdapter, combine, trim
+from loramem.store import AdapterStore
+from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
+from server.engine.fused import Flat
+from server.engine.layout import Layout
+from server.engine.published import PublishedAdapter, Trim, open_published
+
+log = logging.getLogger(__name__)
+
+MAPPED_BYTES = 1 << 38
+"""Address space, not memory: 256 GiB of mapped adapters."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TierStats:
+    bytes: int
+    entries: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class Tier(Generic[T]):
+    """LRU by bytes, for several threads: who asks for what another thread is loading waits for it.
+
+    What is in use outlives its eviction, so a merge needs no locks; an entry above the budget is used once.
+    """
+
+    def __init__(self, budget_bytes: int, size_of: Callable[[T], int]) -> None:
+        self.budget_bytes = budget_bytes
+        self._size_of = size_of
+        self._entries: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._bytes = self._hits = self._misses = self._evictions = 0
+
+    def get(self, key: Hashable, load: Callable[[], T]) -> T:
+        """The entry, loaded where it is missing. Raises what `load` raises; a failure is not kept."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._hits += 1
+                self._entries.move_to_end(key)
+            else:
+                self._misses += 1
+                own = self._entries[key] = Future()
+        if found is not None:
+            return found.result()
+        try:
+            value = load()
+        except BaseException as error:
+            with self._lock:
+                del self._entries[key]
+            own.set_exception(error)
+            raise
+        own.set_result(value)
+        self._admit(key, value)
+        return value
+
+    @property
+    def stats(self) -> TierStats:
+        return TierStats(self._bytes, len(self._entries), self._hits, self._misses, self._evictions)
+
+    def _admit(self, key: Hashable, value: T) -> None:
+        with self._lock:
+            self._bytes += self._size_of(value)
+            for oldest in list(self._entries):
+                if self._bytes <= self.budget_bytes:
+                    return
+                if oldest != key and self._entries[oldest].done():
+                    self._bytes -= self._size_of(self._entries.pop(oldest).result())
+                    self._evictions += 1
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A recipe with its sources opened: it can be made at any time from now on, even after they were deleted."""
+
+    recipe: Recipe
+    sources: tuple[PublishedAdapter, ...]
+    layout: Layout
+    rank: int
 
 
 class SourcePool:
-    """LRU by bytes, used from the engine's one thread. Trimmed copies for TIES count like any other entry."""
+    """One a process. `open` may raise, `merge_into` what is open may not; `prefetch` returns at once."""
 
-    def __init__(self, root: Path, budget_bytes: int) -> None:
-        self.root = root
-        self.budget_bytes = budget_bytes
-        self._entries: OrderedDict[tuple[str, str, float], SourceAdapter] = OrderedDict()
+    def __init__(self, root: Path, host_bytes: int) -> None:
+        self.store = AdapterStore(root)
+        self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes)
+        self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
+        self.merge_seconds = 0.0
+        self._background = ThreadPoolExecutor(1, "prefetch")
+
+    def open(self, recipe: Recipe) -> Merge:
+        """Raises `StoredDataDamaged` for a source that is gone or altered, `ValueError` for ranks that do not merge."""
+        sources = tuple(self._published(source) for source in recipe.sources)
+        layout, rank = layout_of_merge(
+            recipe, [source.layout for source in sources], [source.rank for source in sources]
+        )
+        return Merge(recipe, sources, layout, rank)
+
+    def merge_into(self, merge: Merge, out: Flat) -> None:
+        """Write the merge to `out` (size,)."""
+        started = time.perf_counter()
+        merge_into(merge.recipe, self._parts(merge), merge.layout, out)
+        self.merge_seconds = time.perf_counter() - started
+
+    def prefetch(self, recipe: Recipe) -> None:
+        """Bring the sources into the host tier in the background; an error is left to who needs them."""
+        self._background.submit(self._fetch, recipe)
+
+    def close(self) -> None:
+        """Wait for what is being prefetched, and prefetch no more."""
+        self._background.shutdown()
+
+    def _fetch(self, recipe: Recipe) -> None:
+        try:
+            self._parts(self.open(recipe))
+        except (LoramemError, ValueError) as error:
+            log.debug("prefetch: %s", error)
+
+    def _parts(self, merge: Merge) -> Sequence[Part]:
+        trim = trim_of(merge.recipe)
+        return [
+            Part(self._flat(adapter, trim), adapter.layout, adapter.rank, adapter.scaling, source.weight)
+            for adapter, source in zip(merge.sources, merge.recipe.sources, strict=True)
+        ]
+
+    def _flat(self, adapter: PublishedAdapter, trim: Trim) -> Flat:
+        return self.host.get((adapter.adapter_id, adapter.sha256, trim), partial(adapter.flat, trim))
+
+    def _published(self, source: Source) -> PublishedAdapter:
+        load = partial(open_published, self.store, source.adapter_id, source.sha256)
+        return self.disk.get((source.adapter_id, source.sha256), load)
 
     @property
-    def size_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self._entries.values())
-
-    def merge(self, recipe: Recipe) -> MergedAdapter:
-        """Raises `StoredDataDamaged` for a source that is gone or altered, `ValueError` for ranks that do not merge."""
-        trims = recipe.method == "ties" and len(recipe.sources) > 1
-        density = recipe.density if trims else 1.0
-        return combine(recipe, [self._get(source, density) for source in recipe.sources])
-
-    def _get(self, source: Source, density: float) -> SourceAdapter:
-        key = (source.adapter_id, source.sha256, density)
-        entry = self._entries.get(key)
-        if entry is None:
-            whole = read_source(self.root / source.adapter_id, source.sha256)
-            tensors = {name: trim(tensor, density) for name, tensor in whole.tensors.items()}
-            entry = SourceAdapter(tensors, whole.rank, whole.alpha)
-            self._entries[key] = entry
-        self._entries.move_to_end(key)
-        self._evict(keep=key)
-        return entry
-
-    def _evict(self, keep: tuple[str, str, float]) -> None:
-        for key in list(self._entries):
-            if self.size_bytes <= self.budget_bytes or key == keep:
-                return
-            del self._entries[key]
-
-
-def read_source(folder: Path, sha256: str) -> SourceAdapter:
-    """Load a published adapter. Raises `StoredDataDamaged` when it is missing or its sha256 differs."""
-    from safetensors.torch import load
-
-    try:
-        content = (folder / "adapter_model.safetensors").read_bytes()
-        config = json.loads((folder / "adapter_config.json").read_text())
-    except OSError as error:
-        raise StoredDataDamaged(f"adapter {folder.name} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise StoredDataDamaged(f"adapter {folder.name} does not match its sha256")
-    return SourceAdapter(load(content), int(config["r"]), float(config["lora_alpha"]))
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """By tier; plain values, because they cross a process."""
+        return {name: vars(tier.stats) for name, tier in (("disk", self.disk), ("host", self.host))}

@@ -28,6 +28,7 @@ class ScriptedEngine(Engine):
         self.prompts: list[list[int]] = []
         self.samplings: list[Sampling] = []
         self.salts: list[str | None] = []
+        self.prefetched: list[EngineAdapter] = []
         self.activated: list[EngineAdapter] = []
         self.used: list[EngineAdapter | None] = []
         self.ended: list[str] = []
@@ -58,6 +59,10 @@ class ScriptedEngine(Engine):
         hit = adapter in self.activated
         self.activated.append(adapter)
         return Activation(hit, 0.004)
+
+    async def prefetch(self, adapter: EngineAdapter) -> None:
+        self._need()
+        self.prefetched.append(adapter)
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None

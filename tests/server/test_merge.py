@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable
-from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from loramem.errors import InvalidValue, StoredDataDamaged
 from loramem.records import MergeMethod, Recipe
-from loramem.store import AdapterStore
 from server.ask import MergeOptions, Prepared, RoutedAdapter
 from server.engine.plugin import RECIPE_PREFIX
 from server.merge import AdapterIds, Merger, recipe_of
 from tests.server.scripted_engine import ScriptedEngine
 
-METHODS: tuple[MergeMethod, ...] = ("ties", "linear", "cat")
+METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
 
 
 def routed(*weights: float, ranks: tuple[int, ...] = ()) -> list[RoutedAdapter]:
@@ -39,8 +38,8 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def prepare(engine: ScriptedEngine, tmp_path: Path) -> Callable[..., Prepared]:
-    merger = Merger(engine, AdapterStore(tmp_path), max_rank=64)
+def prepare(engine: ScriptedEngine) -> Callable[..., Prepared]:
+    merger = Merger(engine, max_rank=64)
 
     def run(adapters: list[RoutedAdapter], options: MergeOptions | None = None) -> Prepared:
         return asyncio.run(merger.prepare(adapters, options or MergeOptions()))
@@ -69,16 +68,19 @@ def test_recipes_differ_by_everything_that_changes_the_weights() -> None:
         MergeOptions(weights="router"),
         MergeOptions(method="linear"),
         MergeOptions(method="cat"),
+        MergeOptions(method="dare_ties"),
+        MergeOptions(method="dare_ties", seed=1),
+        MergeOptions(method="product_ties"),
     ]
     digests = {recipe_of(routed(0.75, 0.25), option).digest() for option in options}
     digests |= {recipe_of(some, MergeOptions()).digest() for some in (routed(0.5, 0.25, 0.25), routed(1, 1)[1:])}
     assert len(digests) == len(options) + 2
 
 
-@pytest.mark.parametrize("method", ["linear", "cat"])
+@pytest.mark.parametrize("method", ["linear", "cat", "product_linear"])
 def test_what_a_method_ignores_does_not_change_its_recipe(method: MergeMethod) -> None:
     plain = recipe_of(routed(0.5, 0.5), MergeOptions(method=method))
-    other = recipe_of(routed(0.5, 0.5), MergeOptions(method=method, density=0.1, sign_method="frequency"))
+    other = recipe_of(routed(0.5, 0.5), MergeOptions(method=method, density=0.1, sign_method="frequency", seed=9))
     assert plain == other
 
 
@@ -93,6 +95,9 @@ def test_a_replaced_adapter_is_another_recipe() -> None:
     [
         ("ties", "uniform", [1.0, 1.0, 1.0]),
         ("ties", "router", [1.5, 0.75, 0.75]),
+        ("dare_ties", "uniform", [1.0, 1.0, 1.0]),
+        ("product_ties", "router", [1.5, 0.75, 0.75]),
+        ("dare_linear", "router", [0.5, 0.25, 0.25]),
         ("linear", "uniform", [1 / 3, 1 / 3, 1 / 3]),
         ("linear", "router", [0.5, 0.25, 0.25]),
         ("cat", "uniform", [1 / 3, 1 / 3, 1 / 3]),
@@ -130,20 +135,20 @@ def test_forgotten_ids_are_never_given_again(monkeypatch: pytest.MonkeyPatch) ->
 # preparing
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_one_adapter_is_used_as_it_was_published(
-    prepare: Callable[..., Prepared], engine: ScriptedEngine, tmp_path: Path
+    prepare: Callable[..., Prepared], engine: ScriptedEngine, method: MergeMethod
 ) -> None:
-    prepared = prepare(routed(1.0))
-    assert prepared.recipe is None
-    assert prepared.adapter.name == "ada_0"
-    assert prepared.adapter.path == str(tmp_path / "ada_0")
+    prepared = prepare(routed(1.0, ranks=(64,)), MergeOptions(method))
+    assert not prepared.merged
+    assert (prepared.recipe.method, weights(prepared.recipe)) == ("linear", [1.0])
     assert engine.activated == [prepared.adapter]
     assert prepared.seconds == 0.004
 
 
 def test_a_merge_is_named_by_its_digest_and_carries_its_recipe(prepare: Callable[..., Prepared]) -> None:
     prepared = prepare(routed(0.5, 0.5))
-    assert prepared.recipe is not None
+    assert prepared.merged
     assert prepared.adapter.name == prepared.recipe.digest()
     carried = prepared.adapter.path.removeprefix(RECIPE_PREFIX)
     assert Recipe.model_validate_json(carried) == prepared.recipe
@@ -168,7 +173,18 @@ def test_unequal_ranks_are_refused_with_the_way_out(
 
 
 def test_cat_takes_unequal_ranks_up_to_the_engines(prepare: Callable[..., Prepared]) -> None:
-    assert prepare(routed(0.5, 0.25, 0.25, ranks=(8, 16, 32)), MergeOptions(method="cat")).recipe is not None
+    assert prepare(routed(0.5, 0.25, 0.25, ranks=(8, 16, 32)), MergeOptions(method="cat")).merged
+
+
+def test_on_the_product_unequal_ranks_merge(prepare: Callable[..., Prepared]) -> None:
+    assert prepare(routed(0.5, 0.5, ranks=(8, 64)), MergeOptions(method="product_ties")).merged
+
+
+def test_what_is_prefetched_is_what_will_be_activated(engine: ScriptedEngine) -> None:
+    merger = Merger(engine, max_rank=64)
+    asyncio.run(merger.prefetch(routed(0.5, 0.5), MergeOptions()))
+    asyncio.run(merger.prepare(routed(0.5, 0.5), MergeOptions()))
+    assert engine.prefetched == engine.activated
 
 
 def test_a_summed_rank_above_the_engines_is_refused_with_both_numbers(
@@ -184,7 +200,6 @@ def test_a_summed_rank_above_the_engines_is_refused_with_both_numbers(
 def test_every_method_merges_two_to_eight(prepare: Callable[..., Prepared]) -> None:
     for method, count in itertools.product(METHODS, range(2, 9)):
         prepared = prepare(routed(*[1 / count] * count, ranks=(8,) * count), MergeOptions(method=method))
-        assert prepared.recipe is not None
         assert len(prepared.recipe.sources) == count
 
 
@@ -206,6 +221,6 @@ def test_strength_scales_every_weight(method: MergeMethod) -> None:
 
 def test_one_adapter_below_full_strength_is_a_linear_merge_of_one(prepare: Callable[..., Prepared]) -> None:
     prepared = prepare(routed(1.0), MergeOptions("ties", strength=0.25))
-    assert prepared.recipe is not None
+    assert prepared.merged
     assert (prepared.recipe.method, weights(prepared.recipe)) == ("linear", [0.25])
     assert prepared.adapter.path == RECIPE_PREFIX + prepared.recipe.canonical()

@@ -53,6 +53,12 @@ def metrics(queue: JobQueue, database: Database) -> Metrics:
     return Metrics(queue, database)
 
 
+TIERS = {
+    "disk": {"bytes": 100, "entries": 4, "hits": 5, "misses": 6, "evictions": 0},
+    "host": {"bytes": 30, "entries": 1, "hits": 2, "misses": 3, "evictions": 9},
+}
+
+
 def scraped(metrics: Metrics) -> dict[str, Metric]:
     families = {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
     return {name: family for name, family in families.items() if name.startswith("loramem_")}
@@ -67,8 +73,10 @@ def value(metrics: Metrics, family: str, sample: str, **labels: str) -> float:
 def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float = 0.62) -> Routed:
     adapter = RoutedAdapter("ada_a", "0" * 64, 16, "doc_a", "title", 0, score, 1.0)
     source = Source(adapter_id="ada_a", sha256="0" * 64, weight=1.0)
-    recipe = None if method is None else Recipe.of(method, [source])
-    return Routed((adapter,), Prepared(EngineAdapter("a", 1, "p"), recipe, hit, 0.03), ())
+    other = Source(adapter_id="ada_b", sha256="0" * 64, weight=1.0)
+    recipe = Recipe.of(method or "linear", [source, other] if method else [source])
+    prepared = Prepared(EngineAdapter("a", 1, "p"), recipe, method is not None, hit, 0.03, TIERS)
+    return Routed((adapter,), prepared, ())
 
 
 def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
@@ -108,19 +116,45 @@ def test_a_route_shows_its_score_and_its_merge(metrics: Metrics) -> None:
     assert value(metrics, "loramem_route_score", "loramem_route_score_bucket", le="0.6") == 1
 
 
-def test_a_single_adapter_is_no_merge_and_base_has_no_route(metrics: Metrics) -> None:
+def test_only_a_miss_has_seconds(metrics: Metrics) -> None:
+    for hit in (False, True, True):
+        metrics.observe_route(routed("ties", hit=hit))
+    family = "loramem_merge_duration_seconds"
+    assert value(metrics, family, f"{family}_count", method="ties") == 1
+    assert value(metrics, family, f"{family}_sum", method="ties") == 0.03
+
+
+def test_the_pool_is_shown_as_it_was_last_told(metrics: Metrics) -> None:
+    assert scraped(metrics)["loramem_adapter_pool_bytes"].samples == []
+    metrics.observe_route(routed("ties"))
+    for tier, stats in TIERS.items():
+        assert value(metrics, "loramem_adapter_pool_bytes", "loramem_adapter_pool_bytes", tier=tier) == stats["bytes"]
+        requests = "loramem_adapter_pool_requests"
+        assert value(metrics, requests, f"{requests}_total", tier=tier, result="hit") == stats["hits"]
+        assert value(metrics, requests, f"{requests}_total", tier=tier, result="miss") == stats["misses"]
+        evictions = "loramem_adapter_pool_evictions"
+        assert value(metrics, evictions, f"{evictions}_total", tier=tier) == stats["evictions"]
+
+
+def test_a_single_adapter_counts_as_such_and_base_has_no_route(metrics: Metrics) -> None:
     metrics.observe_route(routed())
     metrics.observe_route(Routed((), None, ()))
-    assert scraped(metrics)["loramem_merges"].samples == []
+    assert value(metrics, "loramem_merges", "loramem_merges_total", method="single", cache="miss") == 1
     assert value(metrics, "loramem_route_score", "loramem_route_score_count") == 1
 
 
 def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
     for mode in get_args(Mode):
         metrics.observe_answer(mode, DONE)
+    for method in (None, *get_args(MergeMethod)):
+        metrics.observe_route(routed(method))
     allowed = {
         "mode": set(get_args(Mode)),
         "stage": set(STAGES),
+        "method": {"single", *get_args(MergeMethod)},
+        "cache": {"hit", "miss"},
+        "result": {"hit", "miss"},
+        "tier": {"disk", "host", "device"},
         "kind": {"prompt", "completion"},
         "state": {*JobState, "pending", "indexed", "live", "retired"},
         "version": {__version__},

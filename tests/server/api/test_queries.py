@@ -30,7 +30,9 @@ def test_lora_answers_from_the_one_adapter_that_fits_best(memory: Memory) -> Non
     assert answer["merge"] is None
     assert answer["context"] == []
     assert memory.engine.used[-1] is not None
-    assert memory.engine.used[-1].name == routed["adapter_id"]
+    used = Recipe.model_validate_json(memory.engine.used[-1].path.removeprefix(RECIPE_PREFIX))
+    assert [(source.adapter_id, source.weight) for source in used.sources] == [(routed["adapter_id"], 1.0)]
+    assert memory.engine.prefetched == memory.engine.activated
     assert "basalt" not in memory.engine.prompt_text()  # closed book
 
 

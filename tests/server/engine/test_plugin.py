@@ -1,26 +1,33 @@
-"""The vLLM plugin on vLLM's own LoRA classes, without an engine: recipes are merged, folders load as they did."""
+"""The vLLM plugin on vLLM's own LoRA classes, without an engine: recipes go into slots, folders load as they did."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from vllm.config.lora import LoRAConfig
 from vllm.lora.lora_model import LoRAModel
+from vllm.lora.model_manager import AdapterLRUCache, LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
-from vllm.lora.worker_manager import WorkerLoRAManager
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 
 from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import AdapterStore
 from server.engine import plugin
-from server.engine.combine import SourceAdapter, combine, trim
 from server.engine.extension import WorkerExtension
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, RECIPE_PREFIX
+from server.engine.published import as_tensor
+from server.engine.virtual import VirtualAdapter
 from tests.server.learned import peft_tensors, store_adapter
+
+ATTENTION = "model.layers.0.self_attn"
+WIDTH = 12
 
 
 @pytest.fixture
@@ -33,6 +40,8 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin in place, in an engine process of this store; vLLM's classes are as they came afterwards."""
     for owner, name in (
         (WorkerLoRAManager, "_load_adapter"),
+        (LoRAModelManager, "_add_adapter"),
+        (LoRAModelManager, "activate_adapter"),
         (PunicaWrapperCPU, "update_metadata"),
         (PunicaWrapperCPU, "add_lora_linear"),
     ):
@@ -43,20 +52,81 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin.register()
 
 
-def manager(max_rank: int = 64) -> Any:
-    """A `WorkerLoRAManager` with what loading needs of a model: the names of its layers."""
-    made: Any = WorkerLoRAManager.__new__(WorkerLoRAManager)
-    made.lora_config = LoRAConfig(max_lora_rank=max_rank, lora_dtype=torch.float32)
+class Layer:
+    """A vLLM layer of one slice or of several: slots that `set_lora` writes as vLLM's do."""
+
+    tp_size = 1
+
+    def __init__(self, slices: int, slots: int, rank: int, width: int = WIDTH) -> None:
+        self.lora_a_stacked = tuple(torch.full((slots, 1, rank, width), torch.nan) for _ in range(slices))
+        self.lora_b_stacked = tuple(torch.full((slots, 1, width, rank), torch.nan) for _ in range(slices))
+
+    def reset_lora(self, slot: int) -> None:
+        for stacked in (*self.lora_a_stacked, *self.lora_b_stacked):
+            stacked[slot] = 0
+
+    def set_lora(self, slot: int, a: Any, b: Any) -> None:
+        self.reset_lora(slot)
+        for number, (part_a, part_b) in enumerate(zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]):
+            if part_a is not None:
+                self.lora_a_stacked[number][slot, 0, : part_a.shape[0]].copy_(part_a)
+                self.lora_b_stacked[number][slot, 0, :, : part_b.shape[1]].copy_(part_b)
+
+
+def manager(max_rank: int = 64, *, slots: int = 2, capacity: int = 16, width: int = WIDTH) -> Any:
+    """vLLM's managers over one packed attention layer and one that no adapter targets."""
+    made: Any = LRUCacheWorkerLoRAManager.__new__(LRUCacheWorkerLoRAManager)
+    made.lora_config = LoRAConfig(
+        max_lora_rank=max_rank, lora_dtype=torch.float32, max_loras=slots, max_cpu_loras=capacity
+    )
     made.vocab_size = 100
     made.max_position_embeddings = 64
     made._lora_model_cls = LoRAModel
-    made._adapter_manager = Mock(  # its checks of kinds of adapters that ours are not
-        supported_lora_modules=["q_proj", "v_proj"],
-        packed_modules_mapping={},
-        model=SimpleNamespace(),
-        moe_ep_load_spec=None,
-    )
+    inner: Any = LRUCacheLoRAModelManager.__new__(LRUCacheLoRAModelManager)
+    inner.lora_config, inner.model, inner.is_pooling_model = made.lora_config, SimpleNamespace(), False
+    inner.modules = {
+        f"{ATTENTION}.qkv_proj": Layer(3, slots, max_rank, width),
+        f"{ATTENTION}.o_proj": Layer(1, slots, max_rank, width),
+    }
+    inner.packed_modules = {f"{ATTENTION}.qkv_proj": [f"{ATTENTION}.{part}_proj" for part in "qkv"]}
+    inner.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    inner.supported_lora_modules = ["qkv_proj", "o_proj"]
+    inner.moe_ep_load_spec = None
+    for check in ("_validate_moe_lora_format", "_validate_modules_to_save", "_validate_token_classification_lora"):
+        setattr(inner, check, Mock())  # of kinds of adapters that ours are not
+    inner._registered_adapters = AdapterLRUCache(capacity, inner.deactivate_adapter)
+    inner._active_adapters = AdapterLRUCache(slots, inner._deactivate_adapter)
+    inner.lora_index_to_id = [None] * slots
+    made._adapter_manager = inner
     return made
+
+
+def slot_of(made: Any, int_id: int, part: int, rank: int) -> tuple[Tensor, Tensor]:
+    """A and B of q (0), k (1) or v (2) in the slot that an adapter has."""
+    layer = made._adapter_manager.modules[f"{ATTENTION}.qkv_proj"]
+    slot = made._adapter_manager.lora_index_to_id.index(int_id)
+    a, b = layer.lora_a_stacked[part][slot, 0], layer.lora_b_stacked[part][slot, 0]
+    assert not a[rank:].any()
+    assert not b[:, rank:].any()
+    return a[:rank], b[:, :rank]
+
+
+def merged(recipe: Recipe) -> dict[str, Tensor]:
+    opened = plugin.source_pool().open(recipe)
+    out = np.zeros(opened.layout.size, dtype=np.float32)
+    plugin.source_pool().merge_into(opened, out)
+    return {name.removeprefix("base_model.model."): t for name, t in opened.layout.views(as_tensor(out)).items()}
+
+
+def assert_holds(made: Any, int_id: int, recipe: Recipe, rank: int) -> None:
+    expected = merged(recipe)
+    for number, part in ((0, "q_proj"), (2, "v_proj")):
+        a, b = slot_of(made, int_id, number, rank)
+        assert torch.equal(a, expected[f"{ATTENTION}.{part}.lora_A.weight"])
+        assert torch.equal(b, expected[f"{ATTENTION}.{part}.lora_B.weight"])
+    assert not slot_of(made, int_id, 1, 0)[0].any()  # nothing targets k_proj, nor o_proj
+    other = made._adapter_manager.modules[f"{ATTENTION}.o_proj"].lora_a_stacked[0]
+    assert not other[made._adapter_manager.lora_index_to_id.index(int_id)].any()
 
 
 def sources(store: AdapterStore, ranks: tuple[int, ...]) -> list[Source]:
@@ -71,32 +141,46 @@ def request(path: str, int_id: int = 7) -> LoRARequest:
     return LoRARequest(lora_name="some name", lora_int_id=int_id, lora_path=path)
 
 
-@pytest.mark.parametrize(("method", "rank"), [("ties", 8), ("linear", 8), ("cat", 16)])
-def test_a_recipe_becomes_the_merged_adapter(store: AdapterStore, method: MergeMethod, rank: int) -> None:
-    recipe = Recipe.of(method, sources(store, (8, 8)), density=0.4)
-    loaded = manager()._load_adapter(request(RECIPE_PREFIX + recipe.canonical()))
-    density = 0.4 if method == "ties" else 1.0
-    parts = [
-        SourceAdapter({name: trim(t, density) for name, t in peft_tensors(8, seed).items()}, 8, 16) for seed in (0, 1)
-    ]
-    expected = combine(recipe, parts)
-    assert isinstance(loaded, LoRAModel)
-    assert (loaded.id, loaded.rank) == (7, rank)
-    assert len(loaded.loras) == 2
-    for name, layer in loaded.loras.items():
-        assert (layer.rank, layer.lora_alpha, layer.scaling) == (rank, rank, 1.0)
-        assert torch.equal(layer.lora_a, expected.tensors[f"base_model.model.{name}.lora_A.weight"])
-        assert torch.equal(layer.lora_b, expected.tensors[f"base_model.model.{name}.lora_B.weight"])
+@pytest.mark.parametrize(
+    ("method", "rank"), [("ties", 8), ("linear", 8), ("cat", 16), ("dare_ties", 8), ("product_ties", 8)]
+)
+def test_a_recipe_becomes_weights_in_a_slot(store: AdapterStore, method: MergeMethod, rank: int) -> None:
+    made, recipe = manager(), Recipe.of(method, sources(store, (8, 8)), density=0.4)
+    assert made.add_adapter(request(RECIPE_PREFIX + recipe.canonical()))
+    assert_holds(made, 7, recipe, rank)
 
 
-def test_a_merge_can_be_rebuilt_after_vllm_scaled_it_in_place(store: AdapterStore) -> None:
-    path = RECIPE_PREFIX + Recipe.of("linear", sources(store, (8, 8))).canonical()
-    first = manager()._load_adapter(request(path))
-    kept = {name: layer.lora_b.clone() for name, layer in first.loras.items()}
-    for layer in first.loras.values():
-        layer.lora_b *= 0
-    again = manager()._load_adapter(request(path))
-    assert all(torch.equal(layer.lora_b, kept[name]) for name, layer in again.loras.items())
+def test_what_is_registered_holds_no_weights(store: AdapterStore) -> None:
+    made, both = manager(slots=1), sources(store, (8, 8))
+    for number, density in enumerate((0.2, 0.4, 0.6), start=1):
+        made.add_adapter(request(RECIPE_PREFIX + Recipe.of("ties", both, density).canonical(), number))
+    kept = list(made._adapter_manager._registered_adapters.cache.values())
+    assert [type(adapter) for adapter in kept] == [VirtualAdapter] * 3
+    assert all(not adapter.loras for adapter in kept)
+    assert len({id(adapter._scratch) for adapter in kept}) == 1
+
+
+def test_a_slot_that_was_lost_is_filled_again_even_when_the_sources_are_gone(store: AdapterStore) -> None:
+    made, both = manager(slots=1), sources(store, (8, 8))
+    recipes = [Recipe.of("ties", both, density) for density in (0.3, 0.7)]
+    for number, recipe in enumerate(recipes, start=1):
+        made.add_adapter(request(RECIPE_PREFIX + recipe.canonical(), number))
+    assert made._adapter_manager.lora_index_to_id == [2]
+    for one in both:
+        store.remove(one.adapter_id)
+    plugin.source_pool().host.budget_bytes = 0  # nothing of them stays in memory
+    made.add_adapter(request(RECIPE_PREFIX + recipes[0].canonical(), 1))
+    assert_holds(made, 1, recipes[0], 8)
+
+
+def test_an_adapter_of_another_model_is_refused_before_it_has_a_slot(store: AdapterStore) -> None:
+    path = RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
+    with pytest.raises(ValueError, match="maps 20 values to 20, the adapter's 12 to 12"):
+        manager(width=20).add_adapter(request(path))
+    smaller = manager()
+    smaller._adapter_manager.packed_modules = {}
+    with pytest.raises(ValueError, match=f"the base model has no layer {ATTENTION}.q_proj"):
+        smaller.add_adapter(request(path))
 
 
 def test_a_rank_above_the_slots_is_refused(store: AdapterStore) -> None:
@@ -136,7 +220,7 @@ def test_registering_twice_wraps_once() -> None:
 def test_the_pool_is_one_a_process_and_reads_its_environment(store: AdapterStore) -> None:
     made = plugin.source_pool()
     assert made is plugin.source_pool()
-    assert (made.root, made.budget_bytes) == (store.root, 1 << 20)
+    assert (made.store.root, made.host.budget_bytes) == (store.root, 1 << 20)
 
 
 def test_without_the_folder_a_recipe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,17 +233,14 @@ def test_without_the_folder_a_recipe_says_what_is_missing(monkeypatch: pytest.Mo
 
 
 class Worker(WorkerExtension):
-    """As much of vLLM's worker as the extension uses; adapters are loaded by the real `_load_adapter`."""
+    """As much of vLLM's worker as the extension uses."""
 
     def __init__(self, max_rank: int = 64) -> None:
-        self._manager = manager(max_rank)
-        self._loaded: dict[int, LoRAModel] = {}
-        self.model_runner = SimpleNamespace(lora_manager=SimpleNamespace(list_adapters=lambda: set(self._loaded)))
+        self.manager = manager(max_rank)
+        self.model_runner = SimpleNamespace(lora_manager=self.manager)
 
     def add_lora(self, wanted: LoRARequest) -> bool:
-        if wanted.lora_int_id not in self._loaded:
-            self._loaded[wanted.lora_int_id] = self._manager._load_adapter(wanted)
-        return True
+        return bool(self.manager.add_adapter(wanted))
 
 
 def test_the_second_activation_is_a_hit(store: AdapterStore) -> None:
@@ -167,6 +248,24 @@ def test_the_second_activation_is_a_hit(store: AdapterStore) -> None:
     first, second = (worker.loramem_activate("name", 3, path) for _ in range(2))
     assert (first["hit"], second["hit"]) == (False, True)
     assert first["seconds"] > 0
+    assert second["tiers"]["host"]["entries"] == 2
+    assert second["tiers"]["disk"]["misses"] == 2
+
+
+def test_an_adapter_without_a_slot_is_a_miss(store: AdapterStore) -> None:
+    worker, both = Worker(), sources(store, (8, 8))
+    paths = [RECIPE_PREFIX + Recipe.of("ties", both, density).canonical() for density in (0.2, 0.4, 0.6)]
+    for number, path in enumerate(paths, start=1):
+        worker.loramem_activate(f"name {number}", number, path)
+    assert [worker.loramem_activate(f"name {n}", n, paths[n - 1])["hit"] for n in (2, 1)] == [True, False]
+
+
+def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) -> None:
+    worker, path = Worker(), RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
+    worker.loramem_prefetch(path)
+    plugin.source_pool().close()
+    tiers = worker.loramem_activate("name", 3, path)["tiers"]
+    assert (tiers["host"]["misses"], tiers["host"]["hits"]) == (2, 2)
 
 
 def test_a_source_that_is_gone_is_reported_not_raised(store: AdapterStore) -> None:

@@ -1,19 +1,25 @@
-"""The pool of as-trained adapters: what it reads, what it refuses, what it keeps."""
+"""The pool of published adapters: what it reads, what it refuses, what it keeps, and what it can still do later."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import CONFIG, WEIGHTS, AdapterStore
-from server.engine.combine import SourceAdapter, combine, trim
-from server.engine.pool import SourcePool, read_source
+from server.engine.pool import Merge, SourcePool, Tier
+from server.engine.published import as_tensor
 from tests.server.learned import LAYER, peft_tensors, store_adapter
 
 ENTRY_BYTES = sum(tensor.nbytes for tensor in peft_tensors(8).values())
+A, B = (f"{LAYER}.q_proj.{side}.weight" for side in ("lora_A", "lora_B"))
 
 
 @pytest.fixture
@@ -34,104 +40,197 @@ def recipe(method: MergeMethod, *sources: Source, density: float = 0.5) -> Recip
     return Recipe.of(method, list(sources), density)
 
 
-@pytest.mark.parametrize("method", ["ties", "linear", "cat"])
-def test_a_merge_is_that_of_the_published_tensors(store: AdapterStore, method: MergeMethod) -> None:
-    sources = [source(store, seed, weight=0.5 + seed) for seed in (1, 2)]
-    wanted = recipe(method, *sources, density=0.3)
-    density = 0.3 if method == "ties" else 1.0
-    parts = [
-        SourceAdapter({name: trim(t, density) for name, t in peft_tensors(8, seed).items()}, 8, 16) for seed in (1, 2)
-    ]
-    expected = combine(wanted, parts)
-    merged = pool(store).merge(wanted)
-    assert merged.rank == expected.rank
-    for name, tensor in expected.tensors.items():
-        assert torch.equal(merged.tensors[name], tensor)
+def tensors(kept: SourcePool, merge: Merge) -> dict[str, Tensor]:
+    out = np.zeros(merge.layout.size, dtype=np.float32)
+    kept.merge_into(merge, out)
+    return merge.layout.views(as_tensor(out))
+
+
+def made(kept: SourcePool, wanted: Recipe) -> dict[str, Tensor]:
+    return tensors(kept, kept.open(wanted))
+
+
+# merges
+
+
+def test_a_linear_merge_is_the_weighted_sum_of_what_was_published(store: AdapterStore) -> None:
+    merged = made(pool(store), recipe("linear", source(store, 1, weight=0.5), source(store, 2, weight=-2.0)))
+    first, second = peft_tensors(8, 1), peft_tensors(8, 2)  # alpha is twice the rank
+    torch.testing.assert_close(merged[A], first[A] - 2 * second[A])
+    torch.testing.assert_close(merged[B], first[B] + 2 * second[B])
+
+
+def test_cat_lays_the_sources_side_by_side(store: AdapterStore) -> None:
+    opened = pool(store).open(recipe("cat", source(store, 1, weight=0.5), source(store, 2, rank=16)))
+    assert opened.rank == 24
+    merged = tensors(pool(store), opened)
+    update = (
+        0.5 * 2 * peft_tensors(8, 1)[B] @ peft_tensors(8, 1)[A] + 2 * peft_tensors(16, 2)[B] @ peft_tensors(16, 2)[A]
+    )
+    torch.testing.assert_close(merged[B] @ merged[A], update, atol=1e-5, rtol=1e-5)
+
+
+def test_ties_keeps_nothing_that_every_source_trims(store: AdapterStore) -> None:
+    merged = made(pool(store), recipe("ties", source(store, 1), source(store, 2), density=0.1))
+    kept = float((merged[A] != 0).float().mean())
+    assert 0.05 < kept <= 0.2
 
 
 def test_a_merge_of_one_is_not_trimmed(store: AdapterStore) -> None:
-    one = source(store, 1)
-    merged = pool(store).merge(recipe("ties", one, density=0.1))
-    assert all(bool((tensor != 0).all()) for tensor in merged.tensors.values())
+    merged = made(pool(store), recipe("ties", source(store, 1), density=0.1))
+    assert all(bool((tensor != 0).all()) for tensor in merged.values())
 
 
-def test_merging_leaves_the_kept_tensors_as_they_are(store: AdapterStore) -> None:
-    both = pool(store)
-    wanted = recipe("linear", source(store, 1), source(store, 2))
-    first = both.merge(wanted)
-    for tensor in first.tensors.values():
-        tensor.zero_()  # as vLLM's optimize() would change them in place
-    again = both.merge(wanted)
-    assert all(bool(tensor.any()) for tensor in again.tensors.values())
+def test_merging_twice_gives_the_same(store: AdapterStore) -> None:
+    kept, both = pool(store), (source(store, 1), source(store, 2))
+    for method in ("ties", "linear", "dare_ties"):
+        first, again = (made(kept, recipe(method, *both)) for _ in range(2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_trimmed_copies_are_entries_of_their_own(store: AdapterStore) -> None:
+def test_unequal_ranks_are_refused_when_the_merge_is_opened(store: AdapterStore) -> None:
+    with pytest.raises(ValueError, match=r"ties needs equal ranks, got \[8, 16\]"):
+        pool(store).open(recipe("ties", source(store, 1), source(store, 2, rank=16)))
+
+
+@pytest.mark.parametrize("method", ["ties", "linear", "cat", "dare_linear", "product_ties"])
+def test_an_open_merge_can_be_made_after_its_sources_were_deleted(store: AdapterStore, method: MergeMethod) -> None:
+    both = (source(store, 1), source(store, 2))
+    wanted = recipe(method, *both, density=0.4)
+    expected = made(pool(store), wanted)
+    cold = pool(store)
+    opened = cold.open(wanted)
+    for one in both:
+        store.remove(one.adapter_id)
+    late = tensors(cold, opened)
+    assert all(torch.equal(expected[name], late[name]) for name in expected)
+
+
+# tiers
+
+
+def test_each_trim_of_an_adapter_is_an_entry_of_its_own(store: AdapterStore) -> None:
     kept = pool(store)
     sources = [source(store, 1), source(store, 2)]
-    kept.merge(recipe("ties", *sources, density=0.5))
-    kept.merge(recipe("ties", *sources, density=0.25))
-    kept.merge(recipe("linear", *sources))
-    kept.merge(recipe("cat", *sources))  # shares the whole ones with linear
-    assert kept.size_bytes == 6 * ENTRY_BYTES
+    for method, density in (("ties", 0.5), ("ties", 0.25), ("linear", 0.5), ("cat", 0.5)):  # the last two share theirs
+        made(kept, recipe(method, *sources, density=density))  # type: ignore[arg-type]
+    assert kept.stats["host"] == {"bytes": 6 * ENTRY_BYTES, "entries": 6, "hits": 2, "misses": 6, "evictions": 0}
+    assert kept.stats["disk"] == {"bytes": 2 * ENTRY_BYTES, "entries": 2, "hits": 6, "misses": 2, "evictions": 0}
 
 
-def test_what_was_used_longest_ago_goes_first(store: AdapterStore) -> None:
+def test_what_was_used_longest_ago_leaves_memory_first(store: AdapterStore) -> None:
     kept = pool(store, entries=2.5)
     a, b, c = (source(store, seed) for seed in (1, 2, 3))
-    for one in (a, b, a, c):  # b was used longest ago when c comes
-        kept.merge(recipe("linear", one))
-    assert kept.size_bytes == 2 * ENTRY_BYTES
-    for one in (a, b, c):
-        store.remove(one.adapter_id)
-    kept.merge(recipe("linear", a))
-    kept.merge(recipe("linear", c))
-    with pytest.raises(StoredDataDamaged, match=b.adapter_id):
-        kept.merge(recipe("linear", b))
+    for one in (a, b, a, c, a, c):  # b was used longest ago when c comes
+        made(kept, recipe("linear", one))
+    assert kept.stats["host"] == {"bytes": 2 * ENTRY_BYTES, "entries": 2, "hits": 3, "misses": 3, "evictions": 1}
 
 
 def test_an_adapter_greater_than_the_budget_is_used_all_the_same(store: AdapterStore) -> None:
     small = pool(store, entries=0.1)
-    sources = [source(store, 1), source(store, 2)]
-    assert small.merge(recipe("cat", *sources)).rank == 16
-    assert small.size_bytes == ENTRY_BYTES
+    made(small, recipe("cat", source(store, 1), source(store, 2)))
+    assert small.host.stats.bytes == ENTRY_BYTES
+
+
+def test_prefetch_brings_the_sources_into_memory(store: AdapterStore) -> None:
+    kept, wanted = pool(store), recipe("ties", source(store, 1), source(store, 2))
+    kept.prefetch(wanted)
+    kept.prefetch(recipe("ties", source(store, 3).model_copy(update={"sha256": "0" * 64})))  # fails for itself alone
+    kept.close()
+    assert kept.stats["host"]["entries"] == 2
+    made(kept, wanted)
+    assert kept.stats["host"]["misses"] == 2
+
+
+# damage
 
 
 def test_altered_weights_are_refused(store: AdapterStore) -> None:
     one = source(store, 1)
     save_file(peft_tensors(8, seed=2), store.path(one.adapter_id) / WEIGHTS)
-    with pytest.raises(StoredDataDamaged, match=f"{one.adapter_id} does not match its sha256"):
-        pool(store).merge(recipe("linear", one))
+    with pytest.raises(StoredDataDamaged, match=f"{one.adapter_id}"):
+        pool(store).open(recipe("linear", one))
 
 
 def test_the_same_id_with_another_sha256_is_another_adapter(store: AdapterStore) -> None:
-    kept = pool(store)
-    one = source(store, 1)
-    kept.merge(recipe("linear", one))
-    with pytest.raises(StoredDataDamaged):
-        kept.merge(recipe("linear", one.model_copy(update={"sha256": "0" * 64})))
+    kept, one = pool(store), source(store, 1)
+    made(kept, recipe("linear", one))
+    with pytest.raises(StoredDataDamaged, match="does not match its sha256"):
+        kept.open(recipe("linear", one.model_copy(update={"sha256": "0" * 64})))
 
 
 @pytest.mark.parametrize("missing", [CONFIG, WEIGHTS, None])
 def test_a_missing_file_or_folder_is_damage(store: AdapterStore, missing: str | None) -> None:
     one = source(store, 1)
-    folder = store.path(one.adapter_id)
     if missing is None:
         store.remove(one.adapter_id)
     else:
-        (folder / missing).unlink()
-    with pytest.raises(StoredDataDamaged, match=rf"adapter {one.adapter_id} cannot be read: No such file"):
-        read_source(folder, one.sha256)
+        (store.path(one.adapter_id) / missing).unlink()
+    with pytest.raises(StoredDataDamaged, match=one.adapter_id):
+        pool(store).open(recipe("linear", one))
 
 
-def test_reads_rank_and_alpha_of_the_config(store: AdapterStore) -> None:
-    one = source(store, 1, rank=16)
-    read = read_source(store.path(one.adapter_id), one.sha256)
-    assert (read.rank, read.alpha, read.scaling) == (16, 32.0, 2.0)
-    assert torch.equal(
-        read.tensors[f"{LAYER}.q_proj.lora_A.weight"], peft_tensors(16, 1)[f"{LAYER}.q_proj.lora_A.weight"]
-    )
+def test_damage_that_was_repaired_is_forgotten(store: AdapterStore) -> None:
+    kept, one = pool(store), source(store, 1)
+    weights = store.path(one.adapter_id) / WEIGHTS
+    content = weights.read_bytes()
+    weights.write_bytes(b"")
+    with pytest.raises(StoredDataDamaged):
+        kept.open(recipe("linear", one))
+    weights.write_bytes(content)
+    assert kept.open(recipe("linear", one)).rank == 8
 
 
-def test_ranks_that_do_not_merge_are_refused(store: AdapterStore) -> None:
-    with pytest.raises(ValueError, match="equal ranks"):
-        pool(store).merge(recipe("ties", source(store, 1, rank=8), source(store, 2, rank=16)))
+# one tier
+
+
+def counting() -> tuple[list[str], Callable[[str], Callable[[], str]]]:
+    loads: list[str] = []
+
+    def loader(key: str) -> Callable[[], str]:
+        def load() -> str:
+            loads.append(key)
+            return key
+
+        return load
+
+    return loads, loader
+
+
+def test_threads_that_want_the_same_wait_for_one_load() -> None:
+    tier: Tier[str] = Tier(10, len)
+    gate, loads = threading.Event(), []
+
+    def slow() -> str:
+        gate.wait(10)
+        loads.append("x")
+        return "x"
+
+    with ThreadPoolExecutor(4) as threads:
+        waiting = [threads.submit(tier.get, "key", slow) for _ in range(4)]
+        gate.set()
+        assert [future.result() for future in waiting] == ["x"] * 4
+    assert loads == ["x"]
+    assert (tier.stats.hits, tier.stats.misses) == (3, 1)
+
+
+def test_a_load_that_fails_is_tried_again() -> None:
+    tier: Tier[str] = Tier(10, len)
+
+    def fail() -> str:
+        raise OSError("disk")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk"):
+            tier.get("key", fail)
+    assert tier.get("key", lambda: "x") == "x"
+    assert tier.stats.bytes == 1
+
+
+def test_a_tier_evicts_by_use_and_stays_in_its_budget() -> None:
+    tier: Tier[str] = Tier(4, len)
+    loads, load = counting()
+    for key in ("aa", "bb", "aa", "cc", "aa", "bb"):
+        tier.get(key, load(key))
+    assert loads == ["aa", "bb", "cc", "bb"]
+    assert (tier.stats.bytes, tier.stats.entries, tier.stats.evictions) == (4, 2, 2)

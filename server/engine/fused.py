@@ -1,0 +1,80 @@
+"""Merging on a CPU in one pass: every source is read once, the result is written once, nothing else touches memory.
+
+Compiled by Numba the first time it runs on a machine and kept in its cache, so `warm_up` belongs to an engine's start.
+The kernel holds no lock on the interpreter; tiles are shared out over threads of ours, because the engine's worker may
+be bound to one core.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Elementwise = Literal["sum", "ties_total", "ties_frequency"]
+CODES: dict[Elementwise, int] = {"sum": 0, "ties_total": 1, "ties_frequency": 2}
+Flat = NDArray[np.uint16] | NDArray[np.float32]
+"""A flat adapter: float32, or bfloat16 as its bits."""
+Gains = NDArray[np.float32]
+MAX_THREADS = 8
+MIN_TILES_PER_THREAD = 64
+
+
+def merge_flat(method: Elementwise, sources: Sequence[Flat], gains: Gains, tiles: NDArray[np.int64], out: Flat) -> None:
+    """Write the merge of `sources` (each of shape (size,)) to `out` (size,).
+
+    `gains` (sources, 2) scales each source, by side: `lora_A`, `lora_B`. `sum` adds; `ties_*` elect the sign of each
+    entry from the unscaled values (by their sum, or by the sum of their signs) and average the scaled values that have
+    it (PEFT 0.21 `ties`, whose trim the sources must have behind them). Arithmetic is float32.
+    """
+    addresses = np.array([source.ctypes.data for source in sources], dtype=np.int64)
+    halves = np.array([source.dtype == np.uint16 for source in sources], dtype=np.bool_)
+    by_side = np.ascontiguousarray(gains.T, dtype=np.float32)
+    arguments = (CODES[method], addresses, halves, by_side, tiles)
+    whole, half = (out, _NO_HALF) if out.dtype == np.float32 else (_NO_WHOLE, out)
+    kernel = _compiled()
+    for done in [_threads().submit(kernel, *arguments, *share, whole, half) for share in _shares(len(tiles))]:
+        done.result()
+
+
+def warm_up() -> None:
+    """Compile, or read the compiled kernel from Numba's cache, before a query needs it."""
+    out = np.zeros(1, dtype=np.float32)
+    merge_flat("sum", [out.copy()], np.ones((1, 2), np.float32), np.array([[0, 1, 0]], dtype=np.int64), out)
+
+
+_NO_WHOLE = np.empty(0, dtype=np.float32)
+_NO_HALF = np.empty(0, dtype=np.uint16)
+
+
+def _shares(tiles: int) -> list[tuple[int, int]]:
+    parts = max(1, min(_thread_count(), tiles // MIN_TILES_PER_THREAD))
+    bounds = [tiles * part // parts for part in range(parts + 1)]
+    return list(pairwise(bounds))
+
+
+def _thread_count() -> int:
+    return min(MAX_THREADS, os.cpu_count() or 1)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_thread_count(), "merge", initializer=_use_every_core)
+
+
+def _use_every_core() -> None:
+    """vLLM binds its worker to the cores of its own threads; ours are for milliseconds and may use the others."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    from server.engine.fused_kernel import merge_tiles
+
+    kernel: Callable[..., None] = merge_tiles
+    return kernel

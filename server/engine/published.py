@@ -1,0 +1,155 @@
+"""A published adapter as the engine's worker holds it: mapped, checked once, readable after its deletion."""
+
+import hashlib
+import json
+import mmap
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from loramem.errors import StoredDataDamaged
+from loramem.store import CONFIG, WEIGHTS, AdapterStore
+from loramem.trim import MASK, STORED_DENSITY, keep_mask
+from loramem.weights import read_header
+from server.engine.fused import Flat
+from server.engine.layout import Layout, one_of_each
+
+TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "BF16": np.uint16}
+"""What a file's entries are kept as; bfloat16, which NumPy does not know, as its bits."""
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What a merge leaves out of a source before it looks at it: small entries (TIES) or random ones (DARE)."""
+
+    kind: Literal["none", "magnitude", "random"] = "none"
+    density: float = 1.0
+    seed: int = 0
+
+
+WHOLE = Trim()
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A stretch of a file as an array. Reading makes its pages resident, `release` gives them back."""
+
+    array: NDArray[Any] = field(repr=False)
+    _map: mmap.mmap = field(repr=False)
+
+    @classmethod
+    def of(cls, path: Path, kind: type[np.generic], start: int) -> "Mapped":
+        with path.open("rb") as file:
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(np.frombuffer(whole, dtype=kind, offset=start), whole)
+
+    def release(self) -> None:
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class PublishedAdapter:
+    """The mapping keeps the file's bytes until it is dropped, even when the folder is deleted meanwhile."""
+
+    adapter_id: str
+    sha256: str
+    layout: Layout
+    rank: int
+    alpha: float
+    values: Mapped
+    mask: Mapped | None
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def mapped_bytes(self) -> int:
+        return self.values.array.nbytes
+
+    def flat(self, trim: Trim) -> Flat:
+        """A copy of the entries (size,): as published, or float32 after a random trim, which scales by 1 / density."""
+        values: Flat = self.values.array
+        if trim.kind == "none" or trim.density >= 1:
+            copied = values.copy()
+        elif trim.kind == "magnitude":
+            copied = values * self._kept(trim.density)
+        else:
+            copied = self._thinned(values, trim)
+        self.values.release()
+        return copied
+
+    def _kept(self, density: float) -> NDArray[np.bool_]:
+        if self.mask is None or density != STORED_DENSITY:
+            tensors = self.layout.views(as_tensor(self.values.array)).values()
+            return np.concatenate([keep_mask(tensor, density) for tensor in tensors])
+        kept = np.unpackbits(self.mask.array.view(np.uint8), count=self.layout.size).view(np.bool_)
+        self.mask.release()
+        return kept
+
+    def _thinned(self, values: Flat, trim: Trim) -> NDArray[np.float32]:
+        thinned = as_tensor(values).to(torch.float32, copy=True)  # the mapping cannot be written
+        for name, tensor in self.layout.views(thinned).items():
+            tensor *= torch.from_numpy(random_mask(self.sha256, name, tuple(tensor.shape), trim))
+            tensor /= trim.density
+        return thinned.numpy()
+
+
+def random_mask(sha256: str, name: str, shape: tuple[int, ...], trim: Trim) -> NDArray[np.bool_]:
+    """Which entries DARE keeps: a draw of its own for each tensor of each adapter, by the seed, whatever it is merged
+    with, so that a trimmed source serves many merges."""
+    key = hashlib.sha256(f"{trim.seed}/{sha256}/{name}".encode()).digest()
+    draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16])))
+    return draws.random(shape, dtype=np.float32) < trim.density
+
+
+def as_tensor(flat: NDArray[Any]) -> Tensor:
+    """The same memory as a tensor, bfloat16 for bits."""
+    kind = torch.bfloat16 if flat.dtype == np.uint16 else torch.float32
+    with warnings.catch_warnings():  # of a mapped file, which nobody writes to
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(flat.data, dtype=kind)
+
+
+def open_published(store: AdapterStore, adapter_id: str, sha256: str) -> PublishedAdapter:
+    """Map and check a published adapter; `sha256` is of its weights file.
+
+    Raises `StoredDataDamaged` when it is missing, altered, or of tensors that no merge takes.
+    """
+    folder = store.path(adapter_id)
+    try:
+        digests = store.verify(adapter_id).sha256
+        config = json.loads((folder / CONFIG).read_text())
+        layout, kind, start = _laid_out(folder / WEIGHTS)
+        values = Mapped.of(folder / WEIGHTS, kind, start)
+        mask = _mapped_mask(folder) if MASK in digests else None
+    except OSError as error:
+        raise StoredDataDamaged(f"adapter {adapter_id} cannot be read: {error.strerror}") from error
+    if digests.get(WEIGHTS) != sha256:
+        raise StoredDataDamaged(f"adapter {adapter_id} does not match its sha256")
+    return PublishedAdapter(adapter_id, sha256, layout, int(config["r"]), float(config["lora_alpha"]), values, mask)
+
+
+def _laid_out(path: Path) -> tuple[Layout, type[np.generic], int]:
+    """Layout, type of the entries and offset of the first, of a safetensors file."""
+    header, start = read_header(path)
+    kinds = {str(tensor["dtype"]) for tensor in header.values()}
+    if len(kinds) != 1 or not kinds <= TYPES.keys():
+        raise StoredDataDamaged(
+            f"adapter {path.parent.name}: tensors are {sorted(kinds)}, allowed: all F32 or all BF16"
+        )
+    ordered = sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0]))
+    layout = Layout(tuple(name for name, _ in ordered), tuple(tuple(tensor["shape"]) for _, tensor in ordered))
+    return one_of_each(layout), TYPES[kinds.pop()], start
+
+
+def _mapped_mask(folder: Path) -> Mapped:
+    _, start = read_header(folder / MASK)
+    return Mapped.of(folder / MASK, np.uint8, start)
