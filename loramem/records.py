@@ -121,15 +121,14 @@ class Recipe(Record):
         seed: int = 0,
     ) -> "Recipe":
         """Canonical form: what the method ignores takes its default, sources are sorted, one source is scaled alone."""
-        method = method if len(sources) > 1 else "linear"
-        trims = method in TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM
-        return cls(
-            method=method,
-            density=density if trims else 0.5,
-            sign_method=sign_method if method in ELECTS_SIGNS else "total",
-            seed=seed if method in TRIMS_AT_RANDOM else 0,
-            sources=tuple(sorted(sources, key=lambda source: source.adapter_id)),
-        )
+        ordered = tuple(sorted(sources, key=lambda source: source.adapter_id))
+        given = cls(method=method, density=density, sign_method=sign_method, seed=seed, sources=ordered)
+        effective: MergeMethod = method if len(sources) > 1 else "linear"
+        kept = {"method", "sources"}
+        kept |= {"density"} if effective in TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM else set()
+        kept |= {"sign_method"} if effective in ELECTS_SIGNS else set()
+        kept |= {"seed"} if effective in TRIMS_AT_RANDOM else set()
+        return cls(**{**given.model_dump(include=kept), "method": effective})
 
     def canonical(self) -> str:
         """JSON with sorted keys and no spaces; the engine uses it as the adapter's path."""

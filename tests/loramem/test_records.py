@@ -1,12 +1,13 @@
 import json
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from loramem.records import Progress, QAPair, Recipe, Source, TrainingOptions
+from loramem.records import MergeMethod, Progress, QAPair, Recipe, Source, TrainingOptions, merged_rank
 
 weights = st.floats(min_value=-8, max_value=8, allow_nan=False)
 sources = st.lists(
@@ -43,23 +44,44 @@ def test_a_recipe_survives_its_canonical_form(listed: list[Source], density: flo
 @pytest.mark.parametrize(
     "changed",
     [
-        Recipe.of("linear", [source()]),
-        Recipe.of("ties", [source()], density=0.2),
-        Recipe.of("ties", [source()], sign_method="frequency"),
-        Recipe.of("ties", [source(weight=0.5)]),
-        Recipe.of("ties", [source(sha256="01")]),
-        Recipe.of("ties", [source("b")]),
-        Recipe.of("ties", [source(), source("b")]),
+        Recipe.of("linear", [source(), source("b")]),
+        Recipe.of("product_ties", [source(), source("b")]),
+        Recipe.of("ties", [source(), source("b")], density=0.2),
+        Recipe.of("ties", [source(), source("b")], sign_method="frequency"),
+        Recipe.of("ties", [source(weight=0.5), source("b")]),
+        Recipe.of("ties", [source(sha256="01"), source("b")]),
+        Recipe.of("ties", [source(), source("c")]),
+        Recipe.of("ties", [source(), source("b"), source("c")]),
+        Recipe.of("ties", [source()]),
     ],
 )
 def test_whatever_changes_the_weights_changes_the_digest(changed: Recipe) -> None:
-    assert changed.digest() != Recipe.of("ties", [source()]).digest()
+    assert changed.digest() != Recipe.of("ties", [source(), source("b")]).digest()
 
 
-@pytest.mark.parametrize("method", ["linear", "cat"])
-def test_what_a_method_ignores_does_not_change_its_recipe(method: str) -> None:
-    plain = Recipe.of(method, [source()])  # type: ignore[arg-type]
-    assert Recipe.of(method, [source()], density=0.1, sign_method="frequency") == plain  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_random_trims_differ_by_their_seed(method: MergeMethod) -> None:
+    both = [source(), source("b")]
+    assert Recipe.of(method, both, seed=1).digest() != Recipe.of(method, both).digest()
+
+
+def test_every_method_of_one_source_is_the_same_recipe() -> None:
+    recipes = {Recipe.of(method, [source()], 0.2, "frequency", 5).digest() for method in get_args(MergeMethod)}
+    assert len(recipes) == 1
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "product_linear"])
+def test_what_a_method_ignores_does_not_change_its_recipe(method: MergeMethod) -> None:
+    both = [source(), source("b")]
+    assert Recipe.of(method, both, 0.1, "frequency", 5) == Recipe.of(method, both)
+
+
+@pytest.mark.parametrize(
+    ("method", "rank"), [("cat", 24), ("ties", 0), ("dare_linear", 0), ("product_ties", 16), ("product_linear", 16)]
+)
+def test_unequal_ranks_merge_where_the_method_can(method: MergeMethod, rank: int) -> None:
+    assert merged_rank(method, [8, 16]) == rank
+    assert merged_rank(method, [8, 8]) == (16 if method == "cat" else 8)
 
 
 def test_the_canonical_form_is_sorted_and_has_no_spaces() -> None:

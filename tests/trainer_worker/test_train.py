@@ -99,6 +99,7 @@ def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, t
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "ties_mask.safetensors",
     }
     base: Any = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
