@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
     gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
     source_pool_bytes: Bytes = Field(1 << 30, description="adapters kept in host memory, ready to be merged")
+    device_pool_bytes: Bytes = Field(1 << 30, description="the same on the GPU, beside what vLLM takes")
 
     # answers
     rag_tokens: int = Field(200, ge=32, description="retrieved text in a prompt, in tokens of the base model")

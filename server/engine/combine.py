@@ -59,11 +59,18 @@ def merge_into(recipe: Recipe, parts: Sequence[Part], layout: Layout, out: Flat)
     """Write the merge of `parts`, in the recipe's order, to `out` (size,), which lies as `layout` says."""
     if recipe.method == "cat":
         _concatenate(parts, layout, out)
-    elif recipe.method.startswith("product_"):
+    elif not is_elementwise(recipe):
         merge_products(recipe, parts, layout, out)
     else:
         flats = [part.flat if part.layout == layout else _laid_out_as(layout, part) for part in parts]
-        merge_flat(elementwise_of(recipe), flats, gains_of(parts), layout.tiles, out)
+        merge_flat(
+            elementwise_of(recipe), flats, gains_of([(part.weight, part.scaling) for part in parts]), layout.tiles, out
+        )
+
+
+def is_elementwise(recipe: Recipe) -> bool:
+    """Whether each entry of the merge depends on the same entry of each source alone."""
+    return recipe.method != "cat" and not recipe.method.startswith("product_")
 
 
 def elementwise_of(recipe: Recipe) -> Elementwise:
@@ -72,9 +79,9 @@ def elementwise_of(recipe: Recipe) -> Elementwise:
     return "ties_total" if recipe.sign_method == "total" else "ties_frequency"
 
 
-def gains_of(parts: Sequence[Part]) -> Gains:
-    """(parts, 2): what A and B of each are multiplied by."""
-    scales = [part.weight * part.scaling for part in parts]
+def gains_of(sources: Sequence[tuple[float, float]]) -> Gains:
+    """(sources, 2): what A and B of each are multiplied by, from its weight and its alpha / rank."""
+    scales = [weight * scaling for weight, scaling in sources]
     return np.array([(math.copysign(math.sqrt(abs(s)), s), math.sqrt(abs(s))) for s in scales], dtype=np.float32)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from loramem import errors
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
+from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -265,6 +265,7 @@ def _set_environment(settings: Settings) -> None:
     """vLLM's worker processes read these; they are inherited, not passed."""
     os.environ[ADAPTERS_VARIABLE] = str(settings.adapters_path)
     os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
+    os.environ[DEVICE_BUDGET_VARIABLE] = str(settings.device_pool_bytes)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids

@@ -2,7 +2,7 @@
 
 disk      mapped, checked once, not resident        every adapter that was lately asked for
 host      trimmed as a method wants it, flat        within `host_bytes`; pinned memory where there is a GPU
-device    the same on the GPU                       within `device_bytes`; none on a CPU
+device    the same on the GPU                       within `device_bytes`; not used on a CPU
 
 vLLM's own copies are not used: alpha / rank is folded into their B, and merging those elects other signs.
 """
@@ -18,13 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from loramem.errors import LoramemError
 from loramem.records import Recipe, Source
 from loramem.store import AdapterStore
 from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
 from server.engine.fused import Flat
 from server.engine.layout import Layout
-from server.engine.published import PublishedAdapter, Trim, open_published
+from server.engine.published import PublishedAdapter, Trim, as_tensor, open_published
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +110,9 @@ class Merge:
 class SourcePool:
     """One a process. `open` may raise, `merge_into` what is open may not; `prefetch` returns at once."""
 
-    def __init__(self, root: Path, host_bytes: int) -> None:
+    def __init__(self, root: Path, host_bytes: int, device_bytes: int = 0) -> None:
         self.store = AdapterStore(root)
+        self.device: Tier[Tensor] = Tier(device_bytes, lambda tensor: tensor.nbytes)
         self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes)
         self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
         self.merge_seconds = 0.0
@@ -126,6 +131,14 @@ class SourcePool:
         started = time.perf_counter()
         merge_into(merge.recipe, self._parts(merge), merge.layout, out)
         self.merge_seconds = time.perf_counter() - started
+
+    def on_device(self, merge: Merge, device: torch.device) -> list[Tensor]:
+        """The sources, trimmed, as tensors (size,) on the GPU, in the recipe's order."""
+        trim = trim_of(merge.recipe)
+        return [
+            self.device.get(_key(adapter, trim), partial(self._to_device, adapter, trim, device))
+            for adapter in merge.sources
+        ]
 
     def prefetch(self, recipe: Recipe) -> None:
         """Bring the sources into the host tier in the background; an error is left to who needs them."""
@@ -148,8 +161,11 @@ class SourcePool:
             for adapter, source in zip(merge.sources, merge.recipe.sources, strict=True)
         ]
 
+    def _to_device(self, adapter: PublishedAdapter, trim: Trim, device: torch.device) -> Tensor:
+        return as_tensor(self._flat(adapter, trim)).to(device, non_blocking=True)
+
     def _flat(self, adapter: PublishedAdapter, trim: Trim) -> Flat:
-        return self.host.get((adapter.adapter_id, adapter.sha256, trim), partial(adapter.flat, trim))
+        return self.host.get(_key(adapter, trim), partial(_load, adapter, trim))
 
     def _published(self, source: Source) -> PublishedAdapter:
         load = partial(open_published, self.store, source.adapter_id, source.sha256)
@@ -158,4 +174,18 @@ class SourcePool:
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
         """By tier; plain values, because they cross a process."""
-        return {name: vars(tier.stats) for name, tier in (("disk", self.disk), ("host", self.host))}
+        tiers: dict[str, Tier[Any]] = {"disk": self.disk, "host": self.host, "device": self.device}
+        return {name: vars(tier.stats) for name, tier in tiers.items()}
+
+
+def _key(adapter: PublishedAdapter, trim: Trim) -> tuple[str, str, Trim]:
+    return adapter.adapter_id, adapter.sha256, trim
+
+
+def _load(adapter: PublishedAdapter, trim: Trim) -> Flat:
+    """In pinned memory where a GPU reads it from."""
+    flat = adapter.flat(trim)
+    if not torch.cuda.is_available():
+        return flat
+    pinned = as_tensor(flat).pin_memory()
+    return pinned.view(torch.uint16).numpy() if flat.dtype == np.uint16 else pinned.numpy()

@@ -15,6 +15,8 @@ from torch import Tensor
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.utils import parse_fine_tuned_lora_name
 
+from server.engine.combine import elementwise_of, gains_of, is_elementwise
+from server.engine.cuda_merge import SlotWriter, supports
 from server.engine.fused import Flat
 from server.engine.layout import Layout
 from server.engine.pool import Merge, SourcePool
@@ -35,6 +37,7 @@ class Scratch:
 
     flat: Flat
     layers: Mapping[str, Factors]
+    writer: SlotWriter | None
 
 
 class VirtualAdapter(LoRAModel):  # type: ignore[misc]  # vLLM publishes no types
@@ -45,6 +48,27 @@ class VirtualAdapter(LoRAModel):  # type: ignore[misc]  # vLLM publishes no type
         self.merge = merge
         self._pool = pool
         self._scratch = scratch
+
+    @property
+    def is_written_on_device(self) -> bool:
+        """Whether a kernel merges into the slot itself; `cat` and the product methods go by way of the host."""
+        return self._scratch.writer is not None and is_elementwise(self.merge.recipe)
+
+    def write(self, slot: int, device: torch.device) -> None:
+        """Merge on the GPU, straight into a slot; returns before the GPU is done."""
+        assert self._scratch.writer is not None
+        sources, recipe = self._pool.on_device(self.merge, device), self.merge.recipe
+        self._scratch.writer.write(
+            slot,
+            sources,
+            gains_of(
+                [
+                    (source.weight, adapter.scaling)
+                    for source, adapter in zip(recipe.sources, self.merge.sources, strict=True)
+                ]
+            ),
+            elementwise_of(recipe),
+        )
 
     def fill(self) -> None:
         self._pool.merge_into(self.merge, self._scratch.flat)
@@ -61,7 +85,8 @@ def make_scratch(layout: Layout, manager: Any, dtype: torch.dtype) -> Scratch:
     layers |= {name: pairs[name] for name in manager.modules if name in pairs}
     found = {name: factors for name, factors in layers.items() if factors is not None}
     _check(found, pairs, manager)
-    return Scratch(flat, found)
+    writer = SlotWriter(manager, layout) if supports(manager) else None
+    return Scratch(flat, found, writer)
 
 
 def _renames(model: Any) -> Any:
