@@ -100,10 +100,10 @@ def _concatenate(parts: Sequence[Part], layout: Layout, out: Flat) -> None:
     for name, merged in layout.views(as_tensor(out)).items():
         start = 0
         for part, own in zip(parts, tensors, strict=True):
+            if name not in own:
+                continue  # takes no place, as in PEFT: the zeros come last
             rows = slice(start, start + part.rank)
             start += part.rank
-            if name not in own:
-                continue
             if side_of(name) == SIDE_A:
                 merged[rows] = own[name].float() * (part.weight * part.scaling)
             else:

@@ -6,7 +6,7 @@ be bound to one core.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from server.engine.layout import TILE
 
 Elementwise = Literal["sum", "ties_total", "ties_frequency"]
 CODES: dict[Elementwise, int] = {"sum": 0, "ties_total": 1, "ties_frequency": 2}
@@ -35,20 +37,17 @@ def merge_flat(method: Elementwise, sources: Sequence[Flat], gains: Gains, tiles
     halves = np.array([source.dtype == np.uint16 for source in sources], dtype=np.bool_)
     by_side = np.ascontiguousarray(gains.T, dtype=np.float32)
     arguments = (CODES[method], addresses, halves, by_side, tiles)
-    whole, half = (out, _NO_HALF) if out.dtype == np.float32 else (_NO_WHOLE, out)
-    kernel = _compiled()
-    for done in [_threads().submit(kernel, *arguments, *share, whole, half) for share in _shares(len(tiles))]:
+    result = (out.ctypes.data, out.dtype == np.uint16)
+    kernel = _compiled()[len(sources)]
+    for done in [_threads().submit(kernel, *arguments, *share, *result) for share in _shares(len(tiles))]:
         done.result()
 
 
 def warm_up() -> None:
-    """Compile, or read the compiled kernel from Numba's cache, before a query needs it."""
-    out = np.zeros(1, dtype=np.float32)
-    merge_flat("sum", [out.copy()], np.ones((1, 2), np.float32), np.array([[0, 1, 0]], dtype=np.int64), out)
-
-
-_NO_WHOLE = np.empty(0, dtype=np.float32)
-_NO_HALF = np.empty(0, dtype=np.uint16)
+    """Compile for every number of sources, or read the compiled code from Numba's cache, before a query needs it."""
+    one, tile = np.zeros(1, dtype=np.float32), np.array([[0, 1, 0]], dtype=np.int64)
+    for count in _compiled():
+        merge_flat("sum", [one] * count, np.ones((count, 2), np.float32), tile, one.copy())
 
 
 def _shares(tiles: int) -> list[tuple[int, int]]:
@@ -73,8 +72,9 @@ def _use_every_core() -> None:
 
 
 @cache
-def _compiled() -> Callable[..., None]:
-    from server.engine.fused_kernel import merge_tiles
+def _compiled() -> Mapping[int, Callable[..., None]]:
+    """The kernel by number of sources."""
+    from server.engine import fused_kernel
 
-    kernel: Callable[..., None] = merge_tiles
-    return kernel
+    assert fused_kernel.TILE == TILE, "the kernel would write past its tiles"
+    return fused_kernel.merge_tiles

@@ -1,6 +1,9 @@
 """The loop of `fused.merge_flat`, compiled by Numba; import it only to run it.
 
-Written for LLVM's vectoriser: every inner loop runs over a tile, does one thing, and branches by selecting.
+Written for LLVM's vectoriser. `parts` holds a tile of each source, one after another. The number of sources is a
+constant of the compiled code, so that loops over sources are unrolled and the one over entries is vectorised, with
+sums and counts in registers; LLVM does so for up to five sources at once, therefore every such loop is two. No constant
+comes from another module: Numba's cache would not see it change, and go on using the old code.
 """
 
 from typing import Any
@@ -11,9 +14,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from server.engine.layout import TILE
-
 SUM, TIES_TOTAL, TIES_FREQUENCY = 0, 1, 2
+TILE = 1024
+"""As in `layout`; a constant, because with a variable for it LLVM does not vectorise."""
 
 
 def _pointer_to(kind: Any) -> Any:
@@ -32,103 +35,87 @@ whole_at: Any = _pointer_to(types.float32)
 half_at: Any = _pointer_to(types.uint16)
 
 
-def _read(address: int, half: bool, start: int, into: NDArray[np.float32], bits: NDArray[np.uint32]) -> None:
-    """A tile as float32; bfloat16 is the upper half of a float32, so `bits` is `into` seen as integers."""
+def _read(address: int, half: bool, start: int, size: int, into: NDArray[np.float32], bits: NDArray[np.uint32]) -> None:
+    """Entries of a source as float32; bfloat16 is the upper half of one, so `bits` is `into` seen as integers."""
     if half:
-        halves = numba.carray(half_at(address + 2 * start), into.shape[0])
-        for i in range(into.shape[0]):
+        halves = numba.carray(half_at(address + 2 * start), size)
+        for i in range(size):
             bits[i] = np.uint32(halves[i]) << np.uint32(16)
     else:
-        wholes = numba.carray(whole_at(address + 4 * start), into.shape[0])
-        for i in range(into.shape[0]):
+        wholes = numba.carray(whole_at(address + 4 * start), size)
+        for i in range(size):
             into[i] = wholes[i]
 
 
-def _majority(method: int, parts: NDArray[np.float32], size: int, majority: NDArray[np.float32]) -> None:
-    """+1 or -1 per entry; nothing and a tie count as +1, as in PEFT."""
-    majority[:] = np.float32(0.0)
-    for first in range(0, parts.shape[0], TILE):
-        part = parts[first : first + size]
-        if method == TIES_TOTAL:
-            for i in range(size):
-                majority[i] += part[i]
-        else:
-            for i in range(size):
-                majority[i] += np.float32(part[i] > 0) - np.float32(part[i] < 0)
-    for i in range(size):
-        majority[i] = np.float32(1.0) if majority[i] >= 0 else np.float32(-1.0)
-
-
-def _average(
-    parts: NDArray[np.float32],
-    gains: NDArray[np.float32],
-    majority: NDArray[np.float32],
-    count: NDArray[np.float32],
-    out: NDArray[np.float32],
+def _write(
+    address: int, half: bool, start: int, size: int, merged: NDArray[np.float32], bits: NDArray[np.uint32]
 ) -> None:
-    """Mean of the scaled values that have the majority's sign; 0 where none has."""
-    out[:] = np.float32(0.0)
-    count[:] = np.float32(0.0)
-    for j in range(gains.shape[0]):
-        part, gain = parts[j * TILE : j * TILE + out.shape[0]], gains[j]
-        for i in range(out.shape[0]):
-            agrees = part[i] * majority[i] > 0
-            out[i] += part[i] * gain if agrees else np.float32(0.0)
-            count[i] += np.float32(1.0) if agrees else np.float32(0.0)
-    for i in range(out.shape[0]):
-        out[i] /= max(count[i], np.float32(1.0))
+    """Entries of the result; to bfloat16 they are rounded to the nearest, ties to even."""
+    if half:
+        halves = numba.carray(half_at(address + 2 * start), size)
+        for i in range(size):
+            odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+            halves[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    else:
+        wholes = numba.carray(whole_at(address + 4 * start), size)
+        for i in range(size):
+            wholes[i] = merged[i]
 
 
-def _sum(parts: NDArray[np.float32], gains: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    out[:] = np.float32(0.0)
-    for j in range(gains.shape[0]):
-        part, gain = parts[j * TILE : j * TILE + out.shape[0]], gains[j]
-        for i in range(out.shape[0]):
-            out[i] += part[i] * gain
+def _vote_of(part: float, by_sign: bool) -> Any:
+    above = np.float32(1.0) if part > 0 else np.float32(0.0)
+    below = np.float32(1.0) if part < 0 else np.float32(0.0)
+    return above - below if by_sign else part
 
 
-def _round(bits: NDArray[np.uint32], halves: NDArray[np.uint16]) -> None:
-    """Float32 to bfloat16, to the nearest, ties to even."""
-    for i in range(halves.shape[0]):
-        odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
-        halves[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+def _merging(count: int) -> Any:  # noqa: C901 one loop: what LLVM sees apart, it does not vectorise together
+    few = count if count <= 5 else (count + 1) // 2
+
+    def merge_tiles(
+        method: int,
+        addresses: NDArray[np.int64],
+        halves: NDArray[np.bool_],
+        gains: NDArray[np.float32],
+        tiles: NDArray[np.int64],
+        first: int,
+        last: int,
+        out: int,
+        out_is_half: bool,
+    ) -> None:
+        """Merge tiles `first` to `last` into the array at address `out`. `gains` is (side, source)."""
+        parts, merged = np.empty(count * TILE, dtype=np.float32), np.empty(TILE, dtype=np.float32)
+        part_bits, merged_bits, by_sign = parts.view(np.uint32), merged.view(np.uint32), method == TIES_FREQUENCY
+        for number in range(first, last):
+            start, end, side = tiles[number]
+            size, gain = end - start, gains[side]
+            for j in range(count):
+                read(addresses[j], halves[j], start, size, parts[j * TILE :], part_bits[j * TILE :])
+            for i in range(size):  # the sum, or the votes: the sign is + where they are even or none, as in PEFT
+                total = np.float32(0.0)
+                for j in range(few):
+                    total += parts[j * TILE + i] * gain[j] if method == SUM else vote_of(parts[j * TILE + i], by_sign)
+                for j in range(few, count):
+                    total += parts[j * TILE + i] * gain[j] if method == SUM else vote_of(parts[j * TILE + i], by_sign)
+                merged[i] = total
+            if method != SUM:  # the mean of those that agree; a zero agrees with neither sign
+                for i in range(size):
+                    elected = np.float32(1.0) if merged[i] >= 0 else np.float32(-1.0)
+                    total, agreeing = np.float32(0.0), np.float32(0.0)
+                    for j in range(few):
+                        scaled, agrees = parts[j * TILE + i] * gain[j], parts[j * TILE + i] * elected > 0
+                        total += scaled if agrees else np.float32(0.0)
+                        agreeing += np.float32(1.0) if agrees else np.float32(0.0)
+                    for j in range(few, count):
+                        scaled, agrees = parts[j * TILE + i] * gain[j], parts[j * TILE + i] * elected > 0
+                        total += scaled if agrees else np.float32(0.0)
+                        agreeing += np.float32(1.0) if agrees else np.float32(0.0)
+                    merged[i] = total / (agreeing if agreeing > 0 else np.float32(1.0))
+            write(out, out_is_half, start, size, merged, merged_bits)
+
+    return merge_tiles
 
 
-def _merge_tiles(
-    method: int,
-    addresses: NDArray[np.int64],
-    halves: NDArray[np.bool_],
-    gains: NDArray[np.float32],
-    tiles: NDArray[np.int64],
-    first: int,
-    last: int,
-    whole_out: NDArray[np.float32],
-    half_out: NDArray[np.uint16],
-) -> None:
-    """Merge tiles `first` to `last` into whichever of the two outputs is not empty. `gains` is (side, source)."""
-    count = addresses.shape[0]
-    parts = np.empty(count * TILE, dtype=np.float32)
-    part_bits = parts.view(np.uint32)
-    work, signs, agreeing = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    work_bits = work.view(np.uint32)
-    for tile in range(first, last):
-        start, end, side = tiles[tile]
-        size = end - start
-        for j in range(count):
-            here = slice(j * TILE, j * TILE + size)
-            read(addresses[j], halves[j], start, parts[here], part_bits[here])
-        merged = work[:size]
-        if method == SUM:
-            add(parts, gains[side], merged)
-        else:
-            majority(method, parts, size, signs[:size])
-            average(parts, gains[side], signs[:size], agreeing[:size], merged)
-        if half_out.shape[0] > 0:
-            round_to_half(work_bits[:size], half_out[start:end])
-        else:
-            whole_out[start:end] = merged
-
-
+MAX_SOURCES = 8
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-read, majority, average, add, round_to_half = map(_compile, (_read, _majority, _average, _sum, _round))
-merge_tiles: Any = _compile(_merge_tiles)
+read, write, vote_of = map(_compile, (_read, _write, _vote_of))
+merge_tiles: dict[int, Any] = {count: _compile(_merging(count)) for count in range(1, MAX_SOURCES + 1)}

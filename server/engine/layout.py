@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 TILE = 1024
-"""Entries that a merge works on at once: a tile of each of eight sources fits the second-level cache as float32."""
+"""Entries that a merge works on at once: as float32, a tile of each of a few sources fits the first-level cache."""
 SIDE_A, SIDE_B = 0, 1
 
 

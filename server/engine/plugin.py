@@ -32,7 +32,7 @@ def register() -> None:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import WorkerLoRAManager
 
-    from server.engine import cpu_lora
+    from server.engine import cpu_lora, resolver
 
     cpu_lora.install()
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
@@ -40,6 +40,7 @@ def register() -> None:
         logging.getLogger("vllm").setLevel(logging.WARNING)
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
+    resolver.register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
 
 
 def _wrap(worker_manager: Any, model_manager: Any) -> None:

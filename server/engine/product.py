@@ -73,10 +73,12 @@ def _principal_axes(left: Tensor, cores: Sequence[Tensor], right: Tensor) -> tup
 
 
 def _ties(cores: Sequence[Tensor], weights: Sequence[float], density: float, sign_method: SignMethod) -> Tensor:
+    """An axis may as well point the other way, so nothing here may depend on it: where TIES elects the positive after
+    an even vote, the greater total decides, and where that is even too, nothing is left."""
     stack = torch.stack([_trimmed(core, density) for core in cores])
-    signs = stack.sign()
-    votes = stack.sum(dim=0) if sign_method == "total" else signs.sum(dim=0)
-    agrees = signs == torch.where(votes >= 0, 1, -1)
+    signs, total = stack.sign(), stack.sum(dim=0)
+    heads = total if sign_method == "total" else signs.sum(dim=0)
+    agrees = signs * torch.where(heads == 0, total, heads).sign() > 0
     gains = torch.tensor(weights, dtype=stack.dtype).view(-1, 1, 1)
     return (stack * gains * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
 
