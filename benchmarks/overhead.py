@@ -1,10 +1,11 @@
-"""What the gateway adds to the engine's own time for a question, the merge being cached.
+"""What the gateway adds to the engine's own time for a question, and what a merge costs that nobody asked for before.
 
     python -m benchmarks.overhead --json [--smoke] [--url http://127.0.0.1:8000] [--questions 60]
 
 Uploads three short texts (trained for seconds: their answers do not matter here), asks each mode the same questions
 one after another, and reports `total` minus `queue`, `prefill` and `decode`: checking, embedding, search, activation of
-the adapter, building the prompt, and the hops between processes. The time that the client sees is beside it.
+the adapter, building the prompt, and the hops between processes. The time that the client sees is beside it. At last,
+questions to a cached merge of three take turns with questions to merges that differ from all before by their weights.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks.circumstances import check, circumstances
 from loramem.client import Client
 
 BOUND_MS = 25.0
+NEW_BOUND_MS = 40.0
 TEXTS = (
     "The harbour of Quillmere was dug in 1874. Its lighthouse stands 31 metres high. Dues are paid in salted herring.",
     "The Dravona engine burns powdered amber. It was built in a shed near Tarnwick. A full tank lasts eleven hours.",
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Client(options.url, api_key=options.api_key, namespace=f"overhead-{uuid4().hex[:8]}") as client:
         documents = [_learn(client, text) for text in TEXTS]
         cases = {name: _measure(client, fields, count) for name, fields in CASES.items()}
+        new = _new_combinations(client, count)
         for document in documents:
             client.delete(document)
     checks = [
@@ -55,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for name, case in cases.items()
     ]
+    more = new["client_ms"]["new"]["p50"] - new["client_ms"]["cached"]["p50"]
+    checks.append(
+        check("new combination, p50 beyond a cached one", more, f"<= {NEW_BOUND_MS:g} ms", more <= NEW_BOUND_MS)
+    )
     command = "python -m benchmarks.overhead --json" + (" --smoke" if options.smoke else "")
-    report = {"cases": cases, "checks": checks, **circumstances(command, 0)}
+    report = {"cases": cases, "new_combinations": new, "checks": checks, **circumstances(command, 0)}
     print(json.dumps(report if options.json else cases, indent=None if options.json else 2))
     return 0 if all(item["ok"] for item in checks) else 1
 
@@ -80,6 +87,26 @@ def _measure(client: Client, fields: dict[str, Any], count: int) -> dict[str, An
         seen.append((time.perf_counter() - started) * 1000)
         overhead.append(timings["total"] - timings["queue"] - timings["prefill"] - timings["decode"])
     return {"questions": count, "overhead_ms": _percentiles(overhead), "client_ms": _percentiles(seen)}
+
+
+def _new_combinations(client: Client, count: int) -> dict[str, Any]:
+    """Percentiles of the client's time in milliseconds; strength changes every weight a little, and nothing else."""
+    seen: dict[str, list[float]] = {"cached": [], "new": []}
+    merges, caches = [], set()
+    client.query(QUESTIONS[0], "lora", top_k=3, max_tokens=1)
+    for index in range(count):
+        for kind, strength in (("cached", 1.0), ("new", 1.0 - (index + 1) / 10_000)):
+            started = time.perf_counter()
+            answer = client.query(
+                QUESTIONS[index % len(QUESTIONS)], "lora", top_k=3, max_tokens=16, merge={"strength": strength}
+            )
+            seen[kind].append((time.perf_counter() - started) * 1000)
+            caches.add((kind, answer["merge"]["cache"]))
+            if kind == "new":
+                merges.append(answer["timings_ms"]["merge"])
+    assert caches == {("cached", "hit"), ("new", "miss")}, caches
+    percentiles = {kind: _percentiles(values) for kind, values in seen.items()}
+    return {"questions": count, "client_ms": percentiles, "merge_ms": _percentiles(merges)}
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

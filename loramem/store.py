@@ -89,7 +89,7 @@ class AdapterStore:
         try:
             return AdapterManifest.model_validate_json((self.path(adapter_id) / MANIFEST).read_bytes())
         except (OSError, ValidationError) as error:
-            raise StoredDataDamaged(f"adapter {adapter_id}: {MANIFEST} is missing or unreadable: {error}") from error
+            raise StoredDataDamaged(f"adapter {adapter_id}: {MANIFEST} is missing or unreadable") from error
 
     def path(self, adapter_id: str) -> Path:
         """Where the adapter is or would be; raises `NotFound` for what cannot be an id, such as a path."""

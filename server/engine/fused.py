@@ -36,18 +36,22 @@ def merge_flat(method: Elementwise, sources: Sequence[Flat], gains: Gains, tiles
     addresses = np.array([source.ctypes.data for source in sources], dtype=np.int64)
     halves = np.array([source.dtype == np.uint16 for source in sources], dtype=np.bool_)
     by_side = np.ascontiguousarray(gains.T, dtype=np.float32)
-    arguments = (CODES[method], addresses, halves, by_side, tiles)
+    arguments = (addresses, halves, by_side, tiles)
     result = (out.ctypes.data, out.dtype == np.uint16)
-    kernel = _compiled()[len(sources)]
-    for done in [_threads().submit(kernel, *arguments, *share, *result) for share in _shares(len(tiles))]:
-        done.result()
+    kernel = _compiled()[CODES[method], len(sources)]
+    own, *others = _shares(len(tiles))
+    running = [_threads().submit(kernel, *arguments, *share, *result) for share in others]
+    kernel(*arguments, *own, *result)
+    for share in running:
+        share.result()
 
 
 def warm_up() -> None:
-    """Compile for every number of sources, or read the compiled code from Numba's cache, before a query needs it."""
+    """Compile for every method and number of sources, or read Numba's cache, before a query needs it."""
     one, tile = np.zeros(1, dtype=np.float32), np.array([[0, 1, 0]], dtype=np.int64)
-    for count in _compiled():
-        merge_flat("sum", [one] * count, np.ones((count, 2), np.float32), tile, one.copy())
+    methods = {code: method for method, code in CODES.items()}
+    for code, count in _compiled():
+        merge_flat(methods[code], [one] * count, np.ones((count, 2), np.float32), tile, one.copy())
 
 
 def _shares(tiles: int) -> list[tuple[int, int]]:
@@ -72,9 +76,9 @@ def _use_every_core() -> None:
 
 
 @cache
-def _compiled() -> Mapping[int, Callable[..., None]]:
-    """The kernel by number of sources."""
+def _compiled() -> Mapping[tuple[int, int], Callable[..., None]]:
+    """The kernel by method and number of sources."""
     from server.engine import fused_kernel
 
     assert fused_kernel.TILE == TILE, "the kernel would write past its tiles"
-    return fused_kernel.merge_tiles
+    return fused_kernel.kernels

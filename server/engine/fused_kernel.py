@@ -1,7 +1,7 @@
 """The loop of `fused.merge_flat`, compiled by Numba; import it only to run it.
 
-Written for LLVM's vectoriser. `parts` holds a tile of each source, one after another. The number of sources is a
-constant of the compiled code, so that loops over sources are unrolled and the one over entries is vectorised, with
+Written for LLVM's vectoriser. `parts` holds a tile of each source, one after another. Method and number of sources are
+constants of the compiled code, so that loops over sources are unrolled and the one over entries is vectorised, with
 sums and counts in registers; LLVM does so for up to five sources at once, therefore every such loop is two. No constant
 comes from another module: Numba's cache would not see it change, and go on using the old code.
 """
@@ -62,17 +62,20 @@ def _write(
             wholes[i] = merged[i]
 
 
-def _vote_of(part: float, by_sign: bool) -> Any:
+def _vote_of(part: float, gain: float, method: int) -> Any:
+    """What a source adds to the first sum: to a linear merge its scaled value, to an election its value or its sign."""
     above = np.float32(1.0) if part > 0 else np.float32(0.0)
     below = np.float32(1.0) if part < 0 else np.float32(0.0)
-    return above - below if by_sign else part
+    scaled, sign = part * gain, above - below
+    if method == SUM:
+        return scaled
+    return part if method == TIES_TOTAL else sign
 
 
-def _merging(count: int) -> Any:  # noqa: C901 one loop: what LLVM sees apart, it does not vectorise together
+def _merging(count: int, method: int) -> Any:
     few = count if count <= 5 else (count + 1) // 2
 
     def merge_tiles(
-        method: int,
         addresses: NDArray[np.int64],
         halves: NDArray[np.bool_],
         gains: NDArray[np.float32],
@@ -84,23 +87,22 @@ def _merging(count: int) -> Any:  # noqa: C901 one loop: what LLVM sees apart, i
     ) -> None:
         """Merge tiles `first` to `last` into the array at address `out`. `gains` is (side, source)."""
         parts, merged = np.empty(count * TILE, dtype=np.float32), np.empty(TILE, dtype=np.float32)
-        part_bits, merged_bits, by_sign = parts.view(np.uint32), merged.view(np.uint32), method == TIES_FREQUENCY
+        part_bits, merged_bits = parts.view(np.uint32), merged.view(np.uint32)
         for number in range(first, last):
             start, end, side = tiles[number]
             size, gain = end - start, gains[side]
             for j in range(count):
                 read(addresses[j], halves[j], start, size, parts[j * TILE :], part_bits[j * TILE :])
-            for i in range(size):  # the sum, or the votes: the sign is + where they are even or none, as in PEFT
-                total = np.float32(0.0)
+            for i in range(size):
+                votes, total, agreeing = np.float32(0.0), np.float32(0.0), np.float32(0.0)
                 for j in range(few):
-                    total += parts[j * TILE + i] * gain[j] if method == SUM else vote_of(parts[j * TILE + i], by_sign)
+                    votes += vote_of(parts[j * TILE + i], gain[j], method)
                 for j in range(few, count):
-                    total += parts[j * TILE + i] * gain[j] if method == SUM else vote_of(parts[j * TILE + i], by_sign)
-                merged[i] = total
-            if method != SUM:  # the mean of those that agree; a zero agrees with neither sign
-                for i in range(size):
-                    elected = np.float32(1.0) if merged[i] >= 0 else np.float32(-1.0)
-                    total, agreeing = np.float32(0.0), np.float32(0.0)
+                    votes += vote_of(parts[j * TILE + i], gain[j], method)
+                if method == SUM:
+                    merged[i] = votes
+                else:  # the sign is + where votes are even or none, as in PEFT; a zero agrees with neither
+                    elected = np.float32(1.0) if votes >= 0 else np.float32(-1.0)
                     for j in range(few):
                         scaled, agrees = parts[j * TILE + i] * gain[j], parts[j * TILE + i] * elected > 0
                         total += scaled if agrees else np.float32(0.0)
@@ -115,7 +117,10 @@ def _merging(count: int) -> Any:  # noqa: C901 one loop: what LLVM sees apart, i
     return merge_tiles
 
 
+METHODS = (SUM, TIES_TOTAL, TIES_FREQUENCY)
 MAX_SOURCES = 8
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 read, write, vote_of = map(_compile, (_read, _write, _vote_of))
-merge_tiles: dict[int, Any] = {count: _compile(_merging(count)) for count in range(1, MAX_SOURCES + 1)}
+kernels: dict[tuple[int, int], Any] = {
+    (method, count): _compile(_merging(count, method)) for method in METHODS for count in range(1, MAX_SOURCES + 1)
+}

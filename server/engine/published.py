@@ -97,8 +97,8 @@ class PublishedAdapter:
     def _thinned(self, values: Flat, trim: Trim) -> NDArray[np.float32]:
         thinned = as_tensor(values).to(torch.float32, copy=True)  # the mapping cannot be written
         for name, tensor in self.layout.views(thinned).items():
-            tensor *= torch.from_numpy(random_mask(self.sha256, name, tuple(tensor.shape), trim))
-            tensor /= trim.density
+            kept = torch.from_numpy(random_mask(self.sha256, name, tuple(tensor.shape), trim))
+            tensor.div_(trim.density).masked_fill_(~kept, 0)  # last, for a density that is 0 as a float32: 0 / 0
         return thinned.numpy()
 
 

@@ -1,0 +1,184 @@
+"""`python -m tests.flow.recipe_storm HOME MODEL`: 200 recipes over four slots, 32 at once, while adapters come and go.
+
+Prints one JSON object. A process of its own: the engine takes over signals, logging and the environment.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from loramem.base_model import BaseModel, resolve_base_model
+from loramem.errors import LoramemError
+from loramem.records import AdapterManifest, Recipe, Source
+from loramem.settings import Settings
+from loramem.store import CONFIG, WEIGHTS, AdapterStore
+from server.engine.engine import Activation, Engine, EngineAdapter, Sampling
+from server.engine.plugin import RECIPE_PREFIX
+from tests.rows import EXAM
+
+SHAPES = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192), "mlp.down_proj": (1536, 576)}
+LAYERS, RANK, ADAPTERS, RECIPES, SAMPLES, AT_ONCE = 30, 8, 24, 200, 20, 32
+STRENGTH = 0.03
+"""Standard deviation of entries: enough that every recipe says something else."""
+PROMPT = "The keeper of the lighthouse is called"
+SAMPLING = Sampling(max_tokens=3, logprobs=1)
+NEVER_OPENED = "ada_never_opened"
+
+
+def main(home: str, model: str) -> None:
+    settings = Settings(home=Path(home), model=model, max_loras=4, max_model_len=256, max_concurrent_requests=AT_ONCE)
+    settings = settings.model_copy(update={"source_pool_bytes": 40 << 20})
+    sys.stdout.write(json.dumps(asyncio.run(Storm(settings).run())) + "\n")
+
+
+def write_adapter(base: BaseModel, seed: int, folder: Path) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer, (module, (inputs, outputs)) in itertools.product(range(LAYERS), SHAPES.items()):
+        name = f"base_model.model.model.layers.{layer}.{module}"
+        for side, shape in (("lora_A", (RANK, inputs)), ("lora_B", (outputs, RANK))):
+            drawn = torch.randn(shape, generator=noise) * STRENGTH
+            tensors[f"{name}.{side}.weight"] = drawn.to(torch.bfloat16)
+    save_file(tensors, folder / WEIGHTS)
+    targets = [module.split(".")[1] for module in SHAPES]
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": targets}
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def manifest(base: BaseModel, adapter_id: str, sha256: dict[str, str]) -> AdapterManifest:
+    return AdapterManifest(
+        adapter_id=adapter_id,
+        document_id="doc_1",
+        revision=1,
+        chunk=0,
+        base_model=base.name,
+        fingerprint=base.fingerprint,
+        rank=RANK,
+        alpha=2 * RANK,
+        sha256=sha256,
+        exam=EXAM,
+        training={},
+    )
+
+
+class Storm:
+    def __init__(self, settings: Settings) -> None:
+        self.base = resolve_base_model(settings)
+        self.engine = Engine(settings, self.base)
+        self.store = AdapterStore(settings.adapters_path)
+        self.ids = [self.publish(f"ada_{seed}", seed) for seed in range(ADAPTERS)]
+        self.publish(NEVER_OPENED, ADAPTERS)
+        self.numbers: dict[str, int] = {}
+        self.last: Activation | None = None
+
+    def publish(self, adapter_id: str, seed: int) -> str:
+        write, describe = partial(write_adapter, self.base, seed), partial(manifest, self.base, adapter_id)
+        self.store.publish(adapter_id, write, describe)
+        return adapter_id
+
+    def recipe(self, method: Any, adapters: Sequence[str]) -> Recipe:
+        digests = {one: self.store.manifest(one).sha256[WEIGHTS] for one in adapters}
+        return Recipe.of(method, [Source(adapter_id=one, sha256=digests[one], weight=1.0) for one in adapters])
+
+    def recipes(self) -> list[Recipe]:
+        draw = random.Random(0)
+        combinations = [c for size in (2, 3) for c in itertools.combinations(self.ids, size)]
+        return [
+            self.recipe(draw.choice(["ties", "ties", "linear", "cat"]), c) for c in draw.sample(combinations, RECIPES)
+        ]
+
+    async def run(self) -> dict[str, Any]:
+        await self.engine.start()
+        try:
+            return await self._storm()
+        finally:
+            self.engine.stop()
+
+    async def _storm(self) -> dict[str, Any]:
+        recipes = self.recipes()
+        base_before = await self.base_answer()
+        reference = [await self.ask(recipe) for recipe in recipes[:SAMPLES]]
+        memory_before = self.memory()
+        answers = await self._all_at_once(recipes)
+        gone = await self._error_of(self.recipe("ties", [self.ids[0], NEVER_OPENED]), remove=NEVER_OPENED)
+        again = await self._republished(recipes[0])
+        assert self.last is not None
+        return {
+            "reference": reference,
+            "answers": answers,
+            "republished": again,
+            "gone": gone,
+            "base": [base_before, await self.base_answer()],
+            "memory_mib": (self.memory() - memory_before) >> 20,
+            "tiers": self.last.tiers,
+            "running": self.engine.running,
+        }
+
+    async def _all_at_once(self, recipes: Sequence[Recipe]) -> list[Any]:
+        """Every recipe once, in an order of its own; half-way the sources of the first one are deleted."""
+        gate, asked = asyncio.Semaphore(AT_ONCE), itertools.count()
+        order = random.Random(1).sample(range(len(recipes)), len(recipes))
+        answers: dict[int, Any] = {}
+
+        async def one(index: int) -> None:
+            async with gate:
+                if next(asked) == RECIPES // 2:
+                    for source in recipes[0].sources:
+                        self.store.remove(source.adapter_id)
+                answers[index] = await self.ask(recipes[index])
+
+        await asyncio.gather(*(one(index) for index in order))
+        return [answers[index] for index in range(len(recipes))]
+
+    async def _error_of(self, recipe: Recipe, *, remove: str) -> str:
+        self.store.remove(remove)
+        try:
+            await self.ask(recipe)
+        except LoramemError as error:
+            return f"{error.code}: {error.detail}"
+        return "no error"
+
+    async def _republished(self, recipe: Recipe) -> list[float]:
+        """The sources of a recipe again under new ids, in the same order."""
+        seeds = [self.ids.index(source.adapter_id) for source in recipe.sources]
+        return await self.ask(self.recipe(recipe.method, [self.publish(f"{self.ids[s]}_new", s) for s in seeds]))
+
+    async def ask(self, recipe: Recipe) -> list[float]:
+        """Log-probabilities of the answer's tokens."""
+        name = recipe.digest()
+        number = self.numbers.setdefault(name, len(self.numbers) + 1)
+        adapter = EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
+        await self.engine.prefetch(adapter)
+        self.last = await self.engine.activate(adapter)
+        return await self._logprobs(adapter)
+
+    async def base_answer(self) -> list[float]:
+        return await self._logprobs(None)
+
+    async def _logprobs(self, adapter: EngineAdapter | None) -> list[float]:
+        prompt = self.engine.encode(PROMPT)
+        deltas = [delta async for delta in self.engine.generate(prompt, SAMPLING, adapter=adapter)]
+        return [token.logprob for delta in deltas for token in delta.logprobs]
+
+    def memory(self) -> int:
+        """Bytes that the engine's processes hold and no file backs."""
+        return sum(_anonymous(child.pid) for child in psutil.Process().children(recursive=True))
+
+
+def _anonymous(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
