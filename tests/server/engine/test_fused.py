@@ -1,7 +1,7 @@
 """The kernel that merges on a CPU, against the same arithmetic in plain NumPy, to the last bit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -101,6 +101,22 @@ def merged(case: Case, sources: Sequence[Flat], kind: type[np.generic] = np.floa
 @given(cases())
 def test_equals_plain_arithmetic_to_the_last_bit(case: Case) -> None:
     assert np.array_equal(merged(case, case.sources), reference(case))
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("method", sorted(CODES))
+def test_every_method_and_number_of_sources_at_every_edge_of_a_tile(method: Elementwise, count: int) -> None:
+    noise = np.random.default_rng(count)
+    layout = layout_of([1, TILE - 1, TILE, TILE + 1, 2 * TILE, 7])
+    sources = [values(noise, layout.size) for _ in range(count)]
+    case = Case(method, sources, noise.normal(size=(count, 2)).astype(np.float32), layout)
+    assert np.array_equal(merged(case, sources), reference(case))
+    assert np.array_equal(merged(case, [bits_of(source) for source in sources], np.uint16), bits_of(halved(case)))
+
+
+def halved(case: Case) -> Floats:
+    """The reference from the sources as bfloat16."""
+    return reference(replace(case, sources=[as_tensor(bits_of(source)).float().numpy() for source in case.sources]))
 
 
 @settings(max_examples=40, deadline=None)
