@@ -34,6 +34,8 @@ from server.engine.published import as_tensor
 RANK = 16
 DENSITY = 0.5
 KS = (2, 3, 4, 6, 8)
+PAUSE_S = 0.02
+"""Before each call: Torch's threads go on spinning for a while and would take a core from who comes next."""
 Projections = dict[str, tuple[int, int]]
 """Name to (in, out)."""
 
@@ -161,6 +163,7 @@ def _in_turns(runs: int, *calls: Callable[[], object]) -> list[float]:
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(runs + 1):
         for call, kept in zip(calls, seconds, strict=True):
+            time.sleep(PAUSE_S)
             started = time.perf_counter()
             call()
             kept.append(time.perf_counter() - started)

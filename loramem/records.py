@@ -87,6 +87,8 @@ class Source(Record):
     weight: float
 
 
+MIN_DENSITY = 0.001
+"""DARE scales by 1 / density; much less is no longer a merge."""
 TRIMS_BY_MAGNITUDE = frozenset({"ties", "product_ties"})
 TRIMS_AT_RANDOM = frozenset({"dare_ties", "dare_linear"})
 ELECTS_SIGNS = frozenset({"ties", "dare_ties", "product_ties"})
@@ -106,7 +108,7 @@ class Recipe(Record):
     """A merge by value. Equal recipes are the same merged adapter; sources are kept sorted by adapter id."""
 
     method: MergeMethod
-    density: float = Field(0.5, gt=0, le=1)
+    density: float = Field(0.5, ge=MIN_DENSITY, le=1)
     sign_method: SignMethod = "total"
     seed: int = Field(0, ge=0, lt=2**31)
     sources: tuple[Source, ...] = Field(min_length=1, max_length=8)

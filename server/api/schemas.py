@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from loramem.records import (
+    MIN_DENSITY,
     ExamResult,
     MergeMethod,
     Mode,
@@ -169,7 +170,9 @@ class MergeIn(Schema):
     """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
 
     method: MergeMethod = "ties"
-    density: float = Field(0.5, gt=0, le=1, description="share of each adapter's entries that TIES and DARE keep")
+    density: float = Field(
+        0.5, ge=MIN_DENSITY, le=1, description="share of each adapter's entries that TIES and DARE keep"
+    )
     sign_method: SignMethod = Field("total", description="how TIES elects signs")
     weights: Weighting = Field("uniform", description="equal, or by the router's scores")
     strength: float | None = Field(

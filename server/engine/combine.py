@@ -40,6 +40,8 @@ class Part:
 
 def trim_of(recipe: Recipe) -> Trim:
     """What is left out of each source before it is merged. `product_ties` trims later, on the product."""
+    if recipe.density >= 1:
+        return WHOLE
     if recipe.method in TRIMS_AT_RANDOM:
         return Trim("random", recipe.density, recipe.seed)
     if recipe.method in TRIMS_BY_MAGNITUDE and recipe.method != "product_ties":

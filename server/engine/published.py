@@ -134,6 +134,8 @@ def open_published(store: AdapterStore, adapter_id: str, sha256: str) -> Publish
         raise StoredDataDamaged(f"adapter {adapter_id} cannot be read: {error.strerror}") from error
     if digests.get(WEIGHTS) != sha256:
         raise StoredDataDamaged(f"adapter {adapter_id} does not match its sha256")
+    if layout.at_rank(int(config["r"])) != layout:
+        raise StoredDataDamaged(f"adapter {adapter_id} has tensors of another rank than its configuration")
     return PublishedAdapter(adapter_id, sha256, layout, int(config["r"]), float(config["lora_alpha"]), values, mask)
 
 

@@ -26,6 +26,7 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from loramem.errors import LoramemError, StoredDataDamaged
 from loramem.records import (
     ELECTS_SIGNS,
+    MIN_DENSITY,
     TRIMS_AT_RANDOM,
     TRIMS_BY_MAGNITUDE,
     MergeMethod,
@@ -104,10 +105,7 @@ def _pairs(query: str) -> dict[str, str]:
 
 
 def _density(options: Mapping[str, str]) -> float:
-    density = _number("density", options.get("density", "0.5"), 0, 1)
-    if density == 0:
-        raise ValueError("density=0 keeps nothing; allowed is more than 0, up to 1")
-    return density
+    return _number("density", options.get("density", "0.5"), MIN_DENSITY, 1)
 
 
 def _sign_method(options: Mapping[str, str]) -> SignMethod:
