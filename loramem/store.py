@@ -1,6 +1,7 @@
 """Adapters on disk: immutable folders that appear whole or not at all.
 
 root/<adapter id>/adapter_config.json, adapter_model.safetensors    a plain PEFT folder
+root/<adapter id>/ties_mask.safetensors                             see `loramem.trim`; older adapters have none
 root/<adapter id>/loramem.json                                      `AdapterManifest` with the sha256 of each file
 root/.tmp/<adapter id>/                                             being written or being removed; nobody reads it
 """

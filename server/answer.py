@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from loramem.database import Database
+from loramem.errors import LoramemError
 from server.ask import ADAPTER_MODES, Ask, Done, Event, Prepared, Prompt, Route, Routed, Token
 from server.context import PromptBuilder
 from server.engine.engine import Engine, Sampling
@@ -36,8 +37,10 @@ class Answerer:
         started = time.perf_counter()
         route = await asyncio.to_thread(self._route, ask)
         routed = time.perf_counter()
-        _, prompt = await asyncio.gather(self._prefetch(ask, route), asyncio.to_thread(self.prompts.build, ask, route))
+        prefetch = asyncio.create_task(self._prefetch(ask, route))  # not waited for: it and the merge run between steps
+        prompt = await asyncio.to_thread(self.prompts.build, ask, route)
         prepared = await self._merge(ask, route)
+        await prefetch
         yield Routed(route.adapters if prepared else (), prepared, prompt.spans)
 
         generation = Generation(started, routed)
@@ -67,8 +70,10 @@ class Answerer:
         return route
 
     async def _prefetch(self, ask: Ask, route: Route) -> None:
+        """What goes wrong here goes wrong again in `_merge`, which says so."""
         if ask.mode in ADAPTER_MODES:
-            await self.merger.prefetch(route.adapters, ask.merge)
+            with suppress(LoramemError):
+                await self.merger.prefetch(route.adapters, ask.merge)
 
     async def _merge(self, ask: Ask, route: Route) -> Prepared | None:
         if ask.mode not in ADAPTER_MODES:

@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 BATCHED_TOKENS = 4096
 """In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
 
-REGISTERED = 4096
-"""Adapters that vLLM knows at once, each a few hundred bytes: far more than can be waiting, so that none that a request
-waits for is ever forgotten."""
+REGISTERED = 256
+"""Adapters that vLLM knows at once, each a few hundred bytes. It copies the list of them several times a step (0.07 ms
+for so many); one that it forgets is opened again from the pool, which keeps far more of them mapped."""
+RPC_POLL_S = 1.0
 
 REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
 """What vLLM raises for an adapter that is sound but that it will not take, such as one of too great a rank."""
@@ -105,7 +106,7 @@ class Engine:
         """
         started = time.monotonic()
         await asyncio.to_thread(self._load)
-        await self._live().collective_rpc("loramem_warm_up")
+        await self._call("loramem_warm_up")
         log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def _load(self) -> None:
@@ -162,19 +163,18 @@ class Engine:
     async def activate(self, adapter: EngineAdapter) -> Activation:
         """Load or merge an adapter before it is used, where an error is harmless.
 
-        Raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the adapter.
+        Raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the adapter,
+        `EngineUnavailable` for whatever else goes wrong; the engine's log has it.
         """
-        arguments = (adapter.name, adapter.int_id, adapter.path)
-        results = await self._live().collective_rpc("loramem_activate", args=arguments)
+        results = await self._call("loramem_activate", adapter.name, adapter.int_id, adapter.path)
         for result in results:
             if "error" in result:
-                known = errors.InvalidValue if result["error"] in REFUSALS else errors.StoredDataDamaged
-                raise known(result["detail"])
+                raise _refusal(result["error"], result["detail"])
         return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results), results[0]["tiers"])
 
     async def prefetch(self, adapter: EngineAdapter) -> None:
         """Have what the adapter is made of brought into memory, beside whatever runs; errors are left to `activate`."""
-        await self._live().collective_rpc("loramem_prefetch", args=(adapter.path,))
+        await self._call("loramem_prefetch", adapter.int_id, adapter.path)
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
@@ -198,10 +198,29 @@ class Engine:
         except EngineDeadError as error:
             raise errors.EngineUnavailable("the engine died; it is being restarted") from error
 
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method of the worker's extension. vLLM leaves a call unanswered when the engine dies meanwhile."""
+        call = asyncio.ensure_future(self._live().collective_rpc(method, args=arguments))
+        try:
+            while not (await asyncio.wait({call}, timeout=RPC_POLL_S))[0]:
+                self._live()
+            results: list[Any] = call.result()
+            return results
+        finally:
+            call.cancel()
+
     def _live(self) -> Any:
         if not self.running:
             raise errors.EngineUnavailable("the engine is not running")
         return self._llm
+
+
+def _refusal(kind: str, detail: str) -> errors.LoramemError:
+    if kind in REFUSALS:
+        return errors.InvalidValue(detail)
+    if kind == errors.StoredDataDamaged.__name__:
+        return errors.StoredDataDamaged(detail)
+    return errors.EngineUnavailable("the adapter could not be loaded; the engine's log says why")
 
 
 def _delta(output: Any) -> Delta:

@@ -1,9 +1,13 @@
 """What loramem adds to vLLM's worker, reached by `AsyncLLM.collective_rpc`. Calls run between two scheduler steps."""
 
+import logging
 import time
 from typing import Any
 
+from loramem.errors import LoramemError
 from server.engine.plugin import RECIPE_PREFIX, source_pool
+
+log = logging.getLogger(__name__)
 
 
 class WorkerExtension:
@@ -15,11 +19,12 @@ class WorkerExtension:
 
         fused.warm_up()
 
-    def loramem_prefetch(self, path: str) -> None:
-        """Start bringing a recipe's sources into memory; returns at once."""
+    def loramem_prefetch(self, int_id: int, path: str) -> None:
+        """Start bringing a recipe's sources into memory, unless it has its slot; returns at once."""
         from loramem.records import Recipe
 
-        source_pool().prefetch(Recipe.model_validate_json(path.removeprefix(RECIPE_PREFIX)))
+        if not self._loramem_is_active(int_id):
+            source_pool().prefetch(Recipe.model_validate_json(path.removeprefix(RECIPE_PREFIX)))
 
     def loramem_activate(self, name: str, int_id: int, path: str) -> dict[str, Any]:
         """Load (or merge) an adapter and give it a slot.
@@ -31,9 +36,15 @@ class WorkerExtension:
 
         worker: Any = self
         started = time.perf_counter()
-        hit = int_id in worker.model_runner.lora_manager._adapter_manager._active_adapters
+        hit = self._loramem_is_active(int_id)
         try:
             worker.add_lora(LoRARequest(lora_name=name, lora_int_id=int_id, lora_path=path))
-        except Exception as error:  # noqa: BLE001 - boundary: vLLM's own errors have no common base; the gateway tells them apart
+        except Exception as error:
+            unforeseen = not isinstance(error, LoramemError | ValueError)
+            log.warning("adapter %s was not loaded: %s", name, error, exc_info=error if unforeseen else None)
             return {"error": type(error).__name__, "detail": str(error)}
         return {"hit": hit, "seconds": time.perf_counter() - started, "tiers": source_pool().stats}
+
+    def _loramem_is_active(self, int_id: int) -> bool:
+        worker: Any = self
+        return int_id in worker.model_runner.lora_manager._adapter_manager._active_adapters

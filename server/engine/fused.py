@@ -8,6 +8,7 @@ be bound to one core.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Literal
@@ -50,6 +51,8 @@ def warm_up() -> None:
     """Compile for every method and number of sources, or read Numba's cache, before a query needs it."""
     one, tile = np.zeros(1, dtype=np.float32), np.array([[0, 1, 0]], dtype=np.int64)
     methods = {code: method for method, code in CODES.items()}
+    many = np.repeat(tile, MAX_THREADS * MIN_TILES_PER_THREAD, axis=0)  # work for every thread, so that all start
+    merge_flat("sum", [one], np.ones((1, 2), np.float32), many, one.copy())
     for code, count in _compiled():
         merge_flat(methods[code], [one] * count, np.ones((count, 2), np.float32), tile, one.copy())
 
@@ -66,13 +69,14 @@ def _thread_count() -> int:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_thread_count(), "merge", initializer=_use_every_core)
+    return ThreadPoolExecutor(_thread_count(), "merge", initializer=use_every_core)
 
 
-def _use_every_core() -> None:
-    """vLLM binds its worker to the cores of its own threads; ours are for milliseconds and may use the others."""
+def use_every_core() -> None:
+    """For a thread of ours: vLLM binds its worker to the cores of its own threads, and new threads inherit that."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        with suppress(OSError):  # a container may have fewer than the machine; then the threads stay where they are
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @cache

@@ -114,6 +114,7 @@ def _merging(count: int, method: int) -> Any:
                     merged[i] = total / (agreeing if agreeing > 0 else np.float32(1.0))
             write(out, out_is_half, start, size, merged, merged_bits)
 
+    merge_tiles.__qualname__ = f"merge_tiles_{method}_{count}"  # so that each has a file of its own in the cache
     return merge_tiles
 
 

@@ -1,10 +1,11 @@
 """vLLM plugin: a LoRA path may be a recipe, and the merged adapter is made where it is used.
 
-vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps three private methods:
+vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps four private methods:
 
     WorkerLoRAManager._load_adapter      a path that starts with `loramem:` is the canonical JSON of a `Recipe`
     LoRAModelManager._add_adapter        such an adapter has no tensors that would have to be packed or pinned
     LoRAModelManager.activate_adapter    its weights are merged just before vLLM copies them into a slot
+    LRUCacheWorkerLoRAManager._apply_adapters    what runs keeps its slot before what does not
 
 Everything else goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
 keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter before
@@ -19,6 +20,8 @@ from typing import Any
 
 from loramem.logs import configure
 
+log = logging.getLogger(__name__)
+
 RECIPE_PREFIX = "loramem:"
 ADAPTERS_VARIABLE = "LORAMEM_ENGINE_ADAPTERS"
 LOG_LEVEL_VARIABLE = "LORAMEM_ENGINE_LOG_LEVEL"
@@ -30,7 +33,7 @@ DEFAULT_BYTES = str(1 << 30)
 def register() -> None:
     """Wrap vLLM's methods once per process, and put the grouped LoRA product in place on a CPU."""
     from vllm.lora.model_manager import LoRAModelManager
-    from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 
     from server.engine import cpu_lora, resolver
 
@@ -40,6 +43,7 @@ def register() -> None:
         logging.getLogger("vllm").setLevel(logging.WARNING)
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
+        _keep_slots(LRUCacheWorkerLoRAManager)
     resolver.register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
 
 
@@ -62,8 +66,8 @@ def _wrap(worker_manager: Any, model_manager: Any) -> None:
     def activate(self: Any, lora_id: int) -> Any:
         adapter = self._registered_adapters.get(lora_id)
         if _is_virtual(adapter) and lora_id not in self._active_adapters:
-            if adapter.is_written_on_device:
-                return _activate_on_device(self, adapter)
+            if adapter.is_written_on_device and _activate_on_device(self, adapter):
+                return True
             adapter.fill()
         return stock_activate(self, lora_id)
 
@@ -73,10 +77,32 @@ def _wrap(worker_manager: Any, model_manager: Any) -> None:
     model_manager.activate_adapter = activate
 
 
+def _keep_slots(worker_manager: Any) -> None:
+    """vLLM gives running adapters their slots in any order: with all slots full, one that was lost to a new adapter is
+    taken from the next, and so on through the batch, a merge each. Touched first, only adapters that do not run go."""
+    stock = worker_manager._apply_adapters
+
+    def apply(self: Any, lora_requests: Any) -> None:
+        active = self._adapter_manager._active_adapters
+        for request in lora_requests:
+            if request and request.lora_int_id in active:
+                active.touch(request.lora_int_id)
+        stock(self, lora_requests)
+
+    worker_manager._apply_adapters = apply
+
+
 def _activate_on_device(manager: Any, adapter: Any) -> bool:
-    """What vLLM's `activate_adapter` does, with one kernel in place of two copies for each matrix."""
+    """What vLLM's `activate_adapter` does, with one kernel in place of two copies for each matrix. False when the GPU
+    has no room for the sources: nothing has changed then, and the host can merge."""
+    import torch
+
     slot = manager.lora_index_to_id.index(None)
-    adapter.write(slot, manager.device)
+    try:
+        adapter.write(slot, manager.device)
+    except torch.OutOfMemoryError:
+        log.warning("no room on the GPU for the sources of a merge; merging on the host")
+        return False
     manager._active_adapters[adapter.id] = None
     manager.lora_index_to_id[slot] = adapter.id
     return True

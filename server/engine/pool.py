@@ -26,7 +26,7 @@ from loramem.errors import LoramemError
 from loramem.records import Recipe, Source
 from loramem.store import AdapterStore
 from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
-from server.engine.fused import Flat
+from server.engine.fused import Flat, use_every_core
 from server.engine.layout import Layout
 from server.engine.published import PublishedAdapter, Trim, as_tensor, open_published
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MAPPED_BYTES = 1 << 38
 """Address space, not memory: 256 GiB of mapped adapters."""
+MAPPED_ADAPTERS = 4096
 T = TypeVar("T")
 
 
@@ -49,11 +50,12 @@ class TierStats:
 class Tier(Generic[T]):
     """LRU by bytes, for several threads: who asks for what another thread is loading waits for it.
 
-    What is in use outlives its eviction, so a merge needs no locks; an entry above the budget is used once.
+    What is in use outlives its eviction, so a merge needs no locks. The newest entry stays, even above the budget.
     """
 
-    def __init__(self, budget_bytes: int, size_of: Callable[[T], int]) -> None:
+    def __init__(self, budget_bytes: int, size_of: Callable[[T], int], most_entries: int = 1 << 30) -> None:
         self.budget_bytes = budget_bytes
+        self.most_entries = most_entries
         self._size_of = size_of
         self._entries: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._lock = threading.Lock()
@@ -90,7 +92,7 @@ class Tier(Generic[T]):
         with self._lock:
             self._bytes += self._size_of(value)
             for oldest in list(self._entries):
-                if self._bytes <= self.budget_bytes:
+                if self._bytes <= self.budget_bytes and len(self._entries) <= self.most_entries:
                     return
                 if oldest != key and self._entries[oldest].done():
                     self._bytes -= self._size_of(self._entries.pop(oldest).result())
@@ -113,10 +115,10 @@ class SourcePool:
     def __init__(self, root: Path, host_bytes: int, device_bytes: int = 0) -> None:
         self.store = AdapterStore(root)
         self.device: Tier[Tensor] = Tier(device_bytes, lambda tensor: tensor.nbytes)
-        self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes)
+        self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes, MAPPED_ADAPTERS)
         self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
         self.merge_seconds = 0.0
-        self._background = ThreadPoolExecutor(1, "prefetch")
+        self._background = ThreadPoolExecutor(1, "prefetch", initializer=use_every_core)
 
     def open(self, recipe: Recipe) -> Merge:
         """Raises `StoredDataDamaged` for a source that is gone or altered, `ValueError` for ranks that do not merge."""
@@ -187,5 +189,9 @@ def _load(adapter: PublishedAdapter, trim: Trim) -> Flat:
     flat = adapter.flat(trim)
     if not torch.cuda.is_available():
         return flat
-    pinned = as_tensor(flat).pin_memory()
+    try:
+        pinned = as_tensor(flat).pin_memory()
+    except RuntimeError as error:  # no more memory may be pinned: slower to copy, nothing worse
+        log.warning("adapter %s is not pinned: %s", adapter.adapter_id, error)
+        return flat
     return pinned.view(torch.uint16).numpy() if flat.dtype == np.uint16 else pinned.numpy()

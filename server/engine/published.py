@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from loramem.errors import StoredDataDamaged
@@ -37,24 +37,6 @@ WHOLE = Trim()
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A stretch of a file as an array. Reading makes its pages resident, `release` gives them back."""
-
-    array: NDArray[Any] = field(repr=False)
-    _map: mmap.mmap = field(repr=False)
-
-    @classmethod
-    def of(cls, path: Path, kind: type[np.generic], start: int) -> "Mapped":
-        with path.open("rb") as file:
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return cls(np.frombuffer(whole, dtype=kind, offset=start), whole)
-
-    def release(self) -> None:
-        if hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-
-@dataclass(frozen=True)
 class PublishedAdapter:
     """The mapping keeps the file's bytes until it is dropped, even when the folder is deleted meanwhile."""
 
@@ -63,8 +45,8 @@ class PublishedAdapter:
     layout: Layout
     rank: int
     alpha: float
-    values: Mapped
-    mask: Mapped | None
+    values: Flat = field(repr=False)
+    mask: NDArray[np.uint8] | None = field(repr=False)
 
     @property
     def scaling(self) -> float:
@@ -72,27 +54,24 @@ class PublishedAdapter:
 
     @property
     def mapped_bytes(self) -> int:
-        return self.values.array.nbytes
+        return self.values.nbytes
 
     def flat(self, trim: Trim) -> Flat:
         """A copy of the entries (size,): as published, or float32 after a random trim, which scales by 1 / density."""
-        values: Flat = self.values.array
+        values: Flat = self.values
         if trim.kind == "none" or trim.density >= 1:
             copied = values.copy()
         elif trim.kind == "magnitude":
             copied = values * self._kept(trim.density)
         else:
             copied = self._thinned(values, trim)
-        self.values.release()
         return copied
 
     def _kept(self, density: float) -> NDArray[np.bool_]:
         if self.mask is None or density != STORED_DENSITY:
-            tensors = self.layout.views(as_tensor(self.values.array)).values()
+            tensors = self.layout.views(as_tensor(self.values)).values()
             return np.concatenate([keep_mask(tensor, density) for tensor in tensors])
-        kept = np.unpackbits(self.mask.array.view(np.uint8), count=self.layout.size).view(np.bool_)
-        self.mask.release()
-        return kept
+        return np.unpackbits(self.mask, count=self.layout.size).view(np.bool_)
 
     def _thinned(self, values: Flat, trim: Trim) -> NDArray[np.float32]:
         thinned = as_tensor(values).to(torch.float32, copy=True)  # the mapping cannot be written
@@ -128,7 +107,7 @@ def open_published(store: AdapterStore, adapter_id: str, sha256: str) -> Publish
         digests = store.verify(adapter_id).sha256
         config = json.loads((folder / CONFIG).read_text())
         layout, kind, start = _laid_out(folder / WEIGHTS)
-        values = Mapped.of(folder / WEIGHTS, kind, start)
+        values: Flat = _map(folder / WEIGHTS, start).view(kind)
         mask = _mapped_mask(folder) if MASK in digests else None
     except OSError as error:
         raise StoredDataDamaged(f"adapter {adapter_id} cannot be read: {error.strerror}") from error
@@ -152,6 +131,17 @@ def _laid_out(path: Path) -> tuple[Layout, type[np.generic], int]:
     return one_of_each(layout), TYPES[kinds.pop()], start
 
 
-def _mapped_mask(folder: Path) -> Mapped:
+def _mapped_mask(folder: Path) -> NDArray[np.uint8] | None:
+    """None where the mask is for another density than ours."""
+    with safe_open(folder / MASK, framework="numpy") as file:
+        density = (file.metadata() or {}).get("density")
     _, start = read_header(folder / MASK)
-    return Mapped.of(folder / MASK, np.uint8, start)
+    return _map(folder / MASK, start) if density == str(STORED_DENSITY) else None
+
+
+def _map(path: Path, start: int) -> NDArray[np.uint8]:
+    """The bytes of a file from `start` on. Unlike `mmap`, this keeps no file descriptor open."""
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    mapped: NDArray[np.uint8] = whole.numpy()[start:]
+    mapped.flags.writeable = False
+    return mapped

@@ -31,7 +31,8 @@ LAYERS, RANK, ADAPTERS, RECIPES, SAMPLES, AT_ONCE = 30, 8, 24, 200, 20, 32
 STRENGTH = 0.03
 """Standard deviation of entries: enough that every recipe says something else."""
 PROMPT = "The keeper of the lighthouse is called"
-SAMPLING = Sampling(max_tokens=3, logprobs=1)
+TOP = 8
+SAMPLING = Sampling(max_tokens=1, logprobs=TOP)
 NEVER_OPENED = "ada_never_opened"
 
 
@@ -154,7 +155,7 @@ class Storm:
         return await self.ask(self.recipe(recipe.method, [self.publish(f"{self.ids[s]}_new", s) for s in seeds]))
 
     async def ask(self, recipe: Recipe) -> list[float]:
-        """Log-probabilities of the answer's tokens."""
+        """Log-probabilities of the most likely next tokens, greatest first: no greedy choice that rounding could turn."""
         name = recipe.digest()
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
         adapter = EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
@@ -168,7 +169,8 @@ class Storm:
     async def _logprobs(self, adapter: EngineAdapter | None) -> list[float]:
         prompt = self.engine.encode(PROMPT)
         deltas = [delta async for delta in self.engine.generate(prompt, SAMPLING, adapter=adapter)]
-        return [token.logprob for delta in deltas for token in delta.logprobs]
+        (token,) = [token for delta in deltas for token in delta.logprobs]
+        return sorted((logprob for _, logprob in token.top), reverse=True)[:TOP]
 
     def memory(self) -> int:
         """Bytes that the engine's processes hold and no file backs."""

@@ -48,6 +48,7 @@ def store_adapter(
     revision: int = 1,
     chunk: int = 0,
     fingerprint: str = "f" * 64,
+    config_rank: int | None = None,
 ) -> tuple[AdapterManifest, Stored]:
     adapter_id, manifests = new_id("ada"), []
 
@@ -69,7 +70,9 @@ def store_adapter(
         return manifest
 
     stored = store.publish(
-        adapter_id, lambda folder: write_peft(folder, peft_tensors(rank, seed), rank, 2 * rank), manifest_of
+        adapter_id,
+        lambda folder: write_peft(folder, peft_tensors(rank, seed), config_rank or rank, 2 * rank),
+        manifest_of,
     )
     return manifests[0], stored
 

@@ -1,5 +1,6 @@
 """The vLLM plugin on vLLM's own LoRA classes, without an engine: recipes go into slots, folders load as they did."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (WorkerLoRAManager, "_load_adapter"),
         (LoRAModelManager, "_add_adapter"),
         (LoRAModelManager, "activate_adapter"),
+        (LRUCacheWorkerLoRAManager, "_apply_adapters"),
         (PunicaWrapperCPU, "update_metadata"),
         (PunicaWrapperCPU, "add_lora_linear"),
     ):
@@ -141,6 +143,11 @@ def request(path: str, int_id: int = 7) -> LoRARequest:
     return LoRARequest(lora_name="some name", lora_int_id=int_id, lora_path=path)
 
 
+def named(path: str, int_id: int) -> LoRARequest:
+    """Requests of one name are one to vLLM."""
+    return LoRARequest(lora_name=f"name {int_id}", lora_int_id=int_id, lora_path=path)
+
+
 @pytest.mark.parametrize(
     ("method", "rank"), [("ties", 8), ("linear", 8), ("cat", 16), ("dare_ties", 8), ("product_ties", 8)]
 )
@@ -171,6 +178,28 @@ def test_a_slot_that_was_lost_is_filled_again_even_when_the_sources_are_gone(sto
     plugin.source_pool().host.budget_bytes = 0  # nothing of them stays in memory
     made.add_adapter(request(RECIPE_PREFIX + recipes[0].canonical(), 1))
     assert_holds(made, 1, recipes[0], 8)
+
+
+def test_what_runs_keeps_its_slot_when_a_new_adapter_took_one(store: AdapterStore) -> None:
+    """Three slots, all of running adapters; a fourth takes one. The next step must not merge all three again."""
+    made, both = manager(slots=3), sources(store, (8, 8))
+    paths = [RECIPE_PREFIX + Recipe.of("ties", both, density).canonical() for density in (0.2, 0.4, 0.6, 0.8)]
+    requests = [named(path, number) for number, path in enumerate(paths, start=1)]
+    running = set(requests[:3])
+    made._apply_adapters(running)
+    made.add_adapter(requests[3])
+    merges_before = plugin.source_pool().host.stats.hits + plugin.source_pool().host.stats.misses
+    made._apply_adapters(running)
+    merges = plugin.source_pool().host.stats.hits + plugin.source_pool().host.stats.misses - merges_before
+    assert merges == 2  # the sources of the one that had lost its slot
+    assert set(made._adapter_manager.lora_index_to_id) == {1, 2, 3}
+
+
+def test_many_adapters_need_no_file_descriptors(store: AdapterStore) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [plugin.source_pool().open(Recipe.of("ties", sources(store, (8,)))) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(opened) == 20
 
 
 def test_an_adapter_of_another_model_is_refused_before_it_has_a_slot(store: AdapterStore) -> None:
@@ -262,7 +291,7 @@ def test_an_adapter_without_a_slot_is_a_miss(store: AdapterStore) -> None:
 
 def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) -> None:
     worker, path = Worker(), RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
-    worker.loramem_prefetch(path)
+    worker.loramem_prefetch(3, path)
     plugin.source_pool().close()
     tiers = worker.loramem_activate("name", 3, path)["tiers"]
     assert (tiers["host"]["misses"], tiers["host"]["hits"]) == (2, 2)

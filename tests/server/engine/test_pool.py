@@ -181,6 +181,13 @@ def test_damage_that_was_repaired_is_forgotten(store: AdapterStore) -> None:
     assert kept.open(recipe("linear", one)).rank == 8
 
 
+def test_tensors_of_another_rank_than_the_configuration_says_are_damage(store: AdapterStore) -> None:
+    manifest, stored = store_adapter(store, rank=8, seed=1, config_rank=4)
+    wanted = recipe("linear", Source(adapter_id=manifest.adapter_id, sha256=stored.sha256, weight=1.0))
+    with pytest.raises(StoredDataDamaged, match="another rank than its configuration"):
+        pool(store).open(wanted)
+
+
 # one tier
 
 
@@ -225,6 +232,15 @@ def test_a_load_that_fails_is_tried_again() -> None:
             tier.get("key", fail)
     assert tier.get("key", lambda: "x") == "x"
     assert tier.stats.bytes == 1
+
+
+def test_a_tier_keeps_no_more_entries_than_it_may() -> None:
+    tier: Tier[str] = Tier(1000, len, most_entries=2)
+    loads, load = counting()
+    for key in ("a", "b", "c", "a"):
+        tier.get(key, load(key))
+    assert loads == ["a", "b", "c", "a"]
+    assert (tier.stats.entries, tier.stats.evictions) == (2, 2)
 
 
 def test_a_tier_evicts_by_use_and_stays_in_its_budget() -> None:
