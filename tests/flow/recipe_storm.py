@@ -155,7 +155,7 @@ class Storm:
         return await self.ask(self.recipe(recipe.method, [self.publish(f"{self.ids[s]}_new", s) for s in seeds]))
 
     async def ask(self, recipe: Recipe) -> list[float]:
-        """Log-probabilities of the most likely next tokens, greatest first: no greedy choice that rounding could turn."""
+        """Log-probabilities of the most likely next tokens, greatest first: no choice that rounding could turn."""
         name = recipe.digest()
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
         adapter = EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,16 +153,23 @@ def test_other_densities_are_found_from_the_weights(tmp_path: Path, density: flo
         assert torch.equal(trimmed[name], magnitude_based_pruning(tensor, density))
 
 
-def nothing_kept(folder: Path) -> None:
+def nothing_kept(folder: Path, density: float = STORED_DENSITY) -> None:
     """A mask that no weights have, to see who looks at it."""
     with_mask(folder)
-    save_file({"keep": np.zeros_like(load_file(folder / MASK)["keep"])}, folder / MASK)
+    nothing = np.zeros_like(load_file(folder / MASK)["keep"])
+    save_file({"keep": nothing}, folder / MASK, metadata={"density": str(density)})
+
+
+def test_a_mask_of_another_density_than_ours_is_not_used(tmp_path: Path) -> None:
+    foreign = opened(tmp_path, adapter_of(torch.bfloat16), partial(nothing_kept, density=0.25))
+    assert foreign.mask is None
+    assert foreign.flat(Trim("magnitude", STORED_DENSITY)).any()
 
 
 @pytest.mark.parametrize("trim", [Trim(), Trim("magnitude", 1.0)])
 def test_without_a_trim_the_mask_is_not_asked(tmp_path: Path, trim: Trim) -> None:
     masked = opened(tmp_path, adapter_of(torch.bfloat16), nothing_kept)
-    assert np.array_equal(masked.flat(trim), masked.values.array)
+    assert np.array_equal(masked.flat(trim), masked.values)
 
 
 def test_the_mask_is_a_bit_for_each_entry_and_says_for_which_density(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Adapters in memory, merged by us and by PEFT itself."""
 
-import mmap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from loramem.store import AdapterStore, Stored
 from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
 from server.engine.fused import Flat
 from server.engine.layout import Layout
-from server.engine.published import Mapped, PublishedAdapter, as_tensor
+from server.engine.published import PublishedAdapter, as_tensor
 from tests.rows import EXAM
 from tests.server.learned import write_peft
 
@@ -72,7 +71,7 @@ def published(adapter: Adapter, source: Source) -> PublishedAdapter:
     flat = torch.cat([tensor.flatten() for tensor in adapter.tensors.values()])
     bits = flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat
     layout = Layout(tuple(adapter.tensors), tuple(tuple(tensor.shape) for tensor in adapter.tensors.values()))
-    values = Mapped(bits.numpy(), mmap.mmap(-1, 1))
+    values: Flat = bits.numpy()
     return PublishedAdapter(
         source.adapter_id, source.sha256, layout, adapter.rank, float(adapter.alpha), values, mask=None
     )

@@ -322,8 +322,8 @@ def test_a_draw_does_not_depend_on_what_else_is_merged() -> None:
 
 def test_opening_an_adapter_trimmed_leaves_what_is_published_alone() -> None:
     opened = published(noise(8), source_of(0))
-    before = opened.values.array.copy()
+    before = opened.values.copy()
     for trim in (WHOLE, DARE, Trim("magnitude", 0.2), Trim("random", 1.0)):
         flat = opened.flat(trim)
         flat[:] = 0
-    assert np.array_equal(opened.values.array, before)
+    assert np.array_equal(opened.values, before)
