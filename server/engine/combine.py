@@ -10,7 +10,8 @@
 
 All but the last two work on A and on B apart, so their product holds cross terms B_i A_j. The merged adapter has
 alpha = rank (scaling 1). Where we differ from PEFT on purpose: rsLoRA's scaling is not applied a second time, and
-DARE's draws are by seed and adapter, not by the state of a generator.
+DARE's draws are by seed and adapter, not by the state of a generator; one adapter at weight 1 is served as published,
+its scaling on B, where PEFT's square roots on both sides would be rounded to bfloat16 (the product is the same).
 """
 
 import math
@@ -84,6 +85,8 @@ def elementwise_of(recipe: Recipe) -> Elementwise:
 def gains_of(sources: Sequence[tuple[float, float]]) -> Gains:
     """(sources, 2): what A and B of each are multiplied by, from its weight and its alpha / rank."""
     scales = [weight * scaling for weight, scaling in sources]
+    if len(sources) == 1 and sources[0][0] == 1.0:  # no merge: A as published, and a power of two rounds nothing of B
+        return np.array([(1.0, scales[0])], dtype=np.float32)
     return np.array([(math.copysign(math.sqrt(abs(s)), s), math.sqrt(abs(s))) for s in scales], dtype=np.float32)
 
 

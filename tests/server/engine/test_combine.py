@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loramem.records import MIN_DENSITY, TRIMS_AT_RANDOM, MergeMethod, Recipe, SignMethod, Source, merged_rank
 from loramem.store import AdapterStore
-from server.engine.combine import Part, gains_of, layout_of_merge, merge_into, trim_of
+from server.engine.combine import Part, gains_of, is_elementwise, layout_of_merge, merge_into, trim_of
 from server.engine.layout import Layout
 from server.engine.pool import SourcePool
 from server.engine.published import WHOLE, Trim, as_tensor, random_mask
@@ -100,12 +100,24 @@ def expected_of(recipe: Recipe, adapters: list[Adapter]) -> dict[str, Tensor]:
     return merged_by_peft(recipe, adapters, draws=draws)
 
 
-def assert_equal_within_1e_6(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_equal_within_1e_6(recipe: Recipe, ours: dict[str, Tensor], adapters: list[Adapter]) -> None:
+    """Factor by factor; of one adapter at weight 1, whose scaling is all on B, the products."""
+    expected = expected_of(recipe, adapters)
     assert ours.keys() == expected.keys()
+    if is_elementwise(recipe) and [source.weight for source in recipe.sources] == [1.0]:
+        ours, expected = products_of(ours), products_of(expected)
     for name, tensor in expected.items():
         assert ours[name].shape == tensor.shape
         scale = max(1.0, float(tensor.abs().max()))
         assert float((ours[name] - tensor).abs().max()) <= 1e-6 * scale, name
+
+
+def products_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensors[name.replace(".lora_A.", ".lora_B.")] @ tensor
+        for name, tensor in tensors.items()
+        if ".lora_A." in name
+    }
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT)
@@ -113,7 +125,7 @@ def assert_equal_within_1e_6(ours: dict[str, Tensor], expected: dict[str, Tensor
 @given(st.data())
 def test_equals_peft_within_1e_6(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method))
-    assert_equal_within_1e_6(merged_by_us(recipe, adapters), expected_of(recipe, adapters))
+    assert_equal_within_1e_6(recipe, merged_by_us(recipe, adapters), adapters)
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT)
@@ -121,7 +133,7 @@ def test_equals_peft_within_1e_6(method: MergeMethod, data: st.DataObject) -> No
 @given(st.data())
 def test_equals_peft_for_adapters_of_different_modules(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method, SOME_MODULES))
-    assert_equal_within_1e_6(merged_by_us(recipe, adapters), expected_of(recipe, adapters))
+    assert_equal_within_1e_6(recipe, merged_by_us(recipe, adapters), adapters)
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT + PRODUCTS)
@@ -153,7 +165,7 @@ def test_sources_of_both_types_merge_together(case: Case, are_halves: list[bool]
     recipe, adapters = case
     mixed = [one.to(torch.bfloat16) if half else one for one, half in zip(adapters, are_halves, strict=False)]
     alike = [one.to(torch.float32) for one in mixed]
-    assert_equal_within_1e_6(merged_by_us(recipe, mixed), expected_of(recipe, alike))
+    assert_equal_within_1e_6(recipe, merged_by_us(recipe, mixed), alike)
 
 
 def rounded(whole: NDArray[np.float32] | NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -180,7 +192,7 @@ def test_the_pool_merges_published_adapters_as_peft_does(
     merge = pool.open(recipe)
     out = np.empty(merge.layout.size, dtype=np.float32)
     pool.merge_into(merge, out)
-    assert_equal_within_1e_6(merge.layout.views(as_tensor(out)), expected_of(recipe, adapters))
+    assert_equal_within_1e_6(recipe, merge.layout.views(as_tensor(out)), adapters)
 
 
 # which ranks and layouts go together
@@ -241,6 +253,14 @@ def test_a_tie_goes_to_the_positive() -> None:
 
 def test_a_weights_sign_is_on_a_and_its_size_on_both_sides() -> None:
     assert gains_of([(-2.0, 2.0), (8.0, 2.0)]).tolist() == [[-2.0, 2.0], [4.0, 4.0]]
+
+
+def test_one_adapter_at_weight_1_is_served_as_published() -> None:
+    adapter = replace(noise(4), alpha=8).to(torch.bfloat16)
+    merged, layout, _ = merge_flat_of(recipe_of("linear", [1.0]), [adapter], np.uint16)
+    views = layout.views(as_tensor(merged))
+    for name, tensor in adapter.tensors.items():
+        assert torch.equal(views[name], tensor if ".lora_A." in name else 2 * tensor)
 
 
 def test_cat_is_the_exact_weighted_sum_of_the_updates() -> None:
