@@ -47,17 +47,23 @@ def upload(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="txt, md, html, pdf, docx or epub")],
     title: Annotated[str | None, typer.Option(help="empty: the server takes one from the file")] = None,
     wait: Annotated[bool, typer.Option(help="follow the job until the document can be asked in every mode")] = True,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="show the first chunk's training data instead; no document is kept")
+    ] = False,
     namespace: Namespace = "",
     url: Url = "",
     api_key: ApiKey = "",
 ) -> None:
     """Hand in a file; it becomes adapters."""
     with _client(url, api_key, namespace) as client:
-        reply = client.upload(file, title=title)
+        reply = client.upload(file, title=title, preview=preview)
+        job_id = reply["job"]["id"]
         known = "" if reply["created"] else " (the server had it already)"
-        typer.echo(f"document {reply['document']['id']}{known}, job {reply['job']['id']}")
+        typer.echo(f"preview, job {job_id}" if preview else f"document {reply['document']['id']}{known}, job {job_id}")
         if wait:
-            _follow(client, reply["job"]["id"])
+            _follow(client, job_id)
+        if wait and preview:
+            _show_examples(client.job(job_id))
 
 
 @app.command()
@@ -213,6 +219,12 @@ def _follow(client: Client, job_id: str) -> None:
         reason = (last.get("error") or {}).get("detail", "no reason is given")
         typer.echo(f"loramem: job {job_id} ended as {last.get('state')}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _show_examples(job: Json) -> None:
+    for example in job["preview"]:
+        typer.echo(f"[{example['kind']}] {example['question']}\n    {example['answer']}")
+    typer.echo(", ".join(f"{count} {kind}" for kind, count in job["preview_counts"].items()))
 
 
 def _progress(event: Event) -> str:

@@ -97,17 +97,20 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def upload(self, document: str | Path, **options: Any) -> Json:
+    def upload(self, document: str | Path, *, preview: bool = False, **options: Any) -> Json:
         """Hand in a text, or a file by its `Path`; returns `{document, job, created}`.
 
-        `options` are those of `POST /documents`: title, external_id, metadata, qa, training.
+        `options` are those of `POST /documents`: title, external_id, metadata, qa, training. With `preview` there is
+        no document; the job, once it has succeeded, holds the training data of the first chunk.
         """
+        params = {"preview": True} if preview else {}
         fields = self._namespace | {key: value for key, value in options.items() if value is not None}
         if isinstance(document, str):
-            return self._json("POST", "/documents", json={"text": document, **fields})
+            return self._json("POST", "/documents", params=params, json={"text": document, **fields})
         form = {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
         with document.open("rb") as content:
-            return self._json("POST", "/documents", data=form, files={"file": (document.name, content)})
+            files = {"file": (document.name, content)}
+            return self._json("POST", "/documents", params=params, data=form, files=files)
 
     def job(self, job_id: str) -> Json:
         return self._json("GET", f"/jobs/{job_id}")

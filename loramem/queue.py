@@ -19,7 +19,7 @@ from loramem.doorbell import Doorbell
 from loramem.errors import JobCancelled, LoramemError, WrongJobState
 from loramem.records import Progress
 from loramem.settings import Settings
-from loramem.tables import FINAL_JOB_STATES, Document, Job, JobEvent, JobState
+from loramem.tables import FINAL_JOB_STATES, Document, Job, JobEvent, JobKind, JobState
 from loramem.transitions import DONE, WAITING, Claim
 
 __all__ = ["Claim", "JobQueue"]
@@ -39,10 +39,18 @@ class JobQueue:
     # the gateway's side
 
     def enqueue(self, session: Session, document_id: str, revision: int) -> Job:
-        """Add a job to the caller's transaction; call `announce` once that is committed."""
+        """Add a build to the caller's transaction; call `announce` once that is committed."""
+        return self._enqueue(session, JobKind.BUILD, document_id, revision)
+
+    def enqueue_preview(self, session: Session) -> Job:
+        """The same for a preview; the caller adds its row."""
+        return self._enqueue(session, JobKind.PREVIEW, None, None)
+
+    def _enqueue(self, session: Session, kind: JobKind, document_id: str | None, revision: int | None) -> Job:
         now = transitions.now_of(session)
         job = Job(
             id=new_id("job"),
+            kind=kind,
             document_id=document_id,
             revision=revision,
             state=JobState.QUEUED,
@@ -116,7 +124,7 @@ class JobQueue:
                 detail = f"job {job_id} is {job.state}: only failed, dead and cancelled jobs can be retried"
                 raise WrongJobState(detail, state=job.state)
             newest = session.scalar(select(Document.newest_revision).where(Document.id == job.document_id))
-            if newest != job.revision:
+            if newest != job.revision:  # of a preview both are None
                 raise WrongJobState(f"job {job_id} is of revision {job.revision}, the document's is {newest}")
             job.attempts = 0
             job.error = None

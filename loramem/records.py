@@ -2,6 +2,7 @@
 
 upload  ->  TrainingOptions, QAPair      gateway to worker, through the revision row
 job     ->  Progress                     worker to gateway, through the job row and its events
+preview ->  PreviewExample               worker to gateway, through the preview row
 publish ->  ExamResult, AdapterManifest  worker to gateway, through the adapter row and its folder
 query   ->  Source, Recipe               gateway to the engine's worker process, as a LoRA path
 """
@@ -51,6 +52,14 @@ class Progress(Record):
     loss: float | None = None
     eta_s: float | None = None
     message: str = ""
+
+
+class PreviewExample(Record):
+    """A piece of training data as it would be learnt; `kind` says how it was made."""
+
+    question: str
+    answer: str
+    kind: str
 
 
 class ExamResult(Record):

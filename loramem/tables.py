@@ -5,6 +5,7 @@ Life of a document's content:
     document 1 ── n revision 1 ── n chunk 1 ── n window      text, and what the embedder read of it
                            │           └── 1 adapter         weights (one per chunk)
                            └── 1 job 1 ── n job_event        the work that turns one into the other
+    1 preview ── 1 job                                       a look at training data; of no document
 
 `document.serving_revision` is what queries see; it moves in one transaction with the adapters' state and with the
 namespace's generation, so an answer never mixes two revisions. Ids are ours; users' strings are metadata only.
@@ -37,6 +38,11 @@ class RevisionState(StrEnum):
 class AdapterState(StrEnum):
     LIVE = "live"
     RETIRED = "retired"  # no new query uses it; files stay for a grace period, then go
+
+
+class JobKind(StrEnum):
+    BUILD = "build"  # a revision becomes adapters
+    PREVIEW = "preview"  # a text's first chunk becomes examples to look at
 
 
 class JobState(StrEnum):
@@ -148,13 +154,17 @@ class Adapter(Base):
 
 
 class Job(Base):
-    """One build of one revision. `fence` grows with every claim; a write that names an older fence changes nothing."""
+    """One build of one revision, or one preview, which is of no document.
+
+    `fence` grows with every claim; a write that names an older fence changes nothing.
+    """
 
     __tablename__ = "job"
     __table_args__ = (Index("ix_job_state", "state", "not_before"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    document_id: Mapped[str] = mapped_column(String(32), index=True)
-    revision: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16), default=JobKind.BUILD, server_default=JobKind.BUILD)
+    document_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    revision: Mapped[int | None]
     state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
     owner: Mapped[str | None] = mapped_column(String(128))
     fence: Mapped[int] = mapped_column(default=0)
@@ -180,3 +190,15 @@ class JobEvent(Base):
     at: Mapped[float]
     kind: Mapped[str] = mapped_column(String(16))
     data: Mapped[dict[str, Any]]
+
+
+class Preview(Base):
+    """What a preview was asked for and what came of it. The text goes when the job succeeds, the row with the job."""
+
+    __tablename__ = "preview"
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    title: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(Text)
+    qa: Mapped[list[Any]]
+    training: Mapped[dict[str, Any]]
+    examples: Mapped[list[Any] | None]  # [PreviewExample]

@@ -26,7 +26,8 @@ class Claim:
     """The right to work on a job for as long as no greater fence exists."""
 
     job_id: str
-    document_id: str
+    kind: str
+    document_id: str  # empty for a preview, whose revision is 0
     revision: int
     fence: int
     attempts: int  # this one included
@@ -98,7 +99,8 @@ def begin(session: Session, job: Job, owner: str, lease_s: float) -> Claim:
     job.lease_until = now + lease_s
     job.started_at = job.started_at or now
     record_state(session, job, now, owner=owner)
-    return Claim(job.id, job.document_id, job.revision, job.fence, job.attempts, owner)
+    what = (job.kind, job.document_id or "", job.revision or 0)
+    return Claim(job.id, *what, job.fence, job.attempts, owner)
 
 
 def bury(session: Session, job: Job) -> bool:

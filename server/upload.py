@@ -19,7 +19,17 @@ from loramem.database import Database, epoch_now, new_id
 from loramem.errors import Conflict, NotFound
 from loramem.queue import JobQueue
 from loramem.records import QAPair, TrainingOptions
-from loramem.tables import Adapter, AdapterState, Document, Job, JobState, Namespace, Revision, RevisionState
+from loramem.tables import (
+    Adapter,
+    AdapterState,
+    Document,
+    Job,
+    JobState,
+    Namespace,
+    Preview,
+    Revision,
+    RevisionState,
+)
 from loramem.transitions import now_of
 
 TITLE_CHARS = 80
@@ -71,6 +81,23 @@ def create_document(database: Database, queue: JobQueue, upload: Upload) -> Acce
         document = _find(session, upload)
         accepted = _insert(session, queue, upload) if document is None else _revise(session, queue, document, upload)
     return _announced(queue, accepted)
+
+
+def create_preview(database: Database, queue: JobQueue, upload: Upload) -> Job:
+    """Ask for the training data of the upload's first chunk. No document comes of it, in no namespace."""
+    with database.write() as session:
+        job = queue.enqueue_preview(session)
+        session.add(
+            Preview(
+                job_id=job.id,
+                title=upload.resolved_title,
+                text=upload.text,
+                qa=upload.qa_rows,
+                training=upload.training.model_dump(),
+            )
+        )
+    queue.announce(job.id)
+    return job
 
 
 def replace_document(database: Database, queue: JobQueue, document_id: str, upload: Upload) -> Accepted:

@@ -18,6 +18,7 @@ from loramem.settings import Settings, load_settings
 from loramem.store import AdapterStore
 from trainer_worker.build import Builder
 from trainer_worker.consume import consume
+from trainer_worker.preview import sweep_previews
 from trainer_worker.publish import sweep_retired
 from trainer_worker.writer import Writer
 
@@ -41,8 +42,9 @@ def main() -> None:
     chores = (
         partial(sweep_retired, database, store, settings.retired_grace_s),
         partial(store.sweep_temporary, TEMPORARY_AFTER_S),
+        partial(sweep_previews, database),
     )
-    consume(queue, builder.build, settings, stop, chores)
+    consume(queue, builder.work, settings, stop, chores)
     database.close()
 
 

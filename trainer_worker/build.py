@@ -1,7 +1,7 @@
 """The write flow, in order: chunk, index, then for each chunk synthesize, train, examine; at the end publish.
 
 What happens when a step fails is `consume`'s: nothing that a step leaves behind is visible before `publish`, whose one
-transaction makes all adapters of the revision live.
+transaction makes all adapters of the revision live. A preview ends after the first chunk's synthesize.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,12 @@ from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest, ExamResult, Phase, Progress, QAPair, TrainingOptions
 from loramem.settings import Settings
 from loramem.store import AdapterStore
-from loramem.tables import Chunk, Revision
+from loramem.tables import Chunk, JobKind, Revision
 from trainer_worker.assign import assign_pairs
 from trainer_worker.examine import examine
 from trainer_worker.index import index_text
 from trainer_worker.lease import Lease
+from trainer_worker.preview import requested, store_examples
 from trainer_worker.publish import NewAdapter, publish
 from trainer_worker.synthesize import Example, split_exam, synthesize
 from trainer_worker.train import TrainedAdapter, Trainer
@@ -56,8 +57,12 @@ class Builder:
     def trainer(self) -> Trainer:
         return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
 
+    def work(self, claim: Claim, lease: Lease) -> None:
+        """Do the claim's job, by its kind. Raises what its steps raise; the job is then not ended."""
+        (self.preview if claim.kind == JobKind.PREVIEW else self.build)(claim, lease)
+
     def build(self, claim: Claim, lease: Lease) -> None:
-        """Turn the claim's revision into live adapters. Raises what its steps raise; the job is then not ended."""
+        """Turn the claim's revision into live adapters."""
         revision = self._revision(claim)
         lease.progress(Progress(phase="chunk"))
         spans = self._chunk(revision.text)
@@ -72,13 +77,29 @@ class Builder:
                 Progress(phase="index", step=done, total_steps=total, percent=INDEXED_PERCENT * done / total)
             ),
         )
-        pairs = assign_pairs(_pairs(revision), [revision.text[chunk.start : chunk.end] for chunk in chunks])
+        pairs = assign_pairs(_pairs(revision.qa), [revision.text[chunk.start : chunk.end] for chunk in chunks])
         adapters = [
             self._remember(claim, revision, chunk, pairs[chunk.ordinal], _steps(lease, chunk.ordinal, len(chunks)))
             for chunk in chunks
         ]
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
         publish(self.database, self.queue, claim, adapters)
+
+    def preview(self, claim: Claim, lease: Lease) -> None:
+        """Write the examples that the first chunk would be trained on, and go no further."""
+        lease.progress(Progress(phase="chunk"))
+        wanted = requested(self.database, claim)
+        texts = [wanted.text[span.start : span.end] for span in self._chunk(wanted.text)]
+        examples = self._examples(
+            wanted.title,
+            texts[0],
+            assign_pairs(_pairs(wanted.qa), texts)[0],
+            TrainingOptions.model_validate(wanted.training),
+            lambda phase, done, total, loss: lease.progress(
+                Progress(phase=phase, step=done, total_steps=total, percent=round(100 * done / total, 1))
+            ),
+        )
+        store_examples(self.database, self.queue, claim, examples)
 
     def _revision(self, claim: Claim) -> Revision:
         with self.database.read() as session:
@@ -100,7 +121,8 @@ class Builder:
     ) -> NewAdapter:
         """One chunk: synthesize, train, examine, store."""
         options = TrainingOptions.model_validate(revision.training)
-        examples = self._examples(revision, chunk, pairs, options, step)
+        text = revision.text[chunk.start : chunk.end]
+        examples = self._examples(revision.title, text, pairs, options, step)
         lessons, held_out = split_exam(examples, seed=self.settings.seed)
         adapter = self.trainer.train(
             lessons,
@@ -114,11 +136,10 @@ class Builder:
         return self._store(claim, chunk, adapter, exam)
 
     def _examples(
-        self, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
+        self, title: str, text: str, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
     ) -> list[Example]:
-        text = revision.text[chunk.start : chunk.end]
         written = synthesize(
-            revision.title,
+            title,
             text,
             self.writer,
             formats=options.formats,
@@ -151,8 +172,8 @@ def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManife
     return manifest.model_copy(update={"sha256": digests})
 
 
-def _pairs(revision: Revision) -> list[QAPair]:
-    return [QAPair.model_validate(pair) for pair in revision.qa]
+def _pairs(rows: Sequence[object]) -> list[QAPair]:
+    return [QAPair.model_validate(row) for row in rows]
 
 
 def _steps(lease: Lease, ordinal: int, chunks: int) -> Step:

@@ -77,7 +77,7 @@ def _settle(
     queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, observe: Observer
 ) -> None:
     """Build one job and write down how it ended."""
-    log.info("job %s of document %s: attempt %d", claim.job_id, claim.document_id, claim.attempts)
+    log.info("job %s, %s of %s: attempt %d", claim.job_id, claim.kind, claim.document_id or "a text", claim.attempts)
     started = time.monotonic()
     try:
         outcome = _run(queue, build, claim, settings, stop)

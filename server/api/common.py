@@ -1,5 +1,6 @@
 """What the routers share: the gateway of this app, paging, and rows as replies."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -7,9 +8,9 @@ from fastapi import Depends, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from loramem.records import ExamResult, Progress
-from loramem.tables import Adapter, Document, Job
-from server.api.schemas import AdapterOut, DocumentOut, JobOut, Text
+from loramem.records import ExamResult, PreviewExample, Progress
+from loramem.tables import Adapter, Document, Job, Preview
+from server.api.schemas import AdapterOut, DocumentOut, JobDetail, JobOut, Text
 from server.gateway import Gateway
 
 
@@ -38,6 +39,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 def job_out(job: Job) -> JobOut:
     return JobOut(
         id=job.id,
+        kind=job.kind,
         document_id=job.document_id,
         revision=job.revision,
         state=job.state,
@@ -50,6 +52,14 @@ def job_out(job: Job) -> JobOut:
         started_at=job.started_at,
         finished_at=job.finished_at,
     )
+
+
+def job_detail(job: Job, preview: Preview | None) -> JobDetail:
+    """With what a preview's job wrote, once it has succeeded."""
+    rows = preview.examples if preview is not None else None
+    examples = None if rows is None else [PreviewExample.model_validate(row) for row in rows]
+    counts = None if examples is None else Counter(example.kind for example in examples)
+    return JobDetail(**dict(job_out(job)), preview=examples, preview_counts=counts)
 
 
 def document_out(document: Document, job_id: str | None) -> DocumentOut:
@@ -89,4 +99,4 @@ def adapter_out(adapter: Adapter) -> AdapterOut:
 def latest_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
     """Newest job id of each document."""
     rows = session.execute(select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids)).order_by(Job.id))
-    return dict(rows.all())
+    return {document_id: job_id for document_id, job_id in rows if document_id is not None}

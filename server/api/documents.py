@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -12,11 +12,15 @@ from sqlalchemy import select
 from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
 from loramem.lines import check_text, tidy
 from loramem.sandbox import parse_upload
-from loramem.tables import Document
+from loramem.tables import Document, Job
 from server.api.common import After, Limit, NamespaceFilter, TheGateway, document_out, job_out, latest_jobs, problems
 from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage, Text
 from server.gateway import Gateway
-from server.upload import Accepted, Upload, create_document, delete_document, replace_document
+from server.upload import Upload, create_document, create_preview, delete_document, replace_document
+
+OnlyPreview = Annotated[
+    bool, Query(description="write the first chunk's training data for you to look at, and keep no document")
+]
 
 router = APIRouter(prefix="/documents", tags=["documents"])
 
@@ -46,14 +50,20 @@ NESTED_SCHEMAS: dict[str, Any] = BODY["requestBody"]["content"]["application/jso
 
 
 @router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415))
-async def upload(request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
+async def upload(
+    request: Request, response: Response, gateway: TheGateway, preview: OnlyPreview = False
+) -> AcceptedOut:
     """Accept a document; its text is searchable and its adapters live when the job named in `Location` is done.
 
-    The same content again is the same document.
+    The same content again is the same document. With `preview` nothing is trained and there is no document: the job
+    then shows the training data of the first chunk, for a day.
     """
     wanted = await _read_upload(request, gateway)
+    if preview:
+        job = await asyncio.to_thread(create_preview, gateway.database, gateway.queue, wanted)
+        return _accepted(response, job)
     accepted = await asyncio.to_thread(create_document, gateway.database, gateway.queue, wanted)
-    return _accepted(accepted, response)
+    return _accepted(response, accepted.job, accepted.document, accepted.created)
 
 
 @router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
@@ -61,7 +71,7 @@ async def replace(document_id: Text, request: Request, response: Response, gatew
     """Accept a new revision; the old one answers until the new one is live."""
     wanted = await _read_upload(request, gateway)
     accepted = await asyncio.to_thread(replace_document, gateway.database, gateway.queue, document_id, wanted)
-    return _accepted(accepted, response)
+    return _accepted(response, accepted.job, accepted.document, accepted.created)
 
 
 @router.get("", responses=problems())
@@ -97,13 +107,14 @@ def delete(document_id: Text, gateway: TheGateway) -> None:
     delete_document(gateway.database, gateway.queue, document_id)
 
 
-def _accepted(accepted: Accepted, response: Response) -> AcceptedOut:
-    job = accepted.job
+def _accepted(
+    response: Response, job: Job | None, document: Document | None = None, created: bool = False
+) -> AcceptedOut:
     if job is not None:
         response.headers["Location"] = f"/jobs/{job.id}"
         response.headers["Retry-After"] = "5"
-    document = document_out(accepted.document, job.id if job else None)
-    return AcceptedOut(document=document, job=job_out(job) if job else None, created=accepted.created)
+    shown = document_out(document, job.id if job else None) if document else None
+    return AcceptedOut(document=shown, job=job_out(job) if job else None, created=created)
 
 
 async def _read_upload(request: Request, gateway: Gateway) -> Upload:

@@ -1,4 +1,4 @@
-"""/jobs: follow, cancel and retry the work on a document."""
+"""/jobs: follow, cancel and retry the work on a document or a preview."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from loramem.tables import FINAL_JOB_STATES, JobEvent
-from server.api.common import TheGateway, job_out, problems
-from server.api.schemas import JobOut, Text
+from loramem.tables import FINAL_JOB_STATES, Job, JobEvent, Preview
+from loramem.transitions import existing
+from server.api.common import TheGateway, job_detail, job_out, problems
+from server.api.schemas import JobDetail, JobOut, Text
 from server.gateway import Gateway
 from server.stream import event, sse_response
 
@@ -19,8 +20,11 @@ POLL_S = 0.5
 
 
 @router.get("/{job_id}", responses=problems(404))
-def read_job(job_id: Text, gateway: TheGateway) -> JobOut:
-    return job_out(gateway.queue.get(job_id))
+def read_job(job_id: Text, gateway: TheGateway) -> JobDetail:
+    """State and progress; of a preview that succeeded, what it wrote."""
+    with gateway.database.read() as session:
+        job = existing(session.get(Job, job_id), job_id)
+        return job_detail(job, session.get(Preview, job_id))
 
 
 @router.get(

@@ -10,6 +10,7 @@ from loramem.records import (
     ExamResult,
     MergeMethod,
     Mode,
+    PreviewExample,
     Progress,
     QAPair,
     Recipe,
@@ -92,9 +93,12 @@ class DocumentIn(DocumentFields):
 
 
 class JobOut(Schema):
+    """A preview is of no document and no revision."""
+
     id: str
-    document_id: str
-    revision: int
+    kind: Literal["build", "preview"]
+    document_id: str | None
+    revision: int | None
     state: Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
     progress: Progress | None
     attempts: int
@@ -104,6 +108,11 @@ class JobOut(Schema):
     created_at: float
     started_at: float | None
     finished_at: float | None
+
+
+class JobDetail(JobOut):
+    preview: list[PreviewExample] | None = Field(description="of a preview that succeeded: the first chunk's examples")
+    preview_counts: dict[str, int] | None = Field(description="how many of each kind")
 
 
 class DocumentOut(Schema):
@@ -123,9 +132,10 @@ class DocumentOut(Schema):
 
 
 class AcceptedOut(Schema):
-    """`created` is false when the same content was there already; `job` is then its latest one."""
+    """`created` is false when the same content was there already; `job` is then its latest one. A preview has no
+    document and creates none."""
 
-    document: DocumentOut
+    document: DocumentOut | None
     job: JobOut | None
     created: bool
 

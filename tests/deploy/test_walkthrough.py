@@ -54,8 +54,8 @@ def document() -> DocumentOut:
 
 def job(state: str, error: dict[str, Any] | None = None) -> JobOut:
     return JobOut(
-        id="job_1", document_id="doc_1", revision=1, state=state, progress=None, attempts=1, max_attempts=3,
-        cancel_requested=False, error=error, created_at=0, started_at=0, finished_at=0,
+        id="job_1", kind="build", document_id="doc_1", revision=1, state=state, progress=None, attempts=1,
+        max_attempts=3, cancel_requested=False, error=error, created_at=0, started_at=0, finished_at=0,
     )  # fmt: skip
 
 

@@ -74,3 +74,13 @@ def test_events_tell_the_whole_story_of_a_job(live: Live) -> None:
     phases = [phase for phase in ("chunk", "index", "train", "examine", "publish") if f'"phase": "{phase}"' in story]
     assert phases == ["chunk", "index", "train", "examine", "publish"]
     assert '"state": "succeeded"' in story.rsplit("event: state", 1)[1]
+
+
+def test_a_preview_is_written_by_the_worker_and_leaves_no_document(live: Live) -> None:
+    body = {"text": HARBOUR, "namespace": "previewed", "training": {"formats": ["qa"]}}
+    reply = live.client.post("/documents", params={"preview": True}, json=body)
+    assert reply.status_code == 202
+    job = live.wait_job(reply.json()["job"]["id"])
+    assert any("Wrenfield" in example["answer"] for example in job["preview"])
+    assert sum(job["preview_counts"].values()) == len(job["preview"])
+    assert live.client.get("/documents?namespace=previewed").json()["data"] == []

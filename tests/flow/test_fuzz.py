@@ -59,6 +59,10 @@ def _short_answers(case: Case) -> None:
 
 
 def _discard(live: Live, response: schemathesis.Response) -> None:
-    """A document that was accepted needs no training."""
+    """A document that was accepted needs no training, and a preview no writing."""
     if response.status_code == 202 and b'"document"' in response.content:
-        live.client.delete(f"/documents/{response.json()['document']['id']}")
+        accepted = response.json()
+        if accepted["document"]:
+            live.client.delete(f"/documents/{accepted['document']['id']}")
+        else:
+            live.client.post(f"/jobs/{accepted['job']['id']}/cancel")

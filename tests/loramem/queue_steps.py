@@ -51,6 +51,13 @@ def add(queue: JobQueue, document_id: str = "doc_1", revision: int = 1) -> str:
     return job_id
 
 
+def add_preview(queue: JobQueue) -> str:
+    with queue.database.write() as session:
+        job_id = queue.enqueue_preview(session).id
+    queue.announce(job_id)
+    return job_id
+
+
 def add_document(queue: JobQueue, document_id: str = "doc_1", newest_revision: int = 1) -> None:
     with queue.database.write() as session:
         session.add(Namespace(name="default"))

@@ -89,6 +89,31 @@ def test_upload_follows_the_job_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_
     ]
 
 
+def previewing(request: httpx.Request) -> httpx.Response:
+    if request.method == "POST":
+        assert request.url.params["preview"] == "true"
+        return httpx.Response(202, json={"document": None, "job": {"id": "job_1"}, "created": False})
+    if request.url.path.endswith("/events"):
+        return httpx.Response(200, content=sse(("state", {"state": "succeeded"}, "1")))
+    examples = [{"question": "How many pipes?", "answer": "It has 444 pipes.", "kind": "written"}]
+    return httpx.Response(200, json={"preview": examples, "preview_counts": {"written": 1}})
+
+
+def test_a_preview_shows_what_would_be_taught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "organ.txt"
+    file.write_text("pipes of glass")
+    code, out, _ = run(monkeypatch, previewing, "upload", str(file), "--preview")
+    assert code == 0
+    assert out.splitlines() == [
+        "preview, job job_1",
+        "succeeded",
+        "[written] How many pipes?",
+        "    It has 444 pipes.",
+        "1 written",
+    ]
+    assert run(monkeypatch, previewing, "upload", str(file), "--preview", "--no-wait")[1] == "preview, job job_1\n"
+
+
 def test_upload_of_a_document_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "organ.txt"
     file.write_text("pipes of glass")

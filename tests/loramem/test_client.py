@@ -51,6 +51,21 @@ def test_a_file_is_uploaded_as_a_form_with_its_name(tmp_path: Path) -> None:
     client_of(handler).upload(file, qa=[{"question": "q", "answer": "a"}])
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize("preview", [True, False])
+def test_a_preview_is_an_upload_to_another_end(tmp_path: Path, as_file: bool, preview: bool) -> None:
+    file = tmp_path / "organ.txt"
+    file.write_text("pipes of glass")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/documents"
+        assert dict(request.url.params) == ({"preview": "true"} if preview else {})
+        assert b"pipes of glass" in request.read()
+        return httpx.Response(202, json={})
+
+    client_of(handler).upload(file if as_file else file.read_text(), preview=preview)
+
+
 def test_a_refusal_carries_the_servers_words_and_document() -> None:
     problem = {"detail": "top_k=9: at most 8", "code": "invalid-value", "key": "top_k", "status": 422}
     client = client_of(lambda request: httpx.Response(422, json=problem))

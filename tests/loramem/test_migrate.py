@@ -16,15 +16,15 @@ import loramem.migrate
 from loramem.database import Database
 from loramem.errors import SettingsError
 from loramem.migrate import SCRIPTS, migrate
-from loramem.tables import Base, Namespace
+from loramem.tables import Base, Job, Namespace
 from tests.backends import drop_postgres_database, make_postgres_database, need_postgres
 
 NEXT = '''"""A later version's change, which copies the table on SQLite."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -56,10 +56,14 @@ def revision_of(database: Database) -> str | None:
 
 def release(monkeypatch: pytest.MonkeyPatch, folder: Path, broken: str = "") -> None:
     """Make this process the next version of loramem."""
+    copy_scripts(monkeypatch, folder, "versions/*.py")
+    (folder / "versions" / "0003_next.py").write_text(NEXT.format(broken=broken))
+
+
+def copy_scripts(monkeypatch: pytest.MonkeyPatch, folder: Path, versions: str) -> None:
     (folder / "versions").mkdir(parents=True)
-    for script in [*SCRIPTS.glob("*.py"), *SCRIPTS.glob("versions/0001*.py")]:
+    for script in [*SCRIPTS.glob("*.py"), *SCRIPTS.glob(versions)]:
         (folder / script.relative_to(SCRIPTS)).write_text(script.read_text())
-    (folder / "versions" / "0002_next.py").write_text(NEXT.format(broken=broken))
     monkeypatch.setattr(loramem.migrate, "SCRIPTS", folder)
 
 
@@ -112,7 +116,7 @@ def test_processes_that_start_together_migrate_once(empty: Database) -> None:
     for database in databases:
         database.close()
     assert len(done) == 3
-    assert revision_of(empty) == "0001"
+    assert revision_of(empty) == "0002"
 
 
 def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
@@ -122,16 +126,28 @@ def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
     add_job(empty)
     release(monkeypatch, tmp_path / "next")
     migrate(empty)
-    assert revision_of(empty) == "0002"
+    assert revision_of(empty) == "0003"
     with empty.read() as session:
         assert session.scalar(text("SELECT count(*) FROM job_event")) == 1  # a copied table would cascade
         if empty.is_sqlite:
             assert session.scalar(text("PRAGMA foreign_keys")) == 1
     if empty.is_sqlite:
-        with sqlite3.connect(f"{_path(empty)}.before-0002") as copy:
-            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        with sqlite3.connect(f"{_path(empty)}.before-0003") as copy:
+            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
             assert copy.execute("SELECT count(*) FROM job").fetchone() == (1,)
         copy.close()
+
+
+def test_jobs_from_before_previews_are_builds(empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as earlier:
+        copy_scripts(earlier, tmp_path / "earlier", "versions/0001*.py")
+        migrate(empty)
+    add_job(empty)
+    migrate(empty)
+    with empty.read() as session:
+        job = session.get_one(Job, "job_1")
+        assert (job.kind, job.document_id, job.revision) == ("build", "doc_1", 0)
+        assert session.scalar(text("SELECT count(*) FROM job_event")) == 1
 
 
 def test_a_failed_upgrade_changes_nothing(empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,7 +156,7 @@ def test_a_failed_upgrade_changes_nothing(empty: Database, monkeypatch: pytest.M
     release(monkeypatch, tmp_path / "next", broken="raise ZeroDivisionError")
     with pytest.raises(ZeroDivisionError):
         migrate(empty)
-    assert revision_of(empty) == "0001"
+    assert revision_of(empty) == "0002"
     owner = next(column for column in inspect(empty.engine).get_columns("job") if column["name"] == "owner")
     assert str(owner["type"]) == "VARCHAR(128)"
 

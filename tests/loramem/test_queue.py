@@ -12,12 +12,13 @@ from loramem.doorbell import PollingDoorbell, RedisDoorbell
 from loramem.errors import LeaseLost, LoramemError, NotFound
 from loramem.queue import JobQueue
 from loramem.settings import Settings
-from loramem.tables import JobState, Namespace
+from loramem.tables import JobKind, JobState, Namespace
 from tests.backends import Valkey, database, database_url, valkey
 from tests.loramem.queue_steps import (
     BROKEN,
     TRAIN,
     add,
+    add_preview,
     change,
     doorbell,
     let_lease_expire,
@@ -38,6 +39,7 @@ class TestLife:
         job_id = add(queue, "doc_1", 7)
         claim = take(queue, "w1")
         assert (claim.job_id, claim.document_id, claim.revision, claim.attempts) == (job_id, "doc_1", 7, 1)
+        assert claim.kind == JobKind.BUILD
         assert queue.report(claim, TRAIN) is False
         succeed(queue, claim)
         job = queue.get(job_id)
@@ -72,6 +74,16 @@ class TestLife:
     def test_jobs_are_claimed_in_the_order_they_came(self, queue: JobQueue) -> None:
         wanted = [add(queue, f"doc_{number}") for number in range(4)]
         assert [take(queue).job_id for _ in wanted] == wanted
+
+    def test_previews_wait_in_the_same_queue_and_are_of_no_document(self, queue: JobQueue) -> None:
+        wanted = [add(queue, "doc_1"), add_preview(queue), add(queue, "doc_2")]
+        claims = [take(queue) for _ in wanted]
+        assert [claim.job_id for claim in claims] == wanted
+        assert [claim.kind for claim in claims] == ["build", "preview", "build"]
+        job = queue.get(wanted[1])
+        assert (job.document_id, job.revision) == (None, None)
+        succeed(queue, claims[1])
+        assert states(queue, wanted[1]) == ["queued", "running", "succeeded"]
 
     def test_counts_and_age(self, queue: JobQueue) -> None:
         assert queue.oldest_queued_age_s() == 0

@@ -11,6 +11,7 @@ from tests.loramem.queue_steps import (
     TRAIN,
     add,
     add_document,
+    add_preview,
     doorbell,
     let_lease_expire,
     queue,
@@ -82,11 +83,11 @@ class TestCancel:
         done, running = add(queue), add(queue)
         succeed(queue, take(queue))
         claim = take(queue)
-        queued, other = add(queue), add(queue, "doc_2")
+        queued, other, preview = add(queue), add(queue, "doc_2"), add_preview(queue)
         with queue.database.write() as session:
             queue.cancel_of_document(session, "doc_1")
-        found = {job_id: queue.get(job_id).state for job_id in (done, running, queued, other)}
-        assert list(found.values()) == ["succeeded", "running", "cancelled", "queued"]
+        found = {job_id: queue.get(job_id).state for job_id in (done, running, queued, other, preview)}
+        assert list(found.values()) == ["succeeded", "running", "cancelled", "queued", "queued"]
         with pytest.raises(JobCancelled):
             succeed(queue, claim)
 
@@ -108,6 +109,12 @@ class TestRetry:
         queue.release_cancelled(claim)
         queue.retry(claim.job_id)
         assert queue.renew(take(queue)) is False
+
+    def test_a_preview_needs_no_document_for_it(self, queue: JobQueue) -> None:
+        job_id = add_preview(queue)
+        queue.cancel(job_id)
+        assert queue.retry(job_id).state == JobState.QUEUED
+        assert take(queue).job_id == job_id
 
     def test_only_what_ended_without_success(self, queue: JobQueue) -> None:
         add_document(queue)

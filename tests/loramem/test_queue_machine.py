@@ -69,10 +69,11 @@ class QueueMachine(RuleBasedStateMachine):
         self._folder.cleanup()
 
     @precondition(lambda self: len(self.rows) < 3)  # few jobs, so that much happens to each
-    @rule(target=jobs)
-    def upload(self) -> str:
+    @rule(target=jobs, preview=st.booleans())
+    def upload(self, preview: bool) -> str:
         with self.database.write() as session:
-            job_id = self.queue.enqueue(session, "doc", 1).id
+            job = self.queue.enqueue_preview(session) if preview else self.queue.enqueue(session, "doc", 1)
+        job_id = job.id
         self.rows[job_id] = Row()
         return job_id
 

@@ -230,7 +230,7 @@ class TestExternalId:
         create(NAMED)
         texts = [replace(NAMED, text=f"Revision {number}.") for number in range(6)]
         with ThreadPoolExecutor(6) as pool:
-            newest = sorted(job_of(item).revision for item in pool.map(create, texts))
+            newest = sorted(job_of(item).revision or 0 for item in pool.map(create, texts))
         assert newest == [2, 3, 4, 5, 6, 7]
         assert rows(database, Job, Job.state == JobState.QUEUED) == 1
 

@@ -74,6 +74,15 @@ def test_uploads_are_described_in_both_forms(description: Json) -> None:
         assert content["multipart/form-data"]["schema"]["properties"]["file"]["format"] == "binary"
 
 
+def test_a_preview_is_asked_for_with_an_upload_alone(description: Json) -> None:
+    taking = [
+        name
+        for name, operation in operations(description)
+        if "preview" in [parameter["name"] for parameter in operation.get("parameters", ())]
+    ]
+    assert taking == ["POST /documents"]
+
+
 def _resolve(description: Json, schema: Json) -> Json:
     while "$ref" in schema:
         schema = description["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
