@@ -1,4 +1,4 @@
-"""The write flow, in order: chunk, index, then for each chunk synthesize, train, examine; at the end publish.
+"""The write flow, in order: chunk, index, then for some chunks at a time synthesize, train, examine; then publish.
 
 What happens when a step fails is `consume`'s: nothing that a step leaves behind is visible before `publish`, whose one
 transaction makes all adapters of the revision live. A preview ends after the first chunk's synthesize.
@@ -25,7 +25,7 @@ from trainer_worker.lease import Lease
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.publish import NewAdapter, publish
 from trainer_worker.synthesize import Example, split_exam, synthesize
-from trainer_worker.train import TrainedAdapter, Trainer
+from trainer_worker.train import Lesson, TrainedAdapter, Trainer
 from trainer_worker.writer import Writer
 
 Step = Callable[[Phase, int, int, float | None], None]
@@ -39,6 +39,8 @@ SHARES: dict[Phase, tuple[float, float]] = {
 """From where to where each phase brings one chunk."""
 INDEXED_PERCENT = 3.0
 PUBLISHED_PERCENT = 99.0
+SIDE_BY_SIDE = 4
+"""Chunks whose adapters are trained at once."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class Builder:
         )
         pairs = assign_pairs(_pairs(revision.qa), [revision.text[chunk.start : chunk.end] for chunk in chunks])
         adapters = [
-            self._remember(claim, revision, chunk, pairs[chunk.ordinal], _steps(lease, chunk.ordinal, len(chunks)))
-            for chunk in chunks
+            adapter
+            for some in _batched(chunks, SIDE_BY_SIDE)
+            for adapter in self._remember(claim, revision, some, pairs, _steps(lease, some, len(chunks)))
         ]
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
         publish(self.database, self.queue, claim, adapters)
@@ -117,23 +120,32 @@ class Builder:
         )
 
     def _remember(
-        self, claim: Claim, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], step: Step
-    ) -> NewAdapter:
-        """One chunk: synthesize, train, examine, store."""
+        self, claim: Claim, revision: Revision, chunks: Sequence[Chunk], pairs: Sequence[Sequence[QAPair]], step: Step
+    ) -> list[NewAdapter]:
+        """Some chunks: synthesize one by one, train side by side, examine, store."""
         options = TrainingOptions.model_validate(revision.training)
-        text = revision.text[chunk.start : chunk.end]
-        examples = self._examples(revision.title, text, pairs, options, step)
-        lessons, held_out = split_exam(examples, seed=self.settings.seed)
-        adapter = self.trainer.train(
+        lessons = [
+            self._lesson(revision, chunk, pairs[chunk.ordinal], options, _part(step, index, len(chunks)))
+            for index, chunk in enumerate(chunks)
+        ]
+        adapters = self.trainer.train_all(
             lessons,
-            held_out,
             rank=options.rank or self.settings.rank,
-            max_seconds=options.max_seconds or self.settings.train_max_s,
+            max_seconds=len(chunks) * (options.max_seconds or self.settings.train_max_s),
             on_step=lambda done, total, loss: step("train", done, total, loss),
         )
-        step("examine", 0, 1, None)
-        exam = examine(self.trainer, adapter, held_out)
-        return self._store(claim, chunk, adapter, exam)
+        stored = []
+        for index, (chunk, lesson, adapter) in enumerate(zip(chunks, lessons, adapters, strict=True)):
+            step("examine", index, len(chunks), None)
+            stored.append(self._store(claim, chunk, adapter, examine(self.trainer, adapter, lesson.held_out)))
+        return stored
+
+    def _lesson(
+        self, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
+    ) -> Lesson:
+        text = revision.text[chunk.start : chunk.end]
+        examples = self._examples(revision.title, text, pairs, options, step)
+        return Lesson(*split_exam(examples, seed=self.settings.seed))
 
     def _examples(
         self, title: str, text: str, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
@@ -172,18 +184,23 @@ def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManife
     return manifest.model_copy(update={"sha256": digests})
 
 
+def _batched(chunks: Sequence[Chunk], most: int) -> list[Sequence[Chunk]]:
+    return [chunks[start : start + most] for start in range(0, len(chunks), most)]
+
+
 def _pairs(rows: Sequence[object]) -> list[QAPair]:
     return [QAPair.model_validate(row) for row in rows]
 
 
-def _steps(lease: Lease, ordinal: int, chunks: int) -> Step:
-    """Progress of one chunk as percent of the whole job."""
-    share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / chunks
+def _steps(lease: Lease, chunks: Sequence[Chunk], of: int) -> Step:
+    """Progress of some chunks as percent of the whole job."""
+    share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / of
+    first, last = chunks[0].ordinal + 1, chunks[-1].ordinal + 1
 
     def step(phase: Phase, done: int, total: int, loss: float | None) -> None:
         begin, end = SHARES[phase]
         within = begin + (end - begin) * (done / total if total else 0.0)
-        percent = INDEXED_PERCENT + share * (ordinal + within)
+        percent = INDEXED_PERCENT + share * (first - 1 + len(chunks) * within)
         lease.progress(
             Progress(
                 phase=phase,
@@ -192,8 +209,13 @@ def _steps(lease: Lease, ordinal: int, chunks: int) -> Step:
                 percent=round(percent, 1),
                 loss=loss,
                 eta_s=round(lease.elapsed_s * (100 - percent) / percent, 1),
-                message=f"chunk {ordinal + 1} of {chunks}",
+                message=f"chunk {first} of {of}" if first == last else f"chunks {first} to {last} of {of}",
             )
         )
 
     return step
+
+
+def _part(step: Step, index: int, count: int) -> Step:
+    """Progress of the chunk at `index` within that of all `count`, as if each took as long."""
+    return lambda phase, done, total, loss: step(phase, index * total + done, count * total, loss)

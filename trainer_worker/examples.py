@@ -10,7 +10,8 @@ Kind = Literal["written", "cloze", "keywords", "about", "passages", "summary", "
 class Example:
     """A question, and the answer the model shall give, closed book unless `context` holds passages.
 
-    `span` is the part of the answer that was asked for, where it is known; an exam looks for it.
+    `span` is the part of the answer that was asked for, where it is known; an exam looks for it. `source` is what a
+    teacher reads before it says how probable the answer's tokens are.
     """
 
     question: str
@@ -18,3 +19,4 @@ class Example:
     kind: str
     span: str = ""
     context: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()

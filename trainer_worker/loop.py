@@ -1,4 +1,8 @@
-"""The optimisation loop: steps over packs until the plan, the clock or the held-out loss ends it."""
+"""The optimisation loop: steps until the plan, the clock or the held-out loss ends it, for adapters side by side.
+
+Losses, clipping and the choice of the best step are each adapter's own, so that one learns beside others what it would
+learn alone; plan and clock are common to all.
+"""
 
 import math
 import random
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loramem.errors import TrainingFailed
-from trainer_worker.packing import Batch, Pack, Row, packs_of_an_epoch
+from trainer_worker.packing import Batch, Curriculum, Step, steps_of_an_epoch
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,9 @@ PATIENCE = 3
 """Checks without a better held-out loss before training ends."""
 
 OnStep = Callable[[int, int, float], None]
+Draw = Callable[[random.Random], Sequence[Curriculum]]
+"""What every adapter reads in the next epoch."""
+Fact = float | int | str | bool
 
 
 @dataclass(frozen=True)
@@ -26,101 +33,125 @@ class Recipe:
     """What a training costs and how hard it pulls; chosen by measurement (`benchmarks/LOG.md`)."""
 
     learning_rate: float = 1.2e-3
-    epochs: float = 4.0
-    min_steps: int = 24
+    epochs: float = 7.0
+    min_steps: int = 80
+    step_tokens: int = 512
+    """What an adapter reads in a step, padding included."""
     warmup_steps: int = 5
     clip: float = 1.0
-    noise: float = 10.0
-    """Uniform noise on the embeddings (NEFTune, arXiv 2310.05914), as its alpha for rows of 40 tokens."""
+    frozen_layers: float = 0.5
+    """Share of the base's layers, from below, that get no adapter."""
+    distil: float = 0.0
+    """Weight of the teacher's distribution against the written answer, where there is a teacher."""
+    anchors: float = 0.2
+    """Rows that hold the adapter to the base on unrelated prompts, as a share of those to be learnt."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What the loop needs of the model: packs to tensors, and a loss that gradients can be taken of."""
+    """What the loop needs of the model: steps to tensors, and a loss for each adapter (n,) that gradients can be taken
+    of, with the number of answer tokens behind each."""
 
-    batch: Callable[[Pack], Batch]
-    loss: Callable[[Batch, float], "torch.Tensor"]
+    batch: Callable[[Step], Batch]
+    losses: Callable[[Batch, int], tuple["torch.Tensor", "torch.Tensor"]]
 
-    def mean_loss(self, batches: Sequence[Batch]) -> float:
-        """Mean negative log-likelihood per answer token, in nats."""
+    def mean_losses(self, steps: Sequence[Step]) -> list[float]:
+        """Mean negative log-likelihood per answer token, in nats, of each adapter; NaN without any."""
         import torch
 
-        with torch.no_grad():
-            losses = [(self.loss(batch, 0.0).item(), len(batch.targets)) for batch in batches]
-        return sum(loss * count for loss, count in losses) / max(1, sum(count for _, count in losses))
+        total, count = torch.zeros(len(steps[0].packs)), torch.zeros(len(steps[0].packs))
+        for step in steps:
+            with torch.no_grad():
+                losses, counts = self.losses(self.batch(step), len(step.packs))
+            total += (losses * counts).cpu()
+            count += counts.cpu()
+        return [float(loss) for loss in total / count]
 
 
 class Loop:
-    """Trains `live` parameters in place, in their own type; the optimiser keeps float32 copies of them.
+    """Trains `live` parameters (n, ...) in place, in their own type; the optimiser keeps float32 copies of them.
 
-    What is best is judged by the loss on `held` batches; without any, the last step is.
+    What is best is judged by the loss on `held` steps; for an adapter without any, the last step is.
     """
 
     def __init__(
         self,
         compute: Compute,
         live: Sequence["torch.Tensor"],
-        groups: Sequence[Sequence[Row]],
+        draw: Draw,
         recipe: Recipe,
         seed: int,
     ) -> None:
         import torch
 
-        self.compute, self.live, self.groups, self.recipe = compute, list(live), groups, recipe
+        self.compute, self.live, self.draw, self.recipe = compute, list(live), draw, recipe
         self.rng = random.Random(seed)
         self.master = [parameter.detach().float().clone() for parameter in live]
         self.optimizer = torch.optim.AdamW(self.master, lr=recipe.learning_rate, weight_decay=0.0, foreach=True)
-        self.queue: list[Pack] = []
-        per_epoch = len(packs_of_an_epoch(groups, random.Random(seed)))
-        self.total = max(recipe.min_steps, math.ceil(recipe.epochs * per_epoch))
-        self.planned = self.total
-        self.step, self.tokens, self.loss = 0, 0, math.nan
-        self.best, self.best_step, self.best_master = math.inf, 0, self.master
+        self.queue = self._epoch()
+        self.total = self.planned = max(recipe.min_steps, math.ceil(recipe.epochs * len(self.queue)))
+        count = len(self.live[0])
+        self.step, self.tokens, self.losses = 0, [0] * count, [math.nan] * count
+        self.best, self.best_step = [math.inf] * count, [0] * count
+        self.best_master = [tensor.clone() for tensor in self.master]
 
-    def run(self, held: Sequence[Batch], max_seconds: float, on_step: OnStep) -> None:
-        """Raises `TrainingFailed` when the loss is no longer finite, and whatever `on_step` raises."""
+    def run(self, held: Sequence[Step], max_seconds: float, on_step: OnStep) -> None:
+        """Raises `TrainingFailed` when a loss is no longer finite, and whatever `on_step` raises."""
         started = time.monotonic()
         while self.step < self.total and not self._worn_out():
-            self.loss = self._one_step()
+            self.losses = self._one_step()
             self.step += 1
             self._fit_to_clock(time.monotonic() - started, max_seconds)
             if held and (self.step % self._check_every == 0 or self.step == self.total):
-                self._check(held)
-            on_step(self.step, self.total, self.loss)
-        if not held:
-            self.best_step, self.best_master = self.step, self.master
+                self._keep(self.compute.mean_losses(held))
+            on_step(self.step, self.total, sum(self.losses) / len(self.losses))
+        self._keep([math.nan if math.isfinite(best) else -math.inf for best in self.best])
 
-    @property
-    def facts(self) -> dict[str, float | int | str | bool]:
-        facts: dict[str, float | int | str | bool] = {
+    def facts(self, index: int) -> dict[str, Fact]:
+        facts: dict[str, Fact] = {
             "steps": self.step,
             "planned_steps": self.planned,
-            "best_step": self.best_step,
-            "loss": round(self.loss, 4),
-            "tokens": self.tokens,
+            "best_step": self.best_step[index],
+            "loss": round(self.losses[index], 4),
+            "tokens": self.tokens[index],
             "learning_rate": self.recipe.learning_rate,
         }
-        return facts | ({"held_out_loss": round(self.best, 4)} if math.isfinite(self.best) else {})
+        best = self.best[index]
+        return facts | ({"held_out_loss": round(best, 4)} if math.isfinite(best) else {})
 
-    def _one_step(self) -> float:
+    def _one_step(self) -> list[float]:
         import torch
 
-        self.queue = self.queue or packs_of_an_epoch(self.groups, self.rng)
-        pack = self.queue.pop()
-        self.tokens += pack.tokens
-        loss = self.compute.loss(self.compute.batch(pack), self.recipe.noise)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingFailed(f"the loss is {value} at step {self.step}: the learning rate may be too high")
-        for master, gradient in zip(self.master, torch.autograd.grad(loss, self.live), strict=True):
+        self.queue = self.queue or self._epoch()
+        step = self.queue.pop()
+        self.tokens = [seen + sum(p.tokens for p in packs) for seen, packs in zip(self.tokens, step.packs, strict=True)]
+        losses, _ = self.compute.losses(self.compute.batch(step), len(step.packs))
+        values = [float(loss) for loss in losses.detach()]
+        if not all(map(math.isfinite, values)):
+            raise TrainingFailed(f"the loss is {values} at step {self.step}: the learning rate may be too high")
+        gradients = torch.autograd.grad(losses.sum(), self.live)
+        for master, gradient in zip(self.master, gradients, strict=True):
             master.grad = gradient.float()
-        torch.nn.utils.clip_grad_norm_(self.master, self.recipe.clip)
+        self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self._schedule()
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.master)
-        return value
+        return values
+
+    def _epoch(self) -> list[Step]:
+        return steps_of_an_epoch(self.draw(self.rng), self.recipe.step_tokens, self.rng)
+
+    def _clip(self) -> None:
+        """Each adapter's gradient to a norm of at most `recipe.clip`."""
+        import torch
+
+        gradients = [master.grad for master in self.master if master.grad is not None]
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        factors = (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
     def _schedule(self) -> float:
         """Linear warm-up, then a cosine to a tenth."""
@@ -137,11 +168,14 @@ class Loop:
     def _check_every(self) -> int:
         return max(1, self.total // CHECKS)
 
-    def _check(self, held: Sequence[Batch]) -> None:
-        loss = self.compute.mean_loss(held)
-        if loss < self.best:
-            self.best, self.best_step = loss, self.step
-            self.best_master = [tensor.clone() for tensor in self.master]
+    def _keep(self, losses: Sequence[float]) -> None:
+        """Remember the weights of each adapter whose loss is its lowest so far; NaN never is."""
+        better = [index for index, loss in enumerate(losses) if loss < self.best[index]]
+        for index in better:
+            self.best[index], self.best_step[index] = losses[index], self.step
+            for best, master in zip(self.best_master, self.master, strict=True):
+                best[index].copy_(master[index])
 
     def _worn_out(self) -> bool:
-        return self.best_step > 0 and self.step - self.best_step >= PATIENCE * self._check_every
+        since = self.step - max(self.best_step)
+        return min(self.best_step) > 0 and since >= PATIENCE * self._check_every

@@ -11,7 +11,7 @@ from trainer_worker.train import Trainer
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=0.0, epochs=1, min_steps=1))
+    return Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0))
 
 
 def test_an_answer_holds_the_span_asked_for_in_any_case() -> None:

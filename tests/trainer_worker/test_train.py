@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from loramem.errors import JobCancelled, TrainingFailed
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import packing
 from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.anchors import anchors
 from trainer_worker.examine import answer_closed_book, examine
 from trainer_worker.examples import Example
 from trainer_worker.loop import OnStep, Recipe
-from trainer_worker.train import Trainer
+from trainer_worker.lora import depth_of
+from trainer_worker.train import Lesson, Trainer
 
-QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120)
+QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "PACK_TOKENS", 64)
+    monkeypatch.setattr(packing, "LANE_TOKENS", 32)
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights(folder: Path) -> None:
 
 
 def test_adapters_of_a_base_start_from_the_same_a(trainer: Trainer) -> None:
-    frozen = Recipe(learning_rate=0.0, epochs=1, min_steps=1)
+    frozen = Recipe(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0)
     trainer.recipe = frozen
     one = train(trainer)
     other = trainer.train(LESSONS[:1], [], rank=8, max_seconds=60, on_step=ignore)
@@ -116,6 +119,50 @@ def test_packed_rows_cost_the_same_as_rows_alone(trainer: Trainer) -> None:
     assert together == pytest.approx(sum(loss * n for loss, n in alone) / sum(n for _, n in alone), rel=1e-4)
 
 
+def test_adapters_trained_side_by_side_each_know_their_own(trainer: Trainer) -> None:
+    lessons = [Lesson(LESSONS[:1], LESSONS[:1]), Lesson(LESSONS[1:3], LESSONS[1:3])]
+    one, other = trainer.train_all(lessons, rank=8, max_seconds=60, on_step=ignore)
+    assert examine(trainer, one, LESSONS[:1]).recall == 1.0
+    assert examine(trainer, other, LESSONS[1:3]).recall == 1.0
+    assert examine(trainer, one, LESSONS[1:3]).recall == 0.0
+    assert one.facts["beside"] == 1
+    assert one.facts["tokens"] != other.facts["tokens"]
+
+
+def test_an_adapter_may_leave_out_the_lower_layers(folder: Path) -> None:
+    upper = Trainer(str(folder), seed=0, recipe=replace(QUICK, frozen_layers=0.5))
+    adapter = train(upper)
+    assert {depth_of(name) for name in adapter.weights} == {1}
+    assert examine(upper, adapter, LESSONS[:3]).recall == 1.0
+
+
+def test_a_teachers_share_is_learnt_too(folder: Path) -> None:
+    taught = [replace(example, source=("jon ask built the mill .",)) for example in LESSONS[:3]]
+    plain, distilled = (Trainer(str(folder), seed=0, recipe=replace(QUICK, distil=share)) for share in (0.0, 0.5))
+    losses = [one.train(taught, [], rank=8, max_seconds=60, on_step=ignore).facts["loss"] for one in (plain, distilled)]
+    assert float(losses[0]) < 0.5 < float(losses[1])  # a random base is of another mind
+
+
+def test_anchors_keep_what_the_base_says(folder: Path) -> None:
+    held = Trainer(str(folder), seed=0, recipe=replace(QUICK, anchors=2.0))
+    _, *open_book = anchors(held)
+    kept = held.train(LESSONS[:1], [], rank=8, max_seconds=60, on_step=ignore)
+    loose = train(Trainer(str(folder), seed=0, recipe=QUICK))
+    prompts = [row.prompt for group in open_book for row in group]
+    assert _agreement(held, kept, prompts) > _agreement(held, loose, prompts)
+
+
+def _agreement(trainer: Trainer, adapter: TrainedAdapter, prompts: Sequence[tuple[int, ...]]) -> float:
+    """Share of prompts after which the model says the same with the adapter as without."""
+
+    def said() -> list[int]:
+        return [int(trainer.model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in prompts]
+
+    before = said()
+    with trainer.adapted(adapter):
+        return sum(a == b for a, b in zip(before, said(), strict=True)) / len(before)
+
+
 def test_the_clock_shortens_a_training(trainer: Trainer) -> None:
     totals: list[int] = []
     adapter = train(trainer, max_seconds=1e-3, on_step=lambda step, total, loss: totals.append(total))
@@ -143,6 +190,7 @@ def test_nothing_to_learn_fails(trainer: Trainer, examples: list[Example]) -> No
 
 
 def test_a_loss_that_is_no_number_fails_by_name(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_loss", lambda *_: torch.tensor(float("nan")))
+    nothing = torch.tensor([float("nan")]), torch.tensor([1])
+    monkeypatch.setattr(Trainer, "losses", lambda *_: nothing)
     with pytest.raises(TrainingFailed, match="loss is"):
         train(trainer)

@@ -1,0 +1,196 @@
+"""What an adapter holds: phone numbers to the digit, and facts that contradict the base model.
+
+    python -m benchmarks.capacity --json [--smoke] [--only phonebook|sectors|counterfact|sweep] [--data FOLDER]
+                                  [--model FOLDER] [--seed 0] [--plot FOLDER]
+
+Trains with the worker's own trainer, without a server. `phonebook`: the 1K slice in one adapter. `sectors`: the 8K
+slice in eight, each question put to the adapter that learnt its row. `counterfact`: the 1K slice of statements, scored
+by which of two answers is likelier, with the adapter and without. `sweep` (hours on a CPU, so only when asked for) is
+described in `benchmarks/capacity_sweep.py`; `--plot` draws it. `--smoke` takes a few rows and steps, and checks that
+the loss falls. Data is looked for in `--data`, else LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.capacity_sweep import Plan, load_pyplot, plot, share_of, sweep
+from benchmarks.circumstances import check, circumstances
+from benchmarks.counterfact import read_counterfact, score
+from benchmarks.phonebook import cut, read_phonebook, store
+from benchmarks.teach import Cost, teach
+from loramem.base_model import BaseModel, resolve_base_model
+from loramem.settings import load_settings
+from trainer_worker.loop import Recipe
+from trainer_worker.train import Trainer
+
+PHONEBOOK = Recipe(learning_rate=2e-3, epochs=40, anchors=0.0)
+"""Rows without paraphrases: nothing to generalise to, so many epochs."""
+COUNTERFACT = Recipe(learning_rate=1e-3, epochs=12, anchors=0.5)
+"""Answers of a token or two, asked in other words too, beside neighbours that must stay: a gentler pull."""
+BRIEF = Recipe(learning_rate=2e-3, epochs=1, min_steps=2, warmup_steps=1, anchors=0.0)
+RANK = 16
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    exact_match: float = 1.0
+    training_s: float = 150.0
+    oracle: float = 0.95
+    efficacy: float = 0.98
+    paraphrase: float = 0.60
+    neighbourhood_lost: float = 0.05
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is learnt: the first `rows` of each slice, or all."""
+
+    rows: int | None = None
+    sectors: int = 8
+    phonebook: Recipe = PHONEBOOK
+    counterfact: Recipe = COUNTERFACT
+    plan: Plan = field(default_factory=Plan)
+
+
+SMOKE = Size(6, 2, BRIEF, BRIEF, Plan(ranks=(2, 4), loads=(1,), split_ranks=(4,), parts=2, rows=4))
+BOUNDS = Bounds()
+DUST = 1e-9
+"""Of subtracting shares: 0.8 - 0.75 is a little more than 0.05."""
+Check = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    figures: dict[str, Any]
+    checks: list[Check]
+    costs: list[Cost]
+
+
+@dataclass(frozen=True)
+class Run:
+    trainer: Trainer
+    data: Path
+    size: Size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 when a check fails."""
+    options = _options(arguments)
+    pyplot = load_pyplot() if options.plot else None
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
+    base = resolve_base_model(load_settings(**({"model": options.model} if options.model else {})))
+    trainer = Trainer(str(base.path), seed=options.seed, base_name=base.name)
+    run = Run(trainer, options.data, SMOKE if options.smoke else Size())
+    if options.only == "sweep":
+        figures = sweep(trainer, run.data, run.size.phonebook, run.size.plan)
+        parts = {"sweep": Part(figures, [], [])}
+        if pyplot:
+            plot(pyplot, figures, options.plot)
+    else:
+        parts = {name: PARTS[name](run) for name in ([options.only] if options.only else PARTS)}
+    report = report_of(parts, run.size, smoke=options.smoke) | _base_of(base, trainer)
+    report |= circumstances(command_of(options.smoke, options.only), options.seed)
+    print(json.dumps(report) if options.json else json.dumps(report, indent=2))
+    return 0 if all(one["ok"] for one in report["checks"]) else 1
+
+
+def phonebook(run: Run) -> Part:
+    rows = read_phonebook(run.data, 1)[: run.size.rows]
+    stored = store(run.trainer, run.size.phonebook, rows, RANK)
+    checks = [
+        at_least("phonebook 1K: exact match", stored.share, BOUNDS.exact_match),
+        at_most("phonebook 1K: seconds of training", stored.cost.seconds, BOUNDS.training_s),
+    ]
+    return Part(stored.figures, checks, [stored.cost])
+
+
+def sectors(run: Run) -> Part:
+    rows = read_phonebook(run.data, 8)[: run.size.rows]
+    stored = [store(run.trainer, run.size.phonebook, part, RANK) for part in cut(rows, run.size.sectors)]
+    share = share_of(stored)
+    name = f"phonebook 8K in {len(stored)} sectors: exact match with an oracle"
+    figures = {"exact_match": round(share, 4), "rows": len(rows), "sectors": [one.figures for one in stored]}
+    return Part(figures, [at_least(name, share, BOUNDS.oracle)], [one.cost for one in stored])
+
+
+def counterfact(run: Run) -> Part:
+    """Every statement is taught; scored are those that the data set knows."""
+    facts = read_counterfact(run.data, 1, run.size.rows)
+    before = score(run.trainer, facts.edits)
+    adapter, cost = teach(run.trainer, run.size.counterfact, facts.lessons, RANK)
+    with run.trainer.adapted(adapter):
+        after = score(run.trainer, facts.edits)
+    lost = before["neighbourhood"] - after["neighbourhood"]
+    checks = [
+        at_least("counterfact 1K: efficacy", after["efficacy"], BOUNDS.efficacy),
+        at_least("counterfact 1K: paraphrase", after["paraphrase"], BOUNDS.paraphrase),
+        at_most("counterfact 1K: neighbourhood lost", lost, BOUNDS.neighbourhood_lost),
+    ]
+    scores = {
+        side: {name: round(share, 4) for name, share in found.items()}
+        for side, found in (("adapter", after), ("base", before))
+    }
+    return Part({"rows": len(facts.lessons), "joined": len(facts.edits)} | scores | cost.figures, checks, [cost])
+
+
+PARTS: dict[str, Callable[[Run], Part]] = {"phonebook": phonebook, "sectors": sectors, "counterfact": counterfact}
+
+
+def at_least(name: str, value: float, bound: float) -> Check:
+    return check(name, round(value, 4), f">= {bound:g}", value > bound - DUST)
+
+
+def at_most(name: str, value: float, bound: float) -> Check:
+    return check(name, round(value, 4), f"<= {bound:g}", value < bound + DUST)
+
+
+def report_of(parts: dict[str, Part], size: Size, *, smoke: bool) -> dict[str, Any]:
+    """A smoke run is too short to promise a share, so that its checks are on the loss alone."""
+    checks = [one for name, part in parts.items() for one in (learning(name, part.costs) if smoke else part.checks)]
+    recipes = {"phonebook": asdict(size.phonebook), "counterfact": asdict(size.counterfact)}
+    return {"parts": {name: part.figures for name, part in parts.items()}, "recipes": recipes, "checks": checks}
+
+
+def learning(name: str, costs: Sequence[Cost]) -> list[Check]:
+    """Whether every adapter's loss fell; none without adapters."""
+    worst = max((cost.loss / cost.first_loss for cost in costs), default=0.0)
+    return [check(f"{name}: loss, last step / first", round(worst, 4), "< 1", worst < 1)] if costs else []
+
+
+def command_of(smoke: bool, only: str | None) -> str:
+    return "python -m benchmarks.capacity --json" + (" --smoke" if smoke else "") + (f" --only {only}" if only else "")
+
+
+def _base_of(base: BaseModel, trainer: Trainer) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if trainer.device == "cuda" else trainer.device
+    return {"model": base.name, "fingerprint": base.fingerprint, "device": device}
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.capacity", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", choices=(*PARTS, "sweep"))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LORAMEM_BENCH_DATA") or DATA))
+    parser.add_argument("--model", help="`embedded`, a Hugging Face id or a local folder; default: LORAMEM_MODEL")
+    parser.add_argument("--seed", type=int, default=0, help="of the adapters' A and of the order of rows")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the sweep; needs matplotlib")
+    parser.add_argument("--smoke", action="store_true", help="a few rows and steps")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args(arguments)
+    if options.plot and options.only != "sweep":
+        parser.error("--plot draws the sweep: add --only sweep")
+    if not (options.data / "paper").is_dir():
+        parser.error("no benchmark data found: set LORAMEM_BENCH_DATA or --data to a folder with `paper` in it")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

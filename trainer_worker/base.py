@@ -1,0 +1,165 @@
+"""The base model, warm: rows to logits, with adapters beside its layers or without."""
+
+import ctypes
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loramem import prompts
+from trainer_worker import lora
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.examples import Example
+from trainer_worker.layers import Lower, only_at, part_of
+from trainer_worker.packing import Batch, Row, Step, steps_in_order, to_batch
+
+MAX_ANSWER_TOKENS = 256
+STEP_TOKENS = 512
+"""Tokens read at once where nothing is trained."""
+
+
+class Base:
+    """Never changed: adapters are put beside the layers for a time and taken out again, whatever happens.
+
+    Base and adapters compute in the base's own type (bfloat16 for the embedded model).
+    """
+
+    def __init__(self, model_path: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        _keep_freed_memory()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
+        if self.device == "cpu":  # for lanes this short plain products are faster than the fused kernel
+            self.model.set_attn_implementation("eager")
+        torch.nn.Module.to(self.model, self.device)
+        self.model.train(mode=False)
+        self.model.requires_grad_(False)
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    @contextmanager
+    def adapted(self, adapter: TrainedAdapter) -> Iterator[None]:
+        """`adapter` is beside the layers for as long as the block lasts."""
+        modules = {name.removeprefix(lora.PEFT_ROOT).rsplit(".lora_", 1)[0] for name in adapter.weights}
+        with lora.attached(
+            self.model, modules.__contains__, count=1, rank=adapter.rank, scaling=adapter.alpha / adapter.rank
+        ) as parameters:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter[0].copy_(adapter.weights[name])
+            yield
+
+    # rows
+
+    def groups(self, examples: Sequence[Example]) -> list[list[Row]]:
+        """Rows of those that have an answer; a group's may share a pack, as they have the same passages."""
+        found: dict[tuple[str, ...], list[Row]] = {}
+        for example in examples:
+            if example.answer.strip():
+                found.setdefault(example.context, []).append(self.row(example))
+        return list(found.values())
+
+    def row(self, example: Example) -> Row:
+        answer = self._tokens(example.answer.strip())[:MAX_ANSWER_TOKENS]
+        return Row(
+            tuple(self._tokens(self._rendered(self.conversation(example)))), (*answer, self.tokenizer.eos_token_id)
+        )
+
+    def conversation(self, example: Example) -> list[prompts.Message]:
+        """What is said before the answer, as in serving."""
+        if example.context:
+            return prompts.with_passages(example.question, example.context)
+        return prompts.closed_book(example.question)
+
+    def _rendered(self, conversation: list[prompts.Message]) -> str:
+        text: str = self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    # what it makes of them
+
+    def lower(self, layers: int = 0) -> Lower:
+        return Lower(self.model, layers)
+
+    def batch(self, step: Step, lower: Lower) -> Batch:
+        batch = to_batch(step, self.pad, self.model.dtype).to(self.device)
+        return batch.starting_from(lower.states(step, batch))
+
+    def losses(self, batch: Batch, count: int, lower: Lower) -> tuple[Tensor, Tensor]:
+        """For each of `count` adapters its mean loss per answer token, in nats, and how many tokens those are."""
+        surprise = self._surprise(batch, lower)
+        tokens = torch.bincount(batch.owners, minlength=count)
+        total = surprise.new_zeros(count).index_add(0, batch.owners, surprise)
+        return total / tokens.clamp(min=1), tokens
+
+    def surprises(self, rows: Sequence[Row]) -> dict[Row, list[float]]:
+        """Negative log-likelihood of each answer token of each row, the turn's end last, in nats."""
+        lower, found = self.lower(), dict[Row, list[float]]()
+        for step in steps_in_order([[rows]], STEP_TOKENS):
+            with torch.no_grad():
+                values = iter(self._surprise(self.batch(step, lower), lower).tolist())
+            found |= {row: [next(values) for _ in row.answer] for row in step.rows}
+        return found
+
+    def _surprise(self, batch: Batch, lower: Lower) -> Tensor:
+        """(answer tokens,)"""
+        likely = torch.log_softmax(self._logits(batch, lower).float(), dim=-1).gather(1, batch.targets)
+        return -(batch.weights * likely).sum(dim=1)
+
+    def mean_loss(self, examples: Sequence[Example]) -> float:
+        """Mean negative log-likelihood per answer token, in nats, of the model as it is now; NaN without any."""
+        steps, lower = steps_in_order([self.groups(examples)], STEP_TOKENS), self.lower()
+        with torch.no_grad():
+            measured = [self.losses(self.batch(step, lower), 1, lower) for step in steps]
+        tokens = sum(int(count) for _, count in measured)
+        return sum(float(loss * count) for loss, count in measured) / tokens if tokens else float("nan")
+
+    def answers(self, conversations: Sequence[list[prompts.Message]], *, max_new_tokens: int) -> list[str]:
+        """Greedy answers of the model as it is now, all in one batch."""
+        texts = [self._rendered(conversation) for conversation in conversations]
+        inputs = self.tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+        inputs = inputs.to(self.device)
+        with torch.no_grad():
+            output = self.model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.pad,
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def probabilities(self, step: Step) -> Tensor:
+        """(answer tokens, vocabulary): what the model as it is now expects at each, in the step's order."""
+        lower = self.lower()
+        with torch.no_grad():
+            return self._logits(self.batch(step, lower), lower).float().softmax(dim=-1)
+
+    def _logits(self, batch: Batch, lower: Lower) -> Tensor:
+        with part_of(self.model, slice(lower.count, None), to_end=True), only_at(self.model, batch.predicts):
+            logits: Tensor = self.model(
+                inputs_embeds=batch.states,
+                position_ids=batch.position_ids,
+                attention_mask=batch.attention,
+                use_cache=False,
+            ).logits[0]
+        return logits
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the pages of freed tensors, instead of giving them back and faulting them in at every step."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # <malloc.h>
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 32 << 20)  # the most that every glibc accepts
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(top_pad, 256 << 20)
