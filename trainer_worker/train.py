@@ -63,7 +63,8 @@ class Trainer(Base):
         base is then as before.
 
         Raises `TrainingFailed` when there is nothing to learn or a loss is no longer finite. The same seed, lessons and
-        number of steps give the same weights; only where `max_seconds` cuts a training short does time enter.
+        number of steps give the same weights; only where `max_seconds`, for all together, cuts a training short does
+        time enter.
         """
         started = time.monotonic()
         frozen = self._frozen_layers
@@ -72,7 +73,7 @@ class Trainer(Base):
         with self._attached(len(lessons), rank, frozen) as parameters:
             lora.start(parameters, self.seed)
             loop = Loop(self._compute(frozen), list(parameters.values()), self._draw(groups), self.recipe, self.seed)
-            loop.run(held, max_seconds, on_step)
+            loop.run(held, max_seconds - (time.monotonic() - started), on_step)
         spent: Facts = {"seconds": round(time.monotonic() - started, 2), "seed": self.seed, "beside": len(lessons) - 1}
         return [
             TrainedAdapter(
