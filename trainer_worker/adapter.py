@@ -1,6 +1,7 @@
 """A trained adapter in memory, and its form on disk: a plain PEFT folder."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 ALPHA_PER_RANK = 2
+_LAYER = re.compile(r"\.(\d+)\.")
 Facts = dict[str, float | int | str | bool]
 
 
@@ -33,6 +35,12 @@ class TrainedAdapter:
     def target_modules(self) -> list[str]:
         return module_names(self.weights)
 
+    @property
+    def layers(self) -> list[int] | None:
+        """Which of the base's layers are adapted; None for all."""
+        depths = sorted({depth_of(name) for name in self.weights})
+        return depths if depths[0] > 0 else None
+
     def save(self, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` (bfloat16), as PEFT and vLLM read them, and what
         TIES keeps of it (`loramem.trim`)."""
@@ -48,6 +56,7 @@ class TrainedAdapter:
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=self.target_modules,
+            layers_to_transform=self.layers,
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base_name,
@@ -55,6 +64,12 @@ class TrainedAdapter:
         )
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
         (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def depth_of(name: str) -> int:
+    """Index of the transformer layer that a module belongs to; -1 outside of any."""
+    found = _LAYER.search(f".{name}.")
+    return int(found[1]) if found else -1
 
 
 def module_names(weights: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ adapter.
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
 PEFT_ROOT = "base_model.model."
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 class Lora(nn.Module):
@@ -93,12 +91,6 @@ def linear_layers(model: Any) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
             yield name, module
-
-
-def depth_of(name: str) -> int:
-    """Index of the transformer layer that a module belongs to; -1 outside of any."""
-    found = _LAYER.search(f".{name}.")
-    return int(found[1]) if found else -1
 
 
 def start(parameters: dict[str, nn.Parameter], seed: int) -> None:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from loramem.errors import TrainingFailed
 from trainer_worker import lora
-from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter
+from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter, depth_of
 from trainer_worker.anchors import anchors, some
 from trainer_worker.base import Base
 from trainer_worker.distil import taught
@@ -88,7 +88,7 @@ class Trainer(Base):
     @contextmanager
     def _attached(self, count: int, rank: int, frozen: int) -> Iterator[dict[str, Parameter]]:
         with lora.attached(
-            self.model, lambda name: lora.depth_of(name) >= frozen, count=count, rank=rank, scaling=ALPHA_PER_RANK
+            self.model, lambda name: depth_of(name) >= frozen, count=count, rank=rank, scaling=ALPHA_PER_RANK
         ) as parameters:
             yield parameters
 

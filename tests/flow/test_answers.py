@@ -153,9 +153,10 @@ def test_a_published_adapter_loads_in_peft(live: Live, library: Library, tmp_pat
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(tmp_path, filter="data")
     (config,) = tmp_path.rglob("adapter_config.json")
-    assert json.loads(config.read_text())["r"] == adapter["rank"]
+    settings = json.loads(config.read_text())
+    assert (settings["r"], settings["layers_to_transform"]) == (adapter["rank"], list(range(15, 30)))
     tensors = load_file(config.parent / "adapter_model.safetensors")
-    assert len(tensors) == 2 * 7 * 30
+    assert len(tensors) == 2 * 7 * 15
     assert not list(tmp_path.rglob("*.bin"))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.trainer_worker.tiny import save_tiny_model
 from trainer_worker import lora
+from trainer_worker.adapter import depth_of
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
@@ -102,9 +103,9 @@ def test_the_model_is_as_before_even_after_an_error(model: Any) -> None:
 
 
 def test_only_what_is_wanted_gets_an_adapter(model: Any) -> None:
-    with lora.attached(model, lambda name: lora.depth_of(name) >= 1, count=1, rank=4, scaling=1.0) as parameters:
-        assert {lora.depth_of(name) for name in parameters} == {1}
-    assert lora.depth_of("model.norm") == -1
+    with lora.attached(model, lambda name: depth_of(name) >= 1, count=1, rank=4, scaling=1.0) as parameters:
+        assert {depth_of(name) for name in parameters} == {1}
+    assert depth_of("model.norm") == -1
 
 
 def test_the_first_a_is_by_name_and_seed_and_the_same_for_all(model: Any) -> None:

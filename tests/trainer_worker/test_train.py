@@ -10,12 +10,11 @@ import torch
 from loramem.errors import JobCancelled, TrainingFailed
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import packing
-from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.adapter import TrainedAdapter, depth_of
 from trainer_worker.anchors import anchors
 from trainer_worker.examine import answer_closed_book, examine
 from trainer_worker.examples import Example
 from trainer_worker.loop import OnStep, Recipe
-from trainer_worker.lora import depth_of
 from trainer_worker.train import Lesson, Trainer
 
 QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
@@ -91,10 +90,12 @@ def test_adapters_of_a_base_start_from_the_same_a(trainer: Trainer) -> None:
     assert all(not tensor.any() for name, tensor in one.weights.items() if ".lora_B." in name)
 
 
-def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, tmp_path: Path, share: float) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    trainer.recipe = replace(QUICK, frozen_layers=share)
     adapter = train(trainer)
     adapter.save(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -105,7 +106,9 @@ def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, t
         "ties_mask.safetensors",
     }
     base: Any = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path)
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    loaded: Any = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    names = {name.replace(".default.", ".") for name, _ in loaded.named_parameters() if ".lora_" in name}
+    assert names == set(adapter.weights)
     ids = torch.tensor([[5, 6, 7]])
     with trainer.adapted(adapter):
         expected = trainer.model(ids).logits

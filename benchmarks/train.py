@@ -1,0 +1,235 @@
+"""How fast an adapter is trained: against a plain PEFT loop, and four side by side against one after another.
+
+    python -m benchmarks.train --json [--smoke] [--rounds 2] [--seed 0]
+
+Rows are the questions that rules make of the sheets in `benchmarks/sheets`; no writer is asked. Counted are the tokens
+of the rows themselves, without padding, however they are packed. The plain loop is the one that most would write: PEFT
+on all linear layers, rows padded to one length, the model's own loss on the answers, AdamW on the adapter's parameters.
+All start from the same base and see every row equally often; the loss is measured afterwards on all rows.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.circumstances import check, circumstances
+from benchmarks.sheets import Sheet, read_sheets
+from loramem.base_model import BaseModel, resolve_base_model
+from loramem.settings import load_settings
+from trainer_worker.cloze import about_questions, cloze_questions
+from trainer_worker.examples import Example
+from trainer_worker.loop import Recipe
+from trainer_worker.packing import Row
+from trainer_worker.statements import statements
+from trainer_worker.train import Lesson, Trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHEETS = Path(__file__).parent / "sheets"
+RANK = 16
+PLAIN_ROWS = 16
+"""Rows in a step of the plain loop: about what a step of 512 packed tokens holds."""
+BESIDE = 4
+FASTER, SIDE_BY_SIDE = 1.3, 1.2
+FOREVER = 1e9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`tokens` are the rows' own, each time a row is read; `loss` in nats per answer token, afterwards, on all rows."""
+
+    tokens: int
+    seconds: float
+    loss: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {
+            "tokens_per_s": round(self.tokens / self.seconds, 1),
+            "seconds": round(self.seconds, 2),
+            "loss": round(self.loss, 4),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 when a check fails."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
+    base = resolve_base_model(load_settings())
+    lessons = [rows_of(sheet, options.seed) for sheet in read_sheets(SHEETS)][:BESIDE]
+    epochs, rounds = (1, 1) if options.smoke else (4, options.rounds)
+    lessons = [lesson[:16] for lesson in lessons] if options.smoke else lessons
+    speeds = [compare(base, lessons[0], epochs, options.seed) for _ in range(rounds)]
+    beside = [side_by_side(base, lessons, options.seed, options.smoke) for _ in range(rounds)]
+    report = summary(speeds, beside) | circumstances(
+        "python -m benchmarks.train --json" + (" --smoke" if options.smoke else ""), options.seed
+    )
+    report |= {"model": base.name, "checks": [] if options.smoke else report["checks"]}
+    print(json.dumps(report) if options.json else json.dumps(report, indent=2))
+    return 0 if all(one["ok"] for one in report["checks"]) else 1
+
+
+def rows_of(sheet: Sheet, seed: int) -> list[Example]:
+    facts, rng = statements(sheet.title, sheet.text), random.Random(seed)
+    return [one for fact in facts for one in (*cloze_questions(fact), *about_questions(fact, facts, rng))]
+
+
+def compare(base: BaseModel, rows: Sequence[Example], epochs: int, seed: int) -> dict[str, Speed]:
+    """Ours on all layers, as the plain loop has it, ours as by default, and the plain loop."""
+    whole = Recipe(epochs=epochs, min_steps=1, frozen_layers=0.0, anchors=0.0)
+    return {
+        "ours": ours(base, whole, rows, seed),
+        "ours, upper half": ours(base, replace(whole, frozen_layers=Recipe.frozen_layers), rows, seed),
+        "plain": Plain(base, seed).train(rows, epochs),
+    }
+
+
+def ours(base: BaseModel, recipe: Recipe, rows: Sequence[Example], seed: int) -> Speed:
+    trainer = Trainer(str(base.path), seed=seed, recipe=recipe)
+    warm_up(trainer, rows)
+    read: list[int] = []
+    count = trainer.batch
+
+    def counted(step: Any, lower: Any) -> Any:
+        read.append(sum(row.tokens for row in step.rows))
+        return count(step, lower)
+
+    trainer.batch = counted  # type: ignore[method-assign]
+    started = time.monotonic()
+    adapter = trainer.train(rows, [], rank=RANK, max_seconds=FOREVER, on_step=_ignore)
+    seconds = time.monotonic() - started
+    trainer.batch = count  # type: ignore[method-assign]
+    with trainer.adapted(adapter):
+        return Speed(sum(read), seconds, trainer.mean_loss(rows))
+
+
+def warm_up(trainer: Trainer, rows: Sequence[Example]) -> None:
+    """A step of every shape, so that generating kernels is not measured."""
+    recipe, trainer.recipe = trainer.recipe, replace(trainer.recipe, epochs=0, min_steps=1)
+    trainer.train(rows, [], rank=RANK, max_seconds=FOREVER, on_step=_ignore)
+    trainer.recipe = recipe
+
+
+def side_by_side(base: BaseModel, lessons: Sequence[Sequence[Example]], seed: int, smoke: bool) -> dict[str, float]:
+    """Seconds of the same steps, 128 tokens for each adapter in each, at once and one after another."""
+    recipe = Recipe(epochs=0, min_steps=1 if smoke else 24, step_tokens=128, anchors=0.0)
+    trainer = Trainer(str(base.path), seed=seed, recipe=recipe)
+    seconds = {}
+    for name, groups in (("at once", [lessons]), ("one by one", [[lesson] for lesson in lessons])):
+        for _ in range(2):  # the first for the kernels
+            started = time.monotonic()
+            for group in groups:
+                taught = [Lesson(rows) for rows in group]
+                trainer.train_all(taught, rank=RANK, max_seconds=FOREVER, on_step=_ignore)
+            seconds[name] = time.monotonic() - started
+    return seconds
+
+
+class Plain:
+    """PEFT and a loop."""
+
+    def __init__(self, base: BaseModel, seed: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        gc.collect()
+        self.seed = seed
+        self.encoder = Trainer(str(base.path), seed=seed, recipe=Recipe(anchors=0.0))
+        self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype="auto")
+
+    def train(self, examples: Sequence[Example], epochs: int) -> Speed:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        rows = [self.encoder.row(example) for example in examples]
+        torch.manual_seed(self.seed)
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        model: Any = get_peft_model(self.model, config, autocast_adapter_dtype=False)
+        parameters = [one for one in model.parameters() if one.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=Recipe.learning_rate)
+        length = -(-max(row.tokens + 1 for row in rows) // 16) * 16
+        tokens, started = 0, 0.0
+        for number, chosen in enumerate(self._batches(rows, epochs)):
+            if number == 1:  # the first is for the kernels
+                tokens, started = 0, time.monotonic()
+            model(**_padded(chosen, length)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += sum(row.tokens for row in chosen)
+        return Speed(tokens, time.monotonic() - started, self._loss(model, rows, length))
+
+    def _batches(self, rows: Sequence[Row], epochs: int) -> Iterator[list[Row]]:
+        rng = random.Random(self.seed)
+        order = [row for _ in range(epochs) for row in rng.sample(list(rows), len(rows))]
+        for start in range(0, len(order) - PLAIN_ROWS + 1, PLAIN_ROWS):
+            yield order[start : start + PLAIN_ROWS]
+
+    def _loss(self, model: Any, rows: Sequence[Row], length: int) -> float:
+        import torch
+
+        total = answers = 0.0
+        for start in range(0, len(rows), PLAIN_ROWS):
+            some = list(rows[start : start + PLAIN_ROWS])
+            count = sum(len(row.answer) for row in some)
+            with torch.no_grad():
+                total += count * model(**_padded(some, length)).loss.item()
+            answers += count
+        return total / answers
+
+
+def _padded(rows: Sequence[Row], length: int) -> "dict[str, Tensor]":
+    import torch
+
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for lane, row in enumerate(rows):
+        whole = torch.tensor(row.prompt + row.answer)
+        ids[lane, : len(whole)], mask[lane, : len(whole)] = whole, 1
+        labels[lane, len(row.prompt) : len(whole)] = whole[len(row.prompt) :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def summary(speeds: Sequence[dict[str, Speed]], beside: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Ratios are the median over the rounds, each within its own round."""
+    faster = median(_rate(round_["ours"]) / _rate(round_["plain"]) for round_ in speeds)
+    least = median(round_["plain"].loss - round_["ours"].loss for round_ in speeds)
+    won = median(round_["one by one"] / round_["at once"] for round_ in beside)
+    checks = [
+        check("token/s of the plain PEFT loop", round(faster, 3), f">= {FASTER}", faster >= FASTER),
+        check("loss below the plain loop's", round(least, 4), ">= 0", least >= 0),
+        check("four side by side", round(won, 3), f">= {SIDE_BY_SIDE}", won >= SIDE_BY_SIDE),
+    ]
+    rounds = [{name: speed.figures for name, speed in round_.items()} for round_ in speeds]
+    seconds = [{name: round(value, 2) for name, value in round_.items()} for round_ in beside]
+    return {"training": rounds, "side_by_side_s": seconds, "checks": checks}
+
+
+def _rate(speed: Speed) -> float:
+    return speed.tokens / speed.seconds
+
+
+def _ignore(step: int, total: int, loss: float) -> None:
+    pass
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few rows, one round, no promises")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
