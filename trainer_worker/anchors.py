@@ -21,9 +21,17 @@ Anchors = Sequence[Sequence[Row]]
 def anchors(base: Base) -> list[list[Row]]:
     """Every prompt with the base's own answer and, for each of its tokens, what else the base holds probable."""
     examples = list(_prompts())
-    answers = base.answers([base.conversation(example) for example in examples], max_new_tokens=MAX_NEW_TOKENS)
-    groups = base.groups([replace(example, answer=said) for example, said in zip(examples, answers, strict=True)])
+    closed = [example for example in examples if not example.context]
+    open_book = [example for example in examples if example.context]
+    groups = base.groups([*_answered(base, closed), *_answered(base, open_book)])
     return [_held(base, group) for group in groups]
+
+
+def _answered(base: Base, examples: Sequence[Example]) -> Iterator[Example]:
+    """In one batch, so of about one length."""
+    answers = base.answers([base.conversation(example) for example in examples], max_new_tokens=MAX_NEW_TOKENS)
+    for example, said in zip(examples, answers, strict=True):
+        yield replace(example, answer=said)
 
 
 def _held(base: Base, group: Sequence[Row]) -> list[Row]:
