@@ -10,19 +10,50 @@ query   ->  Source, Recipe               gateway to the engine's worker process,
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
 MergeMethod = Literal["ties", "linear", "cat", "dare_ties", "dare_linear", "product_ties", "product_linear"]
 SignMethod = Literal["total", "frequency"]
 Weighting = Literal["uniform", "router"]
 Phase = Literal["waiting", "chunk", "index", "synthesize", "train", "examine", "publish", "done"]
+MIXTURES = {"all": ("qa40", "summary8", "rewrite4", "original")}
+"""Names for several kinds of training data at once."""
+Placement = Literal["late", "early", "all", "ffn", "attention"]
+Remedy = Literal["data", "rank", "split"]
 
 
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _items(value: object) -> object:
+    """`"summary8+qa40"` and `["summary8", "qa40"]` are the same; names stand for their items."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+        return given
+    items = [item for names in given for item in names.split("+")]
+    return tuple(item for name in items for item in MIXTURES.get(name, (name,)))
+
+
+def _once(items: tuple[str, ...]) -> tuple[str, ...]:
+    different = tuple(dict.fromkeys(items))
+    if len({item.rstrip("0123456789") for item in different}) < len(different):
+        raise ValueError(f"must give one number for each kind, not {'+'.join(items)}")
+    return different
+
+
+def _servable(value: object) -> object:
+    if value == "dora":
+        raise ValueError("cannot be dora: vLLM has no place for the magnitudes that DoRA trains beside A and B")
+    return value
+
+
+Item = Annotated[str, StringConstraints(pattern=r"^(?:(?:qa|summary|rewrite)(?:[1-9]\d{0,2})?|passages|original)$")]
+Variant = Annotated[Literal["lora", "pissa"], BeforeValidator(_servable)]
+Mixture = Annotated[tuple[Item, ...], BeforeValidator(_items), AfterValidator(_once)]
 
 
 class QAPair(Record):
@@ -35,11 +66,24 @@ class QAPair(Record):
 class TrainingOptions(Record):
     """What a user may ask of the training of one document; `None` takes the server's setting."""
 
-    rank: Literal[8, 16, 32, 64] | None = Field(None, description="rank of the adapters")
-    max_seconds: float | None = Field(None, gt=0, le=3600, description="training time per chunk")
-    formats: tuple[Literal["qa", "passages", "summary", "rewrite", "original"], ...] = Field(
-        ("qa", "original"), min_length=1, description="kinds of training data"
+    rank: Literal["auto", 8, 16, 32, 64] | None = Field(
+        None, description="rank of the adapters; `auto` takes the least that holds the text"
     )
+    max_seconds: float | None = Field(None, gt=0, le=3600, description="training time per adapter")
+    formats: Mixture = Field(
+        ("qa", "original"),
+        min_length=1,
+        description="kinds of training data, a list or joined by `+`; a number is how many a chunk: `summary8+qa40`",
+    )
+    placement: Placement = Field(
+        "late",
+        description="which layers get an adapter: the upper half, the lower, all; or "
+        "of all layers the feed-forward or the attention part alone",
+    )
+    variant: Variant = Field("lora", description="how an adapter starts: at zero, or from the base's principal parts")
+    freeze_a: bool = Field(False, description="train B alone, beside the A that all adapters of the base share")
+    distil: float = Field(0.0, ge=0, le=1, description="weight of what the base says with the text before it")
+    per: Literal["chunk", "document"] = Field("chunk", description="an adapter for each chunk, or one for all")
 
 
 class Progress(Record):
@@ -62,14 +106,28 @@ class PreviewExample(Record):
     kind: str
 
 
+class Fullness(Record):
+    """How much of what an adapter can hold it has to hold, in bits of what the base model did not know."""
+
+    load_bits: float  # the statements of the text, as the base expects them
+    stored_bits: float  # what the adapter took off that
+    capacity_bits: float  # what an adapter of this size held when it was overfilled
+    full: float  # load / capacity; above 1 it cannot hold everything
+
+
 class ExamResult(Record):
     """Closed-book result on questions that stayed out of training; shares are 0 to 1."""
 
     questions: int
     recall: float  # answers that hold the expected one, with the adapter
     base_recall: float  # the same without it
+    overlap: float = 0.0  # mean token-F1 of answers against the expected, with the adapter
+    base_overlap: float = 0.0  # the same without it
     loss: float  # mean negative log-likelihood per answer token, with the adapter
+    harm: float = 0.0  # nats per token by which the base's own answers to unrelated prompts became less likely
     weak: bool
+    tried: tuple[Remedy, ...] = ()  # what was done because an earlier attempt was weak
+    fullness: Fullness | None = None
 
 
 class AdapterManifest(Record):
