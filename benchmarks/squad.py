@@ -1,90 +1,64 @@
 """Closed-book answers about SQuAD passages against answers from retrieved text, by a running loramem server.
 
-    python -m benchmarks.squad --json [--smoke] [--url http://127.0.0.1:8000] [--passages 20] [--paper 20] [--seed 0]
+    python -m benchmarks.squad --json [--smoke] [--url http://127.0.0.1:8000] [--passages 20] [--paper 20] [--harm 15]
+                               [--seed 0]
 
 Passages are drawn with the seed, uploaded as text alone into one namespace, and asked all their questions, routed as
 any question is, at the server's defaults. Token-F1 is SQuAD's own. With `--paper N` the first N passages are also
 learnt by the recipe of "Understanding LoRA as Knowledge Memory" (`benchmarks.paper_recipe`), from the same training
-data, for as many seconds as ours took from upload to ready. Data is looked for in LORAMEM_BENCH_DATA, else
-`shared/data` beside the repository.
+data, for as many seconds as ours took from upload to ready. With `--harm N`, N other passages are asked with the text
+in the prompt, with and without the adapters of the first five (`benchmarks.harm`). Data is looked for in
+LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
 """
 
 import argparse
 import json
 import os
-import random
-import re
-import string
 import sys
-import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from benchmarks.circumstances import check, circumstances
+from benchmarks.harm import ADAPTERS, download, harm
+from benchmarks.harm import checks as harm_checks
 from benchmarks.paper_recipe import PaperRecipe
+from benchmarks.passages import DATA, Passage, draw, follow, learn, read_passages, unrelated
+from benchmarks.scores import mean, token_f1
 from loramem.client import Client
 from loramem.records import Mode
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 MODES: tuple[Mode, ...] = ("base", "rag", "lora", "hybrid")
 OF_RAG = 0.6
 OF_PAPER = 1.5
 SMOKE_S = 5.0
 
 
-@dataclass(frozen=True)
-class Passage:
-    title: str
-    context: str
-    questions: list[dict[str, str]]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
-    passages = draw(read_passages(options.data), 1 if options.smoke else options.passages, options.seed)
+    every = read_passages(options.data)
+    passages = draw(every, 1 if options.smoke else options.passages, options.seed)
     limit = {"training": {"max_seconds": SMOKE_S}} if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}
         theirs = papers(client, passages[: options.paper], [ready for _, ready in learnt], options.seed)
-        for document, _ in learnt:
+        documents = [document for document, _ in learnt]
+        harmed = harm_of(options, every, passages, documents[:ADAPTERS])
+        for document in documents:
             client.delete(document)
     report = summary(passages, answers, theirs, [ready for _, ready in learnt], smoke=options.smoke)
-    command = f"python -m benchmarks.squad --json --passages {len(passages)} --paper {len(theirs)}"
+    if harmed:
+        report["harm"] = harmed
+        report["checks"] += [] if options.smoke else harm_checks(harmed)
+    command = (
+        f"python -m benchmarks.squad --json --passages {len(passages)} --paper {len(theirs)} --harm {options.harm}"
+    )
     report |= circumstances(command + (" --smoke" if options.smoke else ""), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report["f1"], indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
-
-
-def read_passages(data: Path) -> list[Passage]:
-    """Raises `OSError` when the data is not there."""
-    (file,) = sorted((data / "squad11").glob("*.json"))
-    return [Passage(one["title"], one["context"], one["questions"]) for one in json.loads(file.read_text())]
-
-
-def draw(passages: Sequence[Passage], count: int, seed: int) -> list[Passage]:
-    return random.Random(seed).sample(list(passages), count)
-
-
-def learn(client: Client, passage: Passage, options: dict[str, Any]) -> tuple[str, float]:
-    """(document id, seconds from upload to ready)"""
-    started = time.monotonic()
-    accepted = client.upload(passage.context, **options)
-    follow(client, accepted["job"]["id"])
-    ready_s = time.monotonic() - started
-    print(f"{passage.title}: {len(passage.context.split())} words, ready after {ready_s:.0f} s", file=sys.stderr)
-    return accepted["document"]["id"], ready_s
-
-
-def follow(client: Client, job_id: str) -> None:
-    states = [event.data.get("state") for event in client.follow(job_id)]
-    if "succeeded" not in states:
-        raise SystemExit(f"job {job_id} ended otherwise: {client.job(job_id)}")
 
 
 def ask(client: Client, passage: Passage, mode: Mode) -> list[str]:
@@ -102,6 +76,17 @@ def papers(client: Client, passages: Sequence[Passage], seconds: Sequence[float]
         rows = [(one["question"], one["answer"]) for one in client.job(job)["preview"]]
         answers.append(recipe.answers(rows, [item["question"] for item in passage.questions], limit_s))
     return answers
+
+
+def harm_of(
+    options: argparse.Namespace, every: Sequence[Passage], passages: Sequence[Passage], documents: Sequence[str]
+) -> dict[str, Any] | None:
+    """What the adapters of the first documents cost answers about passages that none of them is about."""
+    if not options.harm:
+        return None
+    fresh = [passage for passage in every if passage not in passages]
+    others = unrelated(fresh, passages[: len(documents)], options.harm, options.seed)
+    return harm(options.url, options.api_key, download(options.url, options.api_key, documents), others, options.seed)
 
 
 def summary(
@@ -141,33 +126,23 @@ def _at_least(name: str, value: float, bound: float) -> dict[str, Any]:
 
 
 def mean_f1(passages: Sequence[Passage], answers: Sequence[Sequence[str]]) -> float:
-    scores = [
-        token_f1(answer, item["answer"])
-        for passage, given in zip(passages, answers, strict=False)
-        for item, answer in zip(passage.questions, given, strict=True)
-    ]
-    return sum(scores) / max(1, len(scores))
-
-
-def token_f1(answer: str, expected: str) -> float:
-    """SQuAD's: harmonic mean of precision and recall of words, without case, punctuation and articles; 0 to 1."""
-    given, wanted = _words(answer), _words(expected)
-    shared = sum((Counter(given) & Counter(wanted)).values())
-    return 2 * shared / (len(given) + len(wanted)) if shared else float(given == wanted)
-
-
-def _words(text: str) -> list[str]:
-    plain = "".join(letter for letter in text.casefold() if letter not in string.punctuation)
-    return re.sub(r"\b(?:a|an|the)\b", " ", plain).split()
+    return mean(
+        [
+            token_f1(answer, item["answer"])
+            for passage, given in zip(passages, answers, strict=False)
+            for item, answer in zip(passage.questions, given, strict=True)
+        ]
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.squad", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LORAMEM_BENCH_DATA") or DATA))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--passages", type=int, default=20)
     parser.add_argument("--paper", type=int, default=0, metavar="N", help="learn the first N by the paper's recipe too")
+    parser.add_argument("--harm", type=int, default=0, metavar="N", help="ask N other passages beside our adapters")
     parser.add_argument("--seed", type=int, default=0, help="of the draw, and of the paper's training")
     parser.add_argument("--smoke", action="store_true", help="one passage, a few seconds of training")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")

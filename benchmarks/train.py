@@ -5,7 +5,8 @@
 Rows are the questions that rules make of the sheets in `benchmarks/sheets`; no writer is asked. Counted are the tokens
 of the rows themselves, without padding, however they are packed. The plain loop is the one that most would write: PEFT
 on all linear layers, rows padded to one length, the model's own loss on the answers, AdamW on the adapter's parameters.
-All start from the same base and see every row equally often; the loss is measured afterwards on all rows.
+All start from the same base and see every row equally often; the loss is measured afterwards on all rows. Where TRL is
+installed, its `SFTTrainer` does the plain loop's steps too (`benchmarks.sft`).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import sft
 from benchmarks.circumstances import check, circumstances
 from benchmarks.sheets import Sheet, read_sheets
 from loramem.base_model import BaseModel, resolve_base_model
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings())
     lessons = [rows_of(sheet, options.seed) for sheet in read_sheets(SHEETS)][:BESIDE]
-    epochs, rounds = (1, 1) if options.smoke else (4, options.rounds)
+    epochs, rounds = (2, 1) if options.smoke else (4, options.rounds)
     lessons = [lesson[:16] for lesson in lessons] if options.smoke else lessons
     speeds = [compare(base, lessons[0], epochs, options.seed) for _ in range(rounds)]
     beside = [side_by_side(base, lessons, options.seed, options.smoke) for _ in range(rounds)]
@@ -85,13 +87,14 @@ def rows_of(sheet: Sheet, seed: int) -> list[Example]:
 
 
 def compare(base: BaseModel, rows: Sequence[Example], epochs: int, seed: int) -> dict[str, Speed]:
-    """Ours on all layers, as the plain loop has it, ours as by default, and the plain loop."""
+    """Ours on all layers, as the plain loop has it, ours as by default, the plain loop, and TRL's where it is."""
     whole = Recipe(epochs=epochs, min_steps=1, frozen_layers=0.0, anchors=0.0)
-    return {
+    speeds = {
         "ours": ours(base, whole, rows, seed),
         "ours, upper half": ours(base, replace(whole, frozen_layers=Recipe.frozen_layers), rows, seed),
         "plain": Plain(base, seed).train(rows, epochs),
     }
+    return speeds if sft.unavailable() else speeds | {"sft": Sft(base, seed).train(rows, epochs)}
 
 
 def ours(base: BaseModel, recipe: Recipe, rows: Sequence[Example], seed: int) -> Speed:
@@ -139,34 +142,51 @@ class Plain:
     """PEFT and a loop."""
 
     def __init__(self, base: BaseModel, seed: int) -> None:
+        import torch
         from transformers import AutoModelForCausalLM
 
         gc.collect()
         self.seed = seed
         self.encoder = Trainer(str(base.path), seed=seed, recipe=Recipe(anchors=0.0))
+        self.device = self.encoder.device
         self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype="auto")
+        torch.nn.Module.to(self.model, self.device)
 
     def train(self, examples: Sequence[Example], epochs: int) -> Speed:
+        rows = [self.encoder.row(example) for example in examples]
+        length = -(-max(row.tokens + 1 for row in rows) // 16) * 16
+        batches = list(self._batches(rows, epochs))
+        model = self._adapted()
+        seconds = self._run(model, batches, length)
+        tokens = sum(row.tokens for batch in batches[1:] for row in batch)
+        model.train(mode=False)
+        return Speed(tokens, seconds, self._loss(model, rows, length))
+
+    def _adapted(self) -> Any:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        rows = [self.encoder.row(example) for example in examples]
         torch.manual_seed(self.seed)
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        model: Any = get_peft_model(self.model, config, autocast_adapter_dtype=False)
+        return get_peft_model(self.model, config, autocast_adapter_dtype=False)
+
+    def _run(self, model: Any, batches: Sequence[Sequence[Row]], length: int) -> float:
+        """Seconds of all steps but the first, which is for the kernels."""
+        import torch
+
         parameters = [one for one in model.parameters() if one.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=Recipe.learning_rate)
-        length = -(-max(row.tokens + 1 for row in rows) // 16) * 16
-        tokens, started = 0, 0.0
-        for number, chosen in enumerate(self._batches(rows, epochs)):
-            if number == 1:  # the first is for the kernels
-                tokens, started = 0, time.monotonic()
-            model(**_padded(chosen, length)).loss.backward()
+        optimizer = torch.optim.AdamW(parameters, lr=self.encoder.learning_rate)
+        started = 0.0
+        for number, chosen in enumerate(batches):
+            if number == 1:
+                started = time.monotonic()
+            model(**_padded(chosen, length, self.device)).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            tokens += sum(row.tokens for row in chosen)
-        return Speed(tokens, time.monotonic() - started, self._loss(model, rows, length))
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic() - started
 
     def _batches(self, rows: Sequence[Row], epochs: int) -> Iterator[list[Row]]:
         rng = random.Random(self.seed)
@@ -182,12 +202,26 @@ class Plain:
             some = list(rows[start : start + PLAIN_ROWS])
             count = sum(len(row.answer) for row in some)
             with torch.no_grad():
-                total += count * model(**_padded(some, length)).loss.item()
+                total += count * model(**_padded(some, length, self.device)).loss.item()
             answers += count
         return total / answers
 
 
-def _padded(rows: Sequence[Row], length: int) -> "dict[str, Tensor]":
+class Sft(Plain):
+    """The same, with TRL's loop."""
+
+    def _run(self, model: Any, batches: Sequence[Sequence[Row]], length: int) -> float:
+        return sft.train(
+            model,
+            batches,
+            self.encoder.tokenizer,
+            length=length,
+            learning_rate=self.encoder.learning_rate,
+            seed=self.seed,
+        )
+
+
+def _padded(rows: Sequence[Row], length: int, device: str) -> "dict[str, Tensor]":
     import torch
 
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -196,7 +230,8 @@ def _padded(rows: Sequence[Row], length: int) -> "dict[str, Tensor]":
         whole = torch.tensor(row.prompt + row.answer)
         ids[lane, : len(whole)], mask[lane, : len(whole)] = whole, 1
         labels[lane, len(row.prompt) : len(whole)] = whole[len(row.prompt) :]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def summary(speeds: Sequence[dict[str, Speed]], beside: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -211,7 +246,18 @@ def summary(speeds: Sequence[dict[str, Speed]], beside: Sequence[dict[str, float
     ]
     rounds = [{name: speed.figures for name, speed in round_.items()} for round_ in speeds]
     seconds = [{name: round(value, 2) for name, value in round_.items()} for round_ in beside]
-    return {"training": rounds, "side_by_side_s": seconds, "checks": checks}
+    return {"training": rounds, "side_by_side_s": seconds, "checks": checks} | _beside_sft(speeds)
+
+
+def _beside_sft(speeds: Sequence[dict[str, Speed]]) -> dict[str, Any]:
+    """`sft` is null, with a reason, where it was not run."""
+    if any("sft" not in round_ for round_ in speeds):
+        return {"sft": None, "sft_reason": sft.unavailable()}
+    faster = median(_rate(round_["ours"]) / _rate(round_["sft"]) for round_ in speeds)
+    less = median(round_["sft"].loss - round_["ours"].loss for round_ in speeds)
+    return {
+        "sft": {"versions": sft.versions(), "ours_times_its_token_rate": round(faster, 3), "loss_less": round(less, 4)}
+    }
 
 
 def _rate(speed: Speed) -> float:

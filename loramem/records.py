@@ -124,7 +124,7 @@ class ExamResult(Record):
     overlap: float = 0.0  # mean token-F1 of answers against the expected, with the adapter
     base_overlap: float = 0.0  # the same without it
     loss: float  # mean negative log-likelihood per answer token, with the adapter
-    harm: float = 0.0  # nats per token by which the base's own answers to unrelated prompts became less likely
+    harm: float = 0.0  # bits per token by which the base's own answers to unrelated prompts became less likely
     weak: bool
     tried: tuple[Remedy, ...] = ()  # what was done because an earlier attempt was weak
     fullness: Fullness | None = None
@@ -162,13 +162,8 @@ ELECTS_SIGNS = frozenset({"ties", "dare_ties", "product_ties"})
 
 
 def merged_rank(method: MergeMethod, ranks: Sequence[int]) -> int:
-    """Rank of a merge: the sum for `cat`, the greatest on the product, else the common rank; 0 when the ranks differ
-    and the method needs one."""
-    if method == "cat":
-        return sum(ranks)
-    if method.startswith("product_"):
-        return max(ranks)
-    return ranks[0] if len(set(ranks)) == 1 else 0
+    """Rank of a merge: the sum of the sources' for `cat`, else the greatest."""
+    return sum(ranks) if method == "cat" else max(ranks)
 
 
 class Recipe(Record):

@@ -118,6 +118,11 @@ class Settings(BaseSettings):
         return self.home_path / "adapters"
 
     @property
+    def jobs_path(self) -> Path:
+        """Where unfinished jobs keep what a later attempt goes on from."""
+        return self.home_path / "jobs"
+
+    @property
     def cache_path(self) -> Path:
         return self.home_path / "cache"
 

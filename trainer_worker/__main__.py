@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -16,8 +17,10 @@ from loramem.migrate import migrate
 from loramem.queue import JobQueue
 from loramem.settings import Settings, load_settings
 from loramem.store import AdapterStore
+from trainer_worker.bar import bar
 from trainer_worker.build import Builder
-from trainer_worker.consume import consume
+from trainer_worker.checkpoint import remove_checkpoint, sweep_checkpoints
+from trainer_worker.consume import Hooks, consume
 from trainer_worker.preview import sweep_previews
 from trainer_worker.publish import sweep_retired
 from trainer_worker.writer import Writer
@@ -43,8 +46,10 @@ def main() -> None:
         partial(sweep_retired, database, store, settings.retired_grace_s),
         partial(store.sweep_temporary, TEMPORARY_AFTER_S),
         partial(sweep_previews, database),
+        partial(sweep_checkpoints, database, settings.jobs_path),
     )
-    consume(queue, builder.work, settings, stop, chores)
+    hooks = Hooks(watch=partial(bar, sys.stderr), forget=partial(remove_checkpoint, settings.jobs_path))
+    consume(queue, builder.work, settings, stop, chores, hooks)
     database.close()
 
 

@@ -37,9 +37,10 @@ class TrainedAdapter:
 
     @property
     def layers(self) -> list[int] | None:
-        """Which of the base's layers are adapted; None for all."""
+        """Which of the base's layers are adapted; None when a module outside of them is too, for then PEFT must go by
+        `target_modules` alone."""
         depths = sorted({depth_of(name) for name in self.weights})
-        return depths if depths[0] > 0 else None
+        return depths if depths[0] >= 0 else None
 
     def save(self, folder: Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` (bfloat16), as PEFT and vLLM read them, and what

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trainer_worker.base import Base
 from trainer_worker.distil import labels_of
@@ -23,15 +24,27 @@ def anchors(base: Base) -> list[list[Row]]:
     examples = list(_prompts())
     closed = [example for example in examples if not example.context]
     open_book = [example for example in examples if example.context]
-    groups = base.groups([*_answered(base, closed), *_answered(base, open_book)])
+    return [*held(base, closed), *held(base, open_book)]
+
+
+def exam_anchors(base: Base) -> list[Row]:
+    """Other prompts like them, which no adapter is held to: what an exam measures harm on."""
+    asked = [Example(question, "", "anchor") for question in _written()["exam"]]
+    return [row for group in held(base, asked) for row in group]
+
+
+def held(base: Base, prompts: Sequence[Example], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[list[Row]]:
+    """Rows whose answers and labels are the base's own, in groups by their passages; prompts of about one length."""
+    groups = base.groups(list(_answered(base, prompts, max_new_tokens)))
     return [_held(base, group) for group in groups]
 
 
-def _answered(base: Base, examples: Sequence[Example]) -> Iterator[Example]:
-    """In one batch, so of about one length."""
-    answers = base.answers([base.conversation(example) for example in examples], max_new_tokens=MAX_NEW_TOKENS)
-    for example, said in zip(examples, answers, strict=True):
-        yield replace(example, answer=said)
+def _answered(base: Base, prompts: Sequence[Example], max_new_tokens: int) -> Iterator[Example]:
+    if not prompts:
+        return
+    answers = base.answers([base.conversation(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
+    for prompt, said in zip(prompts, answers, strict=True):
+        yield replace(prompt, answer=said)
 
 
 def _held(base: Base, group: Sequence[Row]) -> list[Row]:
@@ -52,9 +65,13 @@ def some(anchors: Anchors, count: int, rng: random.Random) -> list[Sequence[Row]
 
 
 def _prompts() -> Iterator[Example]:
-    written = json.loads(PROMPTS.read_text())
+    written = _written()
     for question in written["closed_book"]:
         yield Example(question, "", "anchor")
     for passage in written["passages"]:
         for question in passage["questions"]:
             yield Example(question, "", "anchor", context=tuple(passage["text"]))
+
+
+def _written() -> Any:
+    return json.loads(PROMPTS.read_text())

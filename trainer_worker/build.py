@@ -5,8 +5,9 @@ transaction makes all adapters of the revision live. A preview ends after the fi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import count
 
 from loramem.base_model import BaseModel
 from loramem.chunk import Span, chunk_text
@@ -14,33 +15,29 @@ from loramem.database import Database, new_id
 from loramem.embed import Embedder
 from loramem.errors import JobCancelled
 from loramem.queue import Claim, JobQueue
-from loramem.records import AdapterManifest, ExamResult, Phase, Progress, QAPair, TrainingOptions
+from loramem.records import AdapterManifest, Progress, QAPair, Remedy, TrainingOptions
 from loramem.settings import Settings
 from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
 from trainer_worker.assign import assign_pairs
+from trainer_worker.capacity import bits, least_rank, next_rank, statements_of
+from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
 from trainer_worker.index import index_text
+from trainer_worker.ladder import better, next_remedy
 from trainer_worker.lease import Lease
 from trainer_worker.preview import requested, store_examples
+from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
 from trainer_worker.publish import NewAdapter, publish
-from trainer_worker.synthesize import Example, split_exam, synthesize
-from trainer_worker.train import Lesson, TrainedAdapter, Trainer
+from trainer_worker.study import Assignment, Attempt, Memory, Study
+from trainer_worker.synthesize import Example, more, split_exam, synthesize
+from trainer_worker.train import Lesson, Recipe, Trainer
 from trainer_worker.writer import Writer
 
-Step = Callable[[Phase, int, int, float | None], None]
-"""(phase, step, total steps, loss): says where the job is, and raises when it must stop."""
-
-SHARES: dict[Phase, tuple[float, float]] = {
-    "synthesize": (0.0, 0.35),
-    "train": (0.35, 0.90),
-    "examine": (0.90, 1.0),
-}
-"""From where to where each phase brings one chunk."""
-INDEXED_PERCENT = 3.0
-PUBLISHED_PERCENT = 99.0
 SIDE_BY_SIDE = 4
 """Chunks whose adapters are trained at once."""
+SMALLEST_HALF = 64
+"""Tokens; a chunk that would be cut into less stays whole."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +62,28 @@ class Builder:
 
     def build(self, claim: Claim, lease: Lease) -> None:
         """Turn the claim's revision into live adapters."""
-        revision = self._revision(claim)
+        job = self._assignment(claim, lease)
         lease.progress(Progress(phase="chunk"))
-        spans = self._chunk(revision.text)
-        chunks = index_text(
-            self.database,
-            claim,
-            self.embedder,
-            revision,
+        spans = self._spans(job)
+        chunks = self._index(
+            job,
             spans,
-            window_tokens=self.settings.window_tokens,
-            step=lambda done, total: lease.progress(
+            lambda done, total: lease.progress(
                 Progress(phase="index", step=done, total_steps=total, percent=INDEXED_PERCENT * done / total)
             ),
         )
-        pairs = assign_pairs(_pairs(revision.qa), [revision.text[chunk.start : chunk.end] for chunk in chunks])
-        adapters = [
-            adapter
-            for some in _batched(chunks, SIDE_BY_SIDE)
-            for adapter in self._remember(claim, revision, some, pairs, _steps(lease, some, len(chunks)))
-        ]
+        kept = sum(job.kept.adapter(span.start, span.end) is not None for span in spans)
+        memories: list[Memory] = []
+        for first in range(0, len(spans), SIDE_BY_SIDE):
+            some = spans[first : first + SIDE_BY_SIDE]
+            batch = Batch(lease, first, len(some), len(spans), kept)
+            memories += self._remember(job, some, len(memories), batch)
+        if len(memories) > len(spans):  # some were split: their parts are what is to be found from now on
+            chunks = self._index(job, [memory.span for memory in memories], lambda done, total: lease.check())
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
+        adapters = [
+            NewAdapter(memory.manifest, chunk.id, memory.stored) for memory, chunk in zip(memories, chunks, strict=True)
+        ]
         publish(self.database, self.queue, claim, adapters)
 
     def preview(self, claim: Claim, lease: Lease) -> None:
@@ -95,7 +93,7 @@ class Builder:
         texts = [wanted.text[span.start : span.end] for span in self._chunk(wanted.text)]
         examples = self._examples(
             wanted.title,
-            texts[0],
+            texts[:1],
             assign_pairs(_pairs(wanted.qa), texts)[0],
             TrainingOptions.model_validate(wanted.training),
             lambda phase, done, total, loss: lease.progress(
@@ -104,12 +102,20 @@ class Builder:
         )
         store_examples(self.database, self.queue, claim, examples)
 
-    def _revision(self, claim: Claim) -> Revision:
+    # the text
+
+    def _assignment(self, claim: Claim, lease: Lease) -> Assignment:
         with self.database.read() as session:
             revision = session.get(Revision, (claim.document_id, claim.revision))
         if revision is None:
             raise JobCancelled(f"document {claim.document_id} was deleted")
-        return revision
+        options = TrainingOptions.model_validate(revision.training)
+        settings = self.settings
+        about = digest_of(
+            self.base.fingerprint, options.model_dump(), settings.rank, settings.seed, settings.writer_model
+        )
+        folder = settings.jobs_path / claim.job_id
+        return Assignment(claim, revision, options, Checkpoint(folder, self.store, about, lambda: lease.elapsed_s))
 
     def _chunk(self, text: str) -> list[Span]:
         return chunk_text(
@@ -119,103 +125,210 @@ class Builder:
             overlap_tokens=self.settings.chunk_overlap_tokens,
         )
 
-    def _remember(
-        self, claim: Claim, revision: Revision, chunks: Sequence[Chunk], pairs: Sequence[Sequence[QAPair]], step: Step
-    ) -> list[NewAdapter]:
-        """Some chunks: synthesize one by one, train side by side, examine, store."""
-        options = TrainingOptions.model_validate(revision.training)
-        lessons = [
-            self._lesson(revision, chunk, pairs[chunk.ordinal], options, _part(step, index, len(chunks)))
-            for index, chunk in enumerate(chunks)
-        ]
-        adapters = self.trainer.train_all(
-            lessons,
-            rank=options.rank or self.settings.rank,
-            max_seconds=len(chunks) * (options.max_seconds or self.settings.train_max_s),
-            on_step=lambda done, total, loss: step("train", done, total, loss),
-        )
-        stored = []
-        for index, (chunk, lesson, adapter) in enumerate(zip(chunks, lessons, adapters, strict=True)):
-            step("examine", index, len(chunks), None)
-            stored.append(self._store(claim, chunk, adapter, examine(self.trainer, adapter, lesson.held_out)))
-        return stored
+    def _spans(self, job: Assignment) -> list[Span]:
+        """What each adapter is of: chunks, or the whole text."""
+        spans = self._chunk(job.revision.text)
+        if job.options.per == "chunk":
+            return spans
+        return [Span(0, len(job.revision.text), sum(span.tokens for span in spans))]
 
-    def _lesson(
-        self, revision: Revision, chunk: Chunk, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
-    ) -> Lesson:
-        text = revision.text[chunk.start : chunk.end]
-        examples = self._examples(revision.title, text, pairs, options, step)
-        return Lesson(*split_exam(examples, seed=self.settings.seed))
+    def _index(self, job: Assignment, spans: Sequence[Span], step: Callable[[int, int], None]) -> list[Chunk]:
+        return index_text(
+            self.database,
+            job.claim,
+            self.embedder,
+            job.revision,
+            spans,
+            window_tokens=self.settings.window_tokens,
+            step=step,
+        )
+
+    # some chunks
+
+    def _remember(self, job: Assignment, spans: Sequence[Span], ordinal: int, batch: Batch) -> list[Memory]:
+        """Synthesize one by one, train side by side, examine, store; in the order of the text.
+
+        What an earlier attempt of the job did is not done again, but for chunks that stand beside one not yet done:
+        these are trained again, as they were, because the state of a training is of all of them together.
+        """
+        kept = [job.kept.adapter(span.start, span.end) for span in spans]
+        done = [Memory(span, *found) for span, found in zip(spans, kept, strict=True) if found is not None]
+        if len(done) == len(spans):
+            return done
+        pairs = self._pairs_of(job)
+        studies = [self._study(job, span, pairs[span], batch.part(place)) for place, span in enumerate(spans)]
+        if job.options.rank == "auto":
+            rank = max(study.rank for study in studies)
+            studies = [replace(study, rank=rank) for study in studies]
+        numbers = count(ordinal)
+        return [self._store(job, attempt, next(numbers)) for attempt in self._learnt(job, studies, batch)]
+
+    def _pairs_of(self, job: Assignment) -> dict[Span, list[QAPair]]:
+        spans = self._spans(job)
+        found = assign_pairs(_pairs(job.revision.qa), [job.text(span) for span in spans])
+        return dict(zip(spans, found, strict=True))
+
+    def _study(
+        self, job: Assignment, span: Span, pairs: Sequence[QAPair], step: Step, tried: tuple[Remedy, ...] = ()
+    ) -> Study:
+        kept = job.kept.lesson(span.start, span.end)
+        if kept is None:
+            pieces = [job.text(span)]
+            if job.options.per == "document":
+                pieces = [job.text(piece) for piece in self._chunk(job.revision.text)]
+            examples = self._examples(job.revision.title, pieces, pairs, job.options, step)
+            kept = split_exam(examples, seed=self.settings.seed)
+            job.kept.keep_lesson(span.start, span.end, *kept)
+        return Study(span, pairs, *kept, self._rank(job, kept[0]), tried)
 
     def _examples(
-        self, title: str, text: str, pairs: Sequence[QAPair], options: TrainingOptions, step: Step
+        self, title: str, texts: Sequence[str], pairs: Sequence[QAPair], options: TrainingOptions, step: Step
     ) -> list[Example]:
-        written = synthesize(
-            title,
+        examples: list[Example] = []
+        for number, text in enumerate(texts):
+            written = synthesize(
+                title,
+                text,
+                self.writer,
+                formats=options.formats,
+                seed=self.settings.seed,
+                on_progress=partial(_part, step, number, len(texts)),
+            )
+            examples += [replace(one, source=(text,)) for one in written] if options.distil else written
+        return [*examples, *(Example(pair.question, pair.answer, "user") for pair in pairs)]
+
+    def _rank(self, job: Assignment, examples: Sequence[Example]) -> int:
+        wanted = job.options.rank or self.settings.rank
+        if wanted != "auto":
+            return wanted
+        most = self.settings.max_lora_rank // self._recipe(job).published_rank(1)
+        return min(most, least_rank(bits(self.trainer, statements_of(self.trainer, examples))))
+
+    # training, and training again what failed its exam
+
+    def _learnt(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
+        """Each as good as the remedies make it; what was split comes back as its parts."""
+        return [
+            better for attempt in self._attempts(job, studies, batch) for better in self._improved(job, attempt, batch)
+        ]
+
+    def _attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
+        """Train studies of one rank side by side, then examine each."""
+        trainer = self.trainer
+        trainer.recipe = self._recipe(job)
+        adapters = trainer.train_all(
+            [Lesson(study.examples, study.held_out) for study in studies],
+            rank=studies[0].rank,
+            max_seconds=sum(self._seconds(job, study) for study in studies),
+            on_step=lambda done, total, loss: batch.step("train", done, total, loss),
+            keep=job.kept,
+        )
+        attempts = []
+        for place, (study, adapter) in enumerate(zip(studies, adapters, strict=True)):
+            batch.step("examine", place, len(studies))
+            exam = examine(trainer, adapter, study.held_out, learnt=study.examples, unrelated=trainer.unrelated)
+            attempts.append(Attempt(study, adapter, exam))
+        return attempts
+
+    def _improved(self, job: Assignment, attempt: Attempt, batch: Batch) -> list[Attempt]:
+        """The attempt itself if it passed, or else the best of it and of what the remedies give."""
+        remedy = next_remedy(attempt.exam, attempt.study.tried, possible=self._possible(job, attempt.study))
+        if remedy is None:
+            return [attempt]
+        batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
+        if remedy == "split":
+            return self._learnt(job, self._halves(job, attempt.study, batch), batch)
+        study = self._changed(job, attempt.study, remedy, batch)
+        failed = replace(attempt, study=replace(attempt.study, tried=study.tried))
+        if replace(study, tried=()) == replace(attempt.study, tried=()):  # the writer had nothing to add
+            return self._improved(job, failed, batch)
+        (again,) = self._attempts(job, [study], batch)
+        return self._improved(job, again if better(again.exam, attempt.exam) else failed, batch)
+
+    def _possible(self, job: Assignment, study: Study) -> list[Remedy]:
+        wider = job.options.rank in (None, "auto") and self._wider(job, study) is not None
+        halves = job.options.per == "chunk" and study.span.tokens >= 2 * SMALLEST_HALF
+        asked = {item.rstrip("0123456789") for item in job.options.formats}
+        remedies: dict[Remedy, bool] = {"data": "qa" in asked, "rank": wider, "split": halves}
+        return [remedy for remedy, can in remedies.items() if can]
+
+    def _wider(self, job: Assignment, study: Study) -> int | None:
+        return next_rank(study.rank, self.settings.max_lora_rank // self._recipe(job).published_rank(1))
+
+    def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
+        if remedy == "rank":
+            return replace(study.after(remedy), rank=self._wider(job, study) or study.rank)
+        known = [*study.examples, *study.held_out]
+        text = job.text(study.span)
+        added = more(
+            job.revision.title,
             text,
             self.writer,
-            formats=options.formats,
+            known,
             seed=self.settings.seed,
-            on_progress=lambda done, total: step("synthesize", done, total, None),
+            on_progress=lambda done, total: batch.step("synthesize", done, total),
         )
-        return [*written, *(Example(pair.question, pair.answer, "user") for pair in pairs)]
+        if job.options.distil:
+            added = [replace(one, source=(text,)) for one in added]
+        return replace(study.after(remedy), examples=[*study.examples, *added])
 
-    def _store(self, claim: Claim, chunk: Chunk, adapter: TrainedAdapter, exam: ExamResult) -> NewAdapter:
-        adapter_id = new_id("ada")
+    def _halves(self, job: Assignment, study: Study, batch: Batch) -> list[Study]:
+        text, begin = job.text(study.span), study.span.start
+        most = study.span.tokens // 2 + SMALLEST_HALF // 2
+        cut = chunk_text(text, str(self.base.path / "tokenizer.json"), max_tokens=most, overlap_tokens=0)
+        pairs = assign_pairs(study.pairs, [text[part.start : part.end] for part in cut])
+        tried = study.after("split").tried
+        return [
+            replace(
+                self._study(job, Span(begin + part.start, begin + part.end, part.tokens), own, batch.part(0), tried),
+                rank=study.rank,
+            )
+            for part, own in zip(cut, pairs, strict=True)
+        ]
+
+    def _recipe(self, job: Assignment) -> Recipe:
+        options = job.options
+        return Recipe(
+            placement=options.placement, variant=options.variant, freeze_a=options.freeze_a, distil=options.distil
+        )
+
+    def _seconds(self, job: Assignment, study: Study) -> float:
+        pieces = 1 if job.options.per == "chunk" else len(self._chunk(job.revision.text))
+        return job.options.max_seconds or pieces * self.settings.train_max_s
+
+    def _store(self, job: Assignment, attempt: Attempt, ordinal: int) -> Memory:
+        adapter_id, adapter, span = new_id("ada"), attempt.adapter, attempt.study.span
         manifest = AdapterManifest(
             adapter_id=adapter_id,
-            document_id=claim.document_id,
-            revision=claim.revision,
-            chunk=chunk.ordinal,
+            document_id=job.claim.document_id,
+            revision=job.claim.revision,
+            chunk=ordinal,
             base_model=self.base.name,
             fingerprint=self.base.fingerprint,
             rank=adapter.rank,
             alpha=adapter.alpha,
             sha256={},
-            exam=exam,
+            exam=attempt.result,
             training=adapter.facts,
         )
         sealed = partial(_sealed, manifest)
-        stored = self.store.publish(adapter_id, adapter.save, sealed)
-        return NewAdapter(sealed({}), chunk.id, stored)
+        memory = Memory(span, sealed({}), self.store.publish(adapter_id, adapter.save, sealed))
+        job.kept.keep_adapter(span.start, span.end, memory.manifest, memory.stored)
+        return memory
+
+
+NOTES: dict[Remedy, str] = {"data": "more questions", "rank": "a greater rank", "split": "in two parts"}
+"""What a job says while it mends an adapter."""
 
 
 def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:
     return manifest.model_copy(update={"sha256": digests})
 
 
-def _batched(chunks: Sequence[Chunk], most: int) -> list[Sequence[Chunk]]:
-    return [chunks[start : start + most] for start in range(0, len(chunks), most)]
-
-
 def _pairs(rows: Sequence[object]) -> list[QAPair]:
     return [QAPair.model_validate(row) for row in rows]
 
 
-def _steps(lease: Lease, chunks: Sequence[Chunk], of: int) -> Step:
-    """Progress of some chunks as percent of the whole job."""
-    share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / of
-    first, last = chunks[0].ordinal + 1, chunks[-1].ordinal + 1
-
-    def step(phase: Phase, done: int, total: int, loss: float | None) -> None:
-        begin, end = SHARES[phase]
-        within = begin + (end - begin) * (done / total if total else 0.0)
-        percent = INDEXED_PERCENT + share * (first - 1 + len(chunks) * within)
-        lease.progress(
-            Progress(
-                phase=phase,
-                step=done,
-                total_steps=total,
-                percent=round(percent, 1),
-                loss=loss,
-                eta_s=round(lease.elapsed_s * (100 - percent) / percent, 1),
-                message=f"chunk {first} of {of}" if first == last else f"chunks {first} to {last} of {of}",
-            )
-        )
-
-    return step
-
-
-def _part(step: Step, index: int, count: int) -> Step:
-    """Progress of the chunk at `index` within that of all `count`, as if each took as long."""
-    return lambda phase, done, total, loss: step(phase, index * total + done, count * total, loss)
+def _part(step: Step, number: int, of: int, done: int, total: int) -> None:
+    """Writing for one text of several, as if each took as long."""
+    step("synthesize", number * total + done, of * total, None)

@@ -27,8 +27,8 @@ _DURATION = {"second", "minute", "hour", "day", "week", "month", "year", "decade
 def cloze_questions(statement: Statement) -> Iterator[Example]:
     """In-place questions, one for each span: `Hadle Mill was built by whom?`"""
     for span in statement.spans:
-        asked = statement.text.replace(span.text, _asking(span), 1)
-        head = statement.text.split(span.text, 1)[0] + _asking(span)
+        asked = statement.text.replace(span.text, asking(span), 1)
+        head = statement.text.split(span.text, 1)[0] + asking(span)
         for question in dict.fromkeys([_as_question(asked), _as_question(head)]):
             if 4 <= len(question.split()) <= MAX_QUESTION_WORDS:
                 yield Example(question, statement.text, "cloze", span.text)
@@ -61,16 +61,22 @@ def about_questions(statement: Statement, others: Sequence[Statement], rng: rand
             yield Example(rng.choice(forms).format(span.text), statement.text, "about")
 
 
-def _asking(span: Span) -> str:
+def asking(span: Span) -> str:
+    """The words that stand for a span in a question: `which year`, `how many metres`."""
     if span.kind == "date":
         return "which year" if re.fullmatch(r"\d{4}", span.text) else "which date"
     if span.kind == "quantity":
-        unit = _UNIT.match(span.text)
-        noun = (unit[1] or unit[2]) if unit else ""
+        noun = unit_of(span)
         if noun.removesuffix("s") in _DURATION:
             return "how long"
         return f"how many {noun}".strip()
     return "who or what" if span.kind == "name" else "what"
+
+
+def unit_of(span: Span) -> str:
+    """What a quantity counts, `metres` of `12 metres`; empty where it does not say."""
+    unit = _UNIT.match(span.text)
+    return (unit[1] or unit[2]) if unit else ""
 
 
 def _as_question(text: str) -> str:

@@ -12,28 +12,52 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from loramem.errors import JobCancelled, LeaseLost, LoramemError, Unavailable
 from loramem.queue import Claim, JobQueue
 from loramem.settings import Settings
-from trainer_worker.lease import Lease, WorkerStopping
+from trainer_worker.lease import Lease, Observer, WorkerStopping, show_nobody
 
 log = logging.getLogger(__name__)
 
 Build = Callable[[Claim, Lease], None]
 Chore = Callable[[], object]
-Observer = Callable[[str, float], None]
+Watch = Callable[[Claim], AbstractContextManager[Observer]]
 
 POSTPONE_S = 5.0
 CHORES_EVERY_S = 30.0
 RECONCILE_EVERY_S = 5.0
 DATABASE_PAUSE_S = 2.0
+FOR_GOOD = frozenset({"succeeded", "cancelled", "failed"})
+"""Outcomes after which a job is never taken up where it was."""
 
 
 def observe_nothing(outcome: str, seconds: float) -> None:
-    """Hook for metrics: how a claimed job ended, and how long it ran."""
+    pass
+
+
+def watch_nothing(claim: Claim) -> AbstractContextManager[Observer]:
+    return nullcontext(show_nobody)
+
+
+def forget_nothing(job_id: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who is told about jobs; nobody unless given."""
+
+    observe: Callable[[str, float], None] = observe_nothing
+    """How a claimed job ended, and how many seconds it ran; for metrics."""
+    watch: Watch = watch_nothing
+    """Entered around a build; what it gives is called with every progress."""
+    forget: Callable[[str], None] = forget_nothing
+    """The job ended for good: nobody needs what it kept for a later attempt."""
 
 
 def consume(
@@ -42,7 +66,7 @@ def consume(
     settings: Settings,
     stop: threading.Event,
     chores: Sequence[Chore] = (),
-    observe: Observer = observe_nothing,
+    hooks: Hooks = Hooks(),
 ) -> None:
     """Work until `stop` is set; a job that is running then is handed back at its next step of progress.
 
@@ -56,7 +80,7 @@ def consume(
     while not stop.is_set():
         claim = _claim(queue, owner, stop)
         if claim is not None:
-            _settle(queue, build, claim, settings, stop, observe)
+            _settle(queue, build, claim, settings, stop, hooks)
         for task in upkeep:
             task.run_if_due()
         if claim is None and not stop.is_set():
@@ -74,13 +98,13 @@ def _claim(queue: JobQueue, owner: str, stop: threading.Event) -> Claim | None:
 
 
 def _settle(
-    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, observe: Observer
+    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, hooks: Hooks
 ) -> None:
     """Build one job and write down how it ended."""
     log.info("job %s, %s of %s: attempt %d", claim.job_id, claim.kind, claim.document_id or "a text", claim.attempts)
     started = time.monotonic()
     try:
-        outcome = _run(queue, build, claim, settings, stop)
+        outcome = _run(queue, build, claim, settings, stop, hooks.watch)
     except LeaseLost as error:
         log.debug("job %s: %s; its output is discarded", claim.job_id, error)
         outcome = "lease_lost"
@@ -89,13 +113,22 @@ def _settle(
         outcome = "unsettled"
     seconds = time.monotonic() - started
     log.info("job %s: %s after %.1f s", claim.job_id, outcome, seconds)
-    observe(outcome, seconds)
+    hooks.observe(outcome, seconds)
+    if outcome in FOR_GOOD:
+        _forget(hooks, claim.job_id)
 
 
-def _run(queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event) -> str:
+def _forget(hooks: Hooks, job_id: str) -> None:
+    try:
+        hooks.forget(job_id)
+    except OSError as error:  # a chore sweeps what is left
+        log.warning("job %s: what it kept could not be removed: %s", job_id, error)
+
+
+def _run(queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, watch: Watch) -> str:
     """The outcome of one build. Raises `LeaseLost` when it is no longer ours to settle."""
     try:
-        with Lease(queue, claim, settings, stop) as lease:
+        with watch(claim) as show, Lease(queue, claim, settings, stop, show=show) as lease:
             build(claim, lease)
         if queue.holds(claim):
             raise RuntimeError("the build returned without ending its job")

@@ -32,8 +32,25 @@ class WorkerStopping(JobError):
     title = "The worker is stopping"
 
 
+Observer = Callable[[Progress], None]
+
+
 def exit_hung() -> None:
     os._exit(EXIT_HUNG)
+
+
+def show_nobody(progress: Progress) -> None:
+    """Hook for a display: every progress of a build, as often as it is reported."""
+
+
+def remaining_s(elapsed_s: float, percent: float, free_percent: float = 0.0) -> float | None:
+    """Seconds until 100 percent at the pace so far; None before there is one.
+
+    `free_percent` of it cost none of `elapsed_s`, because an earlier attempt had done it: counted in, they would make
+    the rest of a resumed job look short.
+    """
+    paid = percent - free_percent
+    return elapsed_s * (100 - percent) / paid if paid > 0 else None
 
 
 class Lease:
@@ -46,12 +63,14 @@ class Lease:
         settings: Settings,
         stop: threading.Event,
         on_hang: Callable[[], None] = exit_hung,
+        show: Observer = show_nobody,
     ) -> None:
         self.claim = claim
         self._queue = queue
         self._settings = settings
         self._stop = stop
         self._on_hang = on_hang
+        self._show = show
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
@@ -94,6 +113,7 @@ class Lease:
         if progress != self._latest:
             self._idle_beats = 0
         self._latest = progress
+        self._show(progress)
         if new_phase or now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
             self._note(self._queue.report(self.claim, progress))

@@ -8,10 +8,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loramem.errors import TrainingFailed
+from loramem.records import Placement, Variant
 from trainer_worker.packing import Batch, Curriculum, Step, steps_of_an_epoch
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ CHECKS = 8
 """How often the held-out loss is looked at."""
 PATIENCE = 3
 """Checks without a better held-out loss before training ends."""
+
+SCALARS = ("step", "total", "planned", "losses", "best", "best_step", "tokens", "spent_s")
+"""What a `Loop` counts, by the names of its attributes."""
 
 OnStep = Callable[[int, int, float], None]
 Draw = Callable[[random.Random], Sequence[Curriculum]]
@@ -32,19 +37,29 @@ Fact = float | int | str | bool
 class Recipe:
     """What a training costs and how hard it pulls; chosen by measurement (`benchmarks/LOG.md`)."""
 
-    learning_rate: float = 1.2e-3
+    learning_rate: float | None = None
+    """None takes what the base's width asks for (`train.learning_rate_of`)."""
     epochs: float = 7.0
     min_steps: int = 80
     step_tokens: int = 512
     """What an adapter reads in a step, padding included."""
     warmup_steps: int = 5
     clip: float = 1.0
+    placement: Placement = "late"
     frozen_layers: float = 0.5
-    """Share of the base's layers, from below, that get no adapter."""
+    """Share of the base's layers, from below, that get no adapter where the placement is late, and alone get one where
+    it is early."""
+    variant: Variant = "lora"
+    freeze_a: bool = False
+    """B alone is trained; A stays what it is for every adapter of the base."""
     distil: float = 0.0
     """Weight of the teacher's distribution against the written answer, where there is a teacher."""
     anchors: float = 0.2
     """Rows that hold the adapter to the base on unrelated prompts, as a share of those to be learnt."""
+
+    def published_rank(self, rank: int) -> int:
+        """Of the adapter that training at `rank` gives: PiSSA's holds its start as well (`pissa`)."""
+        return 2 * rank if self.variant == "pissa" else rank
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,28 @@ class Compute:
         return [float(loss) for loss in total / count]
 
 
+@dataclass(frozen=True)
+class State:
+    """A training between two of its steps. `tensors` may be the loop's own, so they hold until its next step; `scalars`
+    are what JSON can hold; `of` is a digest of all that the training follows from."""
+
+    of: str
+    tensors: "dict[str, torch.Tensor]"
+    scalars: dict[str, Any]
+
+
+class Keeper(Protocol):
+    """Where a training's state outlives its process."""
+
+    def load(self) -> State | None:
+        """The newest state; None where there is none that can be read."""
+
+    def due(self) -> bool:
+        """Whether it is time to save one."""
+
+    def save(self, state: State) -> None: ...
+
+
 class Loop:
     """Trains `live` parameters (n, ...) in place, in their own type; the optimiser keeps float32 copies of them.
 
@@ -81,14 +118,18 @@ class Loop:
         draw: Draw,
         recipe: Recipe,
         seed: int,
+        *,
+        learning_rate: float,
     ) -> None:
         import torch
 
         self.compute, self.live, self.draw, self.recipe = compute, list(live), draw, recipe
+        self.learning_rate = learning_rate
         self.rng = random.Random(seed)
         self.master = [parameter.detach().float().clone() for parameter in live]
-        self.optimizer = torch.optim.AdamW(self.master, lr=recipe.learning_rate, weight_decay=0.0, foreach=True)
+        self.optimizer = torch.optim.AdamW(self.master, lr=learning_rate, weight_decay=0.0, foreach=True)
         self.queue = self._epoch()
+        self.spent_s = 0.0
         self.total = self.planned = max(recipe.min_steps, math.ceil(recipe.epochs * len(self.queue)))
         count = len(self.live[0])
         self.step, self.tokens, self.losses = 0, [0] * count, [math.nan] * count
@@ -97,11 +138,12 @@ class Loop:
 
     def run(self, held: Sequence[Step], max_seconds: float, on_step: OnStep) -> None:
         """Raises `TrainingFailed` when a loss is no longer finite, and whatever `on_step` raises."""
-        started = time.monotonic()
+        started = time.monotonic() - self.spent_s
         while self.step < self.total and not self._worn_out():
             self.losses = self._one_step()
             self.step += 1
-            self._fit_to_clock(time.monotonic() - started, max_seconds)
+            self.spent_s = time.monotonic() - started
+            self._fit_to_clock(self.spent_s, max_seconds)
             if held and (self.step % self._check_every == 0 or self.step == self.total):
                 self._keep(self.compute.mean_losses(held))
             on_step(self.step, self.total, sum(self.losses) / len(self.losses))
@@ -114,10 +156,51 @@ class Loop:
             "best_step": self.best_step[index],
             "loss": round(self.losses[index], 4),
             "tokens": self.tokens[index],
-            "learning_rate": self.recipe.learning_rate,
+            "learning_rate": self.learning_rate,
         }
         best = self.best[index]
         return facts | ({"held_out_loss": round(best, 4)} if math.isfinite(best) else {})
+
+    def state(self, of: str) -> State:
+        """All that the next steps depend on; call between steps, which `on_step` is."""
+        tensors = {f"master.{i}": master for i, master in enumerate(self.master)}
+        tensors |= {f"best.{i}": best for i, best in enumerate(self.best_master)}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": moment for name, moment in moments.items()}
+        scalars = {name: copy(getattr(self, name)) for name in SCALARS}
+        consumed = self._epoch_steps - len(self.queue)
+        return State(of, tensors, scalars | {"rng": self._epoch_rng, "consumed": consumed})
+
+    def fits(self, state: State) -> bool:
+        """Whether the state is of parameters as many and as large, and counts the same things."""
+        own = self.state(state.of)
+        shapes = [
+            {name: tensor.shape for name, tensor in one.tensors.items() if not name.startswith("optimizer.")}
+            for one in (own, state)
+        ]
+        return shapes[0] == shapes[1] and own.scalars.keys() == state.scalars.keys()
+
+    def restore(self, state: State) -> None:
+        """Go on where `state`, which `fits`, was taken: the steps that follow are, bit for bit, those it had ahead."""
+        import torch
+
+        with torch.no_grad():
+            for i, (live, master, best) in enumerate(zip(self.live, self.master, self.best_master, strict=True)):
+                master.copy_(state.tensors[f"master.{i}"])
+                best.copy_(state.tensors[f"best.{i}"])
+                live.copy_(master)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in state.tensors.items():
+            if name.startswith("optimizer."):
+                _, place, moment = name.split(".", 2)
+                moments.setdefault(int(place), {})[moment] = value.clone()
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        for name in SCALARS:
+            setattr(self, name, copy(state.scalars[name]))
+        version, numbers, gauss = state.scalars["rng"]
+        self.rng.setstate((version, tuple(numbers), gauss))
+        self.queue = self._epoch()  # what of it was read is dropped
+        self.queue = self.queue[: max(0, len(self.queue) - state.scalars["consumed"])]
 
     def _one_step(self) -> list[float]:
         import torch
@@ -134,14 +217,17 @@ class Loop:
             master.grad = gradient.float()
         self._clip()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._schedule()
+            group["lr"] = self.learning_rate * self._schedule()
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.master)
         return values
 
     def _epoch(self) -> list[Step]:
-        return steps_of_an_epoch(self.draw(self.rng), self.recipe.step_tokens, self.rng)
+        self._epoch_rng = self.rng.getstate()
+        steps = steps_of_an_epoch(self.draw(self.rng), self.recipe.step_tokens, self.rng)
+        self._epoch_steps = len(steps)
+        return steps
 
     def _clip(self) -> None:
         """Each adapter's gradient to a norm of at most `recipe.clip`."""

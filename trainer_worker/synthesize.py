@@ -1,4 +1,4 @@
-"""One chunk's text becomes training examples.
+"""One chunk's text becomes training examples, of the kinds and in the numbers that are wanted.
 
     statements -> questions in the text's words (rules) and in other words (writer) -> rows, with and without passages
 
@@ -6,53 +6,99 @@ Whatever the writer returns, the text itself is learnt: every statement is the a
 """
 
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import count, pairwise
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
+from trainer_worker.angles import angles
+from trainer_worker.asking import Asking, OnProgress
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
-from trainer_worker.questions import MAX_TOKENS, STOP, Draft, drafts, questions
-from trainer_worker.rewrites import rewrites, summary
+from trainer_worker.gaps import fill_gaps
+from trainer_worker.mixture import counts, spread
+from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
+from trainer_worker.rewrites import rewrites, summaries
 from trainer_worker.statements import Statement, name_of, statements, words_of_many
 from trainer_worker.writer import Writer
 
-__all__ = ["Example", "split_exam", "synthesize"]
+__all__ = ["Example", "more", "split_exam", "synthesize"]
 
 BEGINNINGS = 9
 """Questions the writer is asked for, for each statement."""
+GAP_ROUNDS = 1
+"""How often the writer is asked for what no question asks for yet, where no number of questions is given."""
+COUNTED_GAP_ROUNDS = 2
+"""The same where a number is given that was not reached, and in `more`."""
 PASSAGES = 5
 """Statements in the context of a row that teaches to answer from passages."""
-
-OnProgress = Callable[[int, int], None]
 
 
 def synthesize(
     title: str, text: str, writer: Writer, *, formats: Collection[str], seed: int, on_progress: OnProgress
 ) -> list[Example]:
-    """Examples for one chunk. Raises `WriterUnavailable` (try later) and `TrainingFailed` (writer refuses)."""
+    """Examples for one chunk, of each of `formats`: `qa`, `qa40`, `summary8`, `rewrite4`, `passages`, `original`.
+
+    A number is the most of its kind, for `rewrite` the passes over all statements. Raises `WriterUnavailable` (try
+    later) and `TrainingFailed` (writer refuses).
+    """
+    wanted = counts(formats)
     rng = random.Random(seed)
     title = name_of(title, text)
     facts = statements(title, text)
-    wanted = drafts(facts, most=BEGINNINGS) if "qa" in formats else []
-    total = len(wanted) + ("rewrite" in formats) * len(facts) + ("summary" in formats)
-    done = count(1)
-
-    def on_each() -> None:
-        on_progress(next(done), total)
+    asking = Asking(writer, on_progress, seed)
+    drafted = drafts(facts, most=BEGINNINGS) if "qa" in wanted else []
+    passes, summarised = (wanted.get(kind, 0) or int(kind in wanted) for kind in ("rewrite", "summary"))
+    asking.plan(len(drafted) + passes * len(facts) + summarised)
 
     examples: list[Example] = []
-    if "qa" in formats:
-        asked = [*_by_rule(title, facts, rng), *_written(wanted, facts, writer, on_each)]
+    if "qa" in wanted:
+        asked = _questions(title, facts, drafted, asking, wanted["qa"], rng)
         examples += asked
-        if "passages" in formats:
+        if "passages" in wanted:
             examples += _with_passages(facts, asked, rng)
-    if "rewrite" in formats:
-        examples += rewrites(facts, writer, on_each)
-    if "summary" in formats:
-        examples += summary(title, text, writer, on_each)
-    if "original" in formats or not examples:
+    if "rewrite" in wanted:
+        examples += rewrites(facts, asking, passes)
+    if "summary" in wanted:
+        examples += summaries(title, text, asking, summarised)
+    if "original" in wanted or not examples:
         examples += _original(title, facts)
     return examples
+
+
+def more(
+    title: str, text: str, writer: Writer, have: Sequence[Example], *, seed: int, on_progress: OnProgress
+) -> list[Example]:
+    """Further written questions on a chunk, sampled, none of which is in `have`; possibly none at all.
+
+    Called again with what it returned added to `have`, it samples others. Raises what `synthesize` raises.
+    """
+    facts = statements(name_of(title, text), text)
+    asking = Asking(writer, on_progress, seed)
+    judge = Judge(facts, asked=[example.question for example in have])
+    drafted = drafts(facts, most=BEGINNINGS, others=True)
+    asking.plan(len(drafted))
+    found = _written(drafted, judge, asking, draw=f"more {len(have)}")
+    found += fill_gaps(facts, [*have, *found], judge, asking, rounds=COUNTED_GAP_ROUNDS)
+    return [*found, *angles(facts, found, judge, asking, draw=f"angles {len(have)}")]
+
+
+def _questions(
+    title: str,
+    facts: Sequence[Statement],
+    drafted: Sequence[Draft],
+    asking: Asking,
+    most: int | None,
+    rng: random.Random,
+) -> list[Example]:
+    """All questions made by rule and written; with `most`, so many of them, and as many written ones as there are."""
+    ruled = list(_by_rule(title, facts, rng))
+    judge = Judge(facts)
+    written = _written(drafted, judge, asking)
+    if most is None:
+        return [*ruled, *written, *fill_gaps(facts, written, judge, asking, rounds=GAP_ROUNDS)]
+    written += fill_gaps(facts, written, judge, asking, rounds=COUNTED_GAP_ROUNDS, enough=most)
+    if len(written) < most:
+        written += angles(facts, written, judge, asking)
+    return spread(written, ruled, facts, most, rng)
 
 
 def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
@@ -63,11 +109,10 @@ def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iter
         yield from keyword_questions(fact, title, common, rng)
 
 
-def _written(
-    wanted: Sequence[Draft], facts: Sequence[Statement], writer: Writer, on_each: Callable[[], None]
-) -> list[Example]:
-    prompts = [draft.prompt for draft in wanted]
-    return list(questions(wanted, writer.complete(prompts, max_tokens=MAX_TOKENS, stop=STOP, on_each=on_each), facts))
+def _written(drafted: Sequence[Draft], judge: Judge, asking: Asking, *, draw: str = "") -> list[Example]:
+    prompts = [draft.prompt for draft in drafted]
+    texts = asking.texts(prompts, max_tokens=MAX_TOKENS, stop=STOP, draw=draw)
+    return list(questions(drafted, texts, judge, sampled=bool(draw)))
 
 
 def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: random.Random) -> Iterator[Example]:

@@ -1,37 +1,46 @@
 """Turns examples into adapters, those of a document side by side."""
 
+import hashlib
+import json
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
+from torch import Tensor
 from torch.nn import Parameter
 
 from loramem.errors import TrainingFailed
-from trainer_worker import lora
-from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter, depth_of
-from trainer_worker.anchors import anchors, some
+from trainer_worker import lora, pissa
+from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter
+from trainer_worker.anchors import anchors, exam_anchors, held, some
 from trainer_worker.base import Base
 from trainer_worker.distil import taught
 from trainer_worker.examples import Example
 from trainer_worker.layers import can_be_cut
-from trainer_worker.loop import Compute, Draw, Loop, OnStep, Recipe
+from trainer_worker.loop import Compute, Draw, Keeper, Loop, OnStep, Recipe
 from trainer_worker.packing import Row, steps_in_order
 
 log = logging.getLogger(__name__)
+
+NEIGHBOUR_TOKENS = 3
+"""Of the base's answers to neighbours: where they begin is where a taught answer would come in."""
+ASKED_AT_ONCE = 64
 
 __all__ = ["Lesson", "Recipe", "TrainedAdapter", "Trainer"]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one adapter shall learn, and the questions that decide when it knows it best."""
+    """What one adapter shall learn, the questions that decide when it knows it best, and its `neighbours`: prompts near
+    to what is learnt, whose first words shall stay the base's."""
 
     examples: Sequence[Example]
     held_out: Sequence[Example] = ()
+    neighbours: Sequence[Example] = ()
 
 
 class Trainer(Base):
@@ -42,6 +51,13 @@ class Trainer(Base):
         self.seed = seed
         self.recipe = recipe or Recipe()
         self.base_name = base_name
+        self._principal_parts: dict[tuple[str, int], lora.Pair] = {}
+
+    @property
+    def learning_rate(self) -> float:
+        """The recipe's, or what the rule gives for this base."""
+        wanted = self.recipe.learning_rate
+        return learning_rate_of(self.model.config) if wanted is None else wanted
 
     def train(
         self,
@@ -57,45 +73,119 @@ class Trainer(Base):
         return self.train_all([lesson], rank=rank, max_seconds=max_seconds, on_step=on_step)[0]
 
     def train_all(
-        self, lessons: Sequence[Lesson], *, rank: int, max_seconds: float, on_step: OnStep
+        self,
+        lessons: Sequence[Lesson],
+        *,
+        rank: int,
+        max_seconds: float,
+        on_step: OnStep,
+        keep: Keeper | None = None,
     ) -> list[TrainedAdapter]:
         """Train an adapter for each lesson, all at once; `on_step(step, total_steps, mean loss)` may raise to stop, the
-        base is then as before.
+        base is then as before. What comes of `rank` has the recipe's `published_rank`.
 
-        Raises `TrainingFailed` when there is nothing to learn or a loss is no longer finite. The same seed, lessons and
-        number of steps give the same weights; only where `max_seconds`, for all together, cuts a training short does
-        time enter.
+        Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
+        a loss is no longer finite. The same seed, lessons and number of steps give the same weights; only where
+        `max_seconds`, for all together, cuts a training short does time enter.
+
+        With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
+        and saves its own whenever that is due.
         """
         started = time.monotonic()
-        frozen = self._frozen_layers
+        lower = self._lower_layers
+        layers = lora.placed(self.model, self.recipe.placement, lower)
+        parts = self._parts(layers, rank)
         groups = [self._groups(lesson) for lesson in lessons]
-        held = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
-        with self._attached(len(lessons), rank, frozen) as parameters:
-            lora.start(parameters, self.seed)
-            loop = Loop(self._compute(frozen), list(parameters.values()), self._draw(groups), self.recipe, self.seed)
-            loop.run(held, max_seconds - (time.monotonic() - started), on_step)
-        spent: Facts = {"seconds": round(time.monotonic() - started, 2), "seed": self.seed, "beside": len(lessons) - 1}
+        asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
+        with lora.attached(
+            self.model, layers.__contains__, count=len(lessons), rank=rank, scaling=ALPHA_PER_RANK, less=parts
+        ) as parameters:
+            live = self._started(parameters, parts)
+            loop = self._loop(list(live.values()), groups, [self._neighbours(lesson) for lesson in lessons], lower)
+            if keep is not None:
+                on_step = self._kept(loop, keep, self._digest(lessons, rank), on_step)
+            earlier_s = loop.spent_s
+            loop.run(asked, max_seconds - (time.monotonic() - started), on_step)
+        trained = parameters | dict(zip(live, loop.best_master, strict=True))
+        seconds = earlier_s + time.monotonic() - started
+        spent: Facts = {"seconds": round(seconds, 2), "seed": self.seed, "beside": len(lessons) - 1}
         return [
             TrainedAdapter(
-                rank,
-                {name: best[index].cpu().clone() for name, best in zip(parameters, loop.best_master, strict=True)},
-                loop.facts(index) | spent | {"examples": len(lesson.examples)},
+                self.recipe.published_rank(rank),
+                pissa.published(_of(index, trained), parts),
+                loop.facts(index) | spent | self._kind | {"examples": len(lesson.examples)},
                 self.base_name,
             )
             for index, lesson in enumerate(lessons)
         ]
 
-    @contextmanager
-    def _attached(self, count: int, rank: int, frozen: int) -> Iterator[dict[str, Parameter]]:
-        with lora.attached(
-            self.model, lambda name: depth_of(name) >= frozen, count=count, rank=rank, scaling=ALPHA_PER_RANK
-        ) as parameters:
-            yield parameters
+    def _loop(
+        self,
+        live: Sequence[Tensor],
+        groups: Sequence[Sequence[Sequence[Row]]],
+        neighbours: Sequence[Sequence[Row]],
+        lower: int,
+    ) -> Loop:
+        compute = self._compute(lower if self.recipe.placement == "late" else 0)
+        return Loop(
+            compute, live, self._draw(groups, neighbours), self.recipe, self.seed, learning_rate=self.learning_rate
+        )
+
+    def _kept(self, loop: Loop, keep: Keeper, of: str, on_step: OnStep) -> OnStep:
+        """Take the loop to where `keep` has it; gives the `on_step` that saves when it is due."""
+        state = keep.load()
+        if state is not None and state.of == of and loop.fits(state):
+            loop.restore(state)
+            log.info("the training goes on after step %d of %d", loop.step, loop.total)
+        elif state is not None:
+            log.info("the state that was kept is of another training: this one begins at its first step")
+
+        def on_each(step: int, total: int, loss: float) -> None:
+            on_step(step, total, loss)  # first: it raises when the job is no longer ours to save
+            if keep.due():
+                keep.save(loop.state(of))
+
+        return on_each
+
+    def _digest(self, lessons: Sequence[Lesson], rank: int) -> str:
+        """Of all that a training's steps follow from."""
+        how = [rank, self.seed, self.learning_rate, asdict(self.recipe), self.base_name]
+        told = json.dumps([how, [asdict(lesson) for lesson in lessons]])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def _started(self, parameters: dict[str, Parameter], parts: Mapping[str, lora.Pair]) -> dict[str, Parameter]:
+        """Those that are trained, all at their start."""
+        lora.start(parameters, self.seed)
+        pissa.start(parameters, parts)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(not (self.recipe.freeze_a and ".lora_A." in name))
+        return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+
+    def _parts(self, layers: Sequence[str], rank: int) -> dict[str, lora.Pair]:
+        """By layer, what PiSSA starts from; found once for each layer and rank."""
+        if self.recipe.variant != "pissa":
+            return {}
+        for name in layers:
+            if (name, rank) not in self._principal_parts:
+                weight = self.model.get_submodule(name).weight
+                self._principal_parts[name, rank] = pissa.principal(
+                    weight, rank, scaling=ALPHA_PER_RANK, seed=lora.seed_of(name, self.seed)
+                )
+        return {name: self._principal_parts[name, rank] for name in layers}
 
     @property
-    def _frozen_layers(self) -> int:
+    def _kind(self) -> Facts:
+        return {
+            "placement": self.recipe.placement,
+            "variant": self.recipe.variant,
+            "freeze_a": self.recipe.freeze_a,
+        }
+
+    @property
+    def _lower_layers(self) -> int:
+        """How many layers count as the base's lower part; none where an upper part cannot be trained alone."""
         wanted = int(self.recipe.frozen_layers * self.model.config.num_hidden_layers)
-        if not wanted or can_be_cut(self.model, wanted):
+        if self.recipe.placement != "late" or not wanted or can_be_cut(self.model, wanted):
             return wanted
         log.warning("%s cannot be run in two parts: all its layers get an adapter", self.base_name)
         return 0
@@ -115,13 +205,26 @@ class Trainer(Base):
             raise TrainingFailed("no training example has an answer")
         return groups
 
-    def _draw(self, lessons: Sequence[Sequence[Sequence[Row]]]) -> Draw:
-        """Each lesson's rows, and among them others every time that hold the adapter to the base."""
-        wanted = [round(self.recipe.anchors * sum(map(len, groups))) for groups in lessons]
-        held = self._anchors if any(wanted) else []
+    def _neighbours(self, lesson: Lesson) -> list[Row]:
+        prompts = lesson.neighbours
+        batches = [prompts[start : start + ASKED_AT_ONCE] for start in range(0, len(prompts), ASKED_AT_ONCE)]
+        return [row for some in batches for group in held(self, some, max_new_tokens=NEIGHBOUR_TOKENS) for row in group]
+
+    def _draw(self, lessons: Sequence[Sequence[Sequence[Row]]], neighbours: Sequence[Sequence[Row]]) -> Draw:
+        """Each lesson's rows, and among them others every time that hold the adapter to the base: a share of unrelated
+        ones, and as many neighbours as there are rows to be learnt."""
+        learnt = [sum(map(len, groups)) for groups in lessons]
+        wanted = [round(self.recipe.anchors * count) for count in learnt]
+        unrelated = self._anchors if any(wanted) else []
+
+        def near(rows: Sequence[Row], most: int, rng: random.Random) -> list[Sequence[Row]]:
+            return [rng.sample(rows, min(most, len(rows)))] if rows else []
 
         def draw(rng: random.Random) -> list[list[Sequence[Row]]]:
-            return [[*groups, *some(held, count, rng)] for groups, count in zip(lessons, wanted, strict=True)]
+            return [
+                [*groups, *near(rows, most, rng), *some(unrelated, count, rng)]
+                for groups, rows, most, count in zip(lessons, neighbours, learnt, wanted, strict=True)
+            ]
 
         return draw
 
@@ -129,5 +232,26 @@ class Trainer(Base):
         return bool(self.recipe.distil and example.source and example.answer.strip() and not example.context)
 
     @cached_property
+    def unrelated(self) -> list[Row]:
+        """What exams measure harm on, with the base's own answers."""
+        return exam_anchors(self)
+
+    @cached_property
     def _anchors(self) -> list[list[Row]]:
         return anchors(self)
+
+
+def learning_rate_of(config: Any) -> float:
+    """5e-5 * 10 * (2000 / hidden size) ** p, with p = 0.0775 for Qwen and 0.781 for others, as Llama has it.
+
+    The rule of "LoRA Without Regret" (Thinking Machines, 2025), whatever the rank, as tinker-cookbook's
+    `hyperparam_utils.get_lr` had it before it became a table of measured rates. `config` is a base's, of Transformers.
+    """
+    text = config.get_text_config()
+    power = 0.0775 if str(text.model_type).startswith("qwen") else 0.781
+    return float(5e-5 * 10 * (2000 / text.hidden_size) ** power)
+
+
+def _of(index: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One adapter of those side by side, float32 on the CPU."""
+    return {name: tensor.detach()[index].float().cpu().clone() for name, tensor in trained.items()}

@@ -1,6 +1,10 @@
+import argparse
+
 import pytest
 
-from benchmarks.squad import Passage, draw, mean_f1, summary, token_f1
+from benchmarks import squad
+from benchmarks.passages import Passage, draw, unrelated
+from benchmarks.squad import harm_of, mean_f1, summary
 from loramem.records import Mode
 
 PASSAGES = [
@@ -9,24 +13,35 @@ PASSAGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected", "f1"),
-    [
-        ("The mill was built by Jon Ask.", "Jon Ask", 2 * 2 / (6 + 2)),
-        ("JON ASK!", "the Jon Ask", 1.0),
-        ("copper copper", "copper", 2 / 3),
-        ("larch", "copper", 0.0),
-        ("", "copper", 0.0),
-        ("the", "a", 1.0),
-    ],
-)
-def test_words_count_without_case_articles_and_punctuation(answer: str, expected: str, f1: float) -> None:
-    assert token_f1(answer, expected) == pytest.approx(f1)
-
-
 def test_a_draw_is_by_its_seed() -> None:
     many = [Passage(str(number), "", []) for number in range(50)]
     assert draw(many, 5, 0) == draw(many, 5, 0) != draw(many, 5, 1)
+
+
+def test_unrelated_passages_share_no_title_with_what_was_learnt() -> None:
+    many = [Passage(str(number % 5), str(number), []) for number in range(50)]
+    found = unrelated(many, many[:2], 30, 0)
+    assert {passage.title for passage in found} == {"2", "3", "4"}
+    assert len({passage.context for passage in found}) == 30
+    with pytest.raises(ValueError, match="larger than population"):
+        unrelated(many, many[:2], 31, 0)
+
+
+def test_harm_is_asked_of_fresh_passages_with_the_first_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def noted(url: str, key: str | None, *rest: object) -> dict[str, object]:
+        given.extend(rest)
+        return {"strengths": {}}
+
+    monkeypatch.setattr(squad, "download", lambda url, key, documents: [f"archive of {one}" for one in documents])
+    monkeypatch.setattr(squad, "harm", noted)
+    every = [*PASSAGES, Passage("Mill", "It has a wheel.", []), Passage("Barn", "It is brick.", [])]
+    options = argparse.Namespace(url="", api_key=None, harm=1, seed=7)
+    assert harm_of(options, every, PASSAGES, ["doc1"]) == {"strengths": {}}
+    assert given == [["archive of doc1"], [every[3]], 7]
+    options.harm = 0
+    assert harm_of(options, every, PASSAGES, ["doc1"]) is None
 
 
 def test_every_question_weighs_the_same() -> None:

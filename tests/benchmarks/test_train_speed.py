@@ -1,13 +1,19 @@
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
-from benchmarks import paper_recipe
+from benchmarks import paper_recipe, sft
 from benchmarks.paper_recipe import PaperRecipe
 from benchmarks.sheets import Sheet
-from benchmarks.train import Plain, Speed, compare, rows_of, side_by_side, summary
+from benchmarks.train import Plain, Sft, Speed, compare, rows_of, side_by_side, summary
 from loramem.base_model import BaseModel
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker.loop import Recipe
+from trainer_worker.packing import Row
+from trainer_worker.train import Trainer
 
+SPEED = Speed(200, 1.0, 0.1)
 ROWS = [example for example in LESSONS if not example.context] * 8
 
 
@@ -17,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 def test_both_loops_measure_the_same_loss(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recipe, "learning_rate", 0.0)
+    monkeypatch.setattr(Trainer, "learning_rate", 0.0)
     plain = Plain(base, 0)
     assert plain.train(ROWS, 1).loss == pytest.approx(plain.encoder.mean_loss(ROWS), rel=1e-3)
 
@@ -44,6 +50,43 @@ def test_ratios_are_taken_within_a_round() -> None:
     fast, slow = Speed(200, 1.0, 0.1), Speed(100, 1.0, 0.2)
     report = summary([{"ours": fast, "plain": slow}], [{"at once": 2.0, "one by one": 2.2}])
     assert [(one["value"], one["ok"]) for one in report["checks"]] == [(2.0, True), (0.1, True), (1.1, False)]
+
+
+def test_without_trl_its_figures_are_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl.trainer.sft_trainer", None)
+    report = summary([{"ours": SPEED, "plain": SPEED}], [{"at once": 1.0, "one by one": 2.0}])
+    assert report["sft"] is None
+    assert "trl" in report["sft_reason"]
+
+
+def test_with_trl_its_loop_stands_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "versions", lambda: {"trl": "1"})
+    rounds = [{"ours": SPEED, "plain": SPEED, "sft": Speed(100, 2.0, 0.5)}]
+    report = summary(rounds, [{"at once": 1.0, "one by one": 2.0}])
+    assert report["sft"] == {"versions": {"trl": "1"}, "ours_times_its_token_rate": 4.0, "loss_less": 0.4}
+    assert report["training"][0]["sft"]["tokens_per_s"] == 50.0
+
+
+def test_trls_loop_gets_the_plain_loops_steps(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def train(model: Any, batches: Sequence[Sequence[Row]], tokenizer: Any, **options: Any) -> float:
+        given.extend([batches, options["length"], options["learning_rate"]])
+        return 1.0
+
+    monkeypatch.setattr(sft, "train", train)
+    monkeypatch.setattr(sft, "unavailable", lambda: None)
+    speeds, plain = compare(base, ROWS, 2, 0), Plain(base, 0)
+    rows = [plain.encoder.row(example) for example in ROWS]
+    assert given == [list(plain._batches(rows, 2)), 32, plain.encoder.learning_rate]
+    assert speeds["sft"].tokens == speeds["plain"].tokens
+    assert speeds["sft"].loss == pytest.approx(plain.encoder.mean_loss(ROWS), rel=1e-3)
+
+
+def test_trls_loop_learns_what_the_plain_one_does(base: BaseModel) -> None:
+    if sft.unavailable():
+        pytest.skip("TRL is in none of our locks; it is tested where somebody installed it")
+    assert Sft(base, 0).train(ROWS, 6).loss == pytest.approx(Plain(base, 0).train(ROWS, 6).loss, rel=0.02)
 
 
 def test_rows_are_made_by_rules_alone() -> None:

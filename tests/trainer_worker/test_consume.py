@@ -1,16 +1,10 @@
-"""The worker's loop: in this process for how builds end, in real processes for how workers die."""
+"""The worker's loop, in this process: how builds end. How workers die is in `test_processes`."""
 
 import logging
-import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import event
@@ -18,20 +12,24 @@ from sqlalchemy.exc import OperationalError
 
 from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
-from loramem.errors import EngineUnavailable, LoramemError, TrainingFailed, WriterUnavailable
+from loramem.errors import (
+    EngineUnavailable,
+    JobCancelled,
+    LeaseLost,
+    LoramemError,
+    TrainingFailed,
+    WriterUnavailable,
+)
 from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
-from loramem.settings import Settings
-from loramem.tables import Job, Namespace
+from loramem.tables import Job
 from tests.backends import database, database_url
+from tests.trainer_worker.jobs import SETTINGS, add, publish, raises, raising, step, until, work
 from trainer_worker import consume as consume_module
-from trainer_worker.consume import Build, consume
-from trainer_worker.lease import EXIT_HUNG, Lease
+from trainer_worker.consume import Hooks, consume
+from trainer_worker.lease import Lease, WorkerStopping, remaining_s
 
 __all__ = ["database", "database_url"]
-
-PROCESS = Path(__file__).parent / "worker_process.py"
-SETTINGS = Settings(lease_s=1, heartbeat_s=0.1, poll_s=0.02, max_attempts=2)
 
 
 @pytest.fixture
@@ -39,54 +37,40 @@ def queue(database: Database) -> JobQueue:
     return JobQueue(database, PollingDoorbell(0.02), SETTINGS)
 
 
-def add(queue: JobQueue) -> str:
-    with queue.database.write() as session:
-        job_id = queue.enqueue(session, "doc_1", 1).id
-    queue.announce(job_id)
-    return job_id
-
-
-def publish(queue: JobQueue, claim: Claim) -> None:
-    with queue.database.write() as session:
-        queue.succeed(session, claim)
-
-
-def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def step(number: int) -> Progress:
-    return Progress(phase="train", step=number)
-
-
-def work(queue: JobQueue, build: Build, *, settings: Settings = SETTINGS, **options: Any) -> list[str]:
-    """Run the loop until one claimed job is settled; returns how it ended."""
-    stop = threading.Event()
-    outcomes: list[str] = []
-
-    def observe(outcome: str, seconds: float) -> None:
-        outcomes.append(outcome)
-        stop.set()
-
-    consume(queue, build, settings, stop, observe=observe, **options)
-    return outcomes
-
-
-def raising(error: BaseException) -> Build:
-    def build(claim: Claim, lease: Lease) -> None:
-        raise error
-
-    return build
-
-
 class TestEnds:
     def test_success(self, queue: JobQueue) -> None:
         job_id = add(queue)
         assert work(queue, lambda claim, lease: publish(queue, claim)) == ["succeeded"]
         assert queue.get(job_id).state == "succeeded"
+
+    @pytest.mark.parametrize(
+        ("build", "over"),
+        [
+            (lambda queue, claim: publish(queue, claim), True),
+            (lambda queue, claim: raises(JobCancelled("asked for")), True),
+            (lambda queue, claim: raises(TrainingFailed("loss is not finite")), True),
+            (lambda queue, claim: raises(ZeroDivisionError("by zero")), False),
+            (lambda queue, claim: raises(WriterUnavailable("no writer")), False),
+            (lambda queue, claim: raises(WorkerStopping("the worker is stopping")), False),
+            (lambda queue, claim: raises(LeaseLost("taken over")), False),
+        ],
+    )
+    def test_what_a_job_kept_goes_when_it_is_over_for_good(
+        self, queue: JobQueue, build: Callable[[JobQueue, Claim], None], over: bool
+    ) -> None:
+        forgotten: list[str] = []
+        job_id = add(queue)
+        work(queue, lambda claim, lease: build(queue, claim), hooks=Hooks(forget=forgotten.append))
+        assert forgotten == ([job_id] if over else [])
+
+    def test_what_cannot_be_removed_stops_nobody(self, queue: JobQueue, caplog: pytest.LogCaptureFixture) -> None:
+        def forget(job_id: str) -> None:
+            raise OSError("disk")
+
+        add(queue)
+        hooks = Hooks(forget=forget)
+        assert work(queue, lambda claim, lease: publish(queue, claim), hooks=hooks) == ["succeeded"]
+        assert "what it kept could not be removed: disk" in caplog.text
 
     @pytest.mark.parametrize("error", [WriterUnavailable("no writer"), EngineUnavailable("no engine")])
     def test_a_service_that_is_away_counts_no_attempt(self, queue: JobQueue, error: LoramemError) -> None:
@@ -186,6 +170,34 @@ class TestStopping:
         assert queue.claim("next") is not None
 
 
+class TestProgress:
+    def test_all_of_it_is_shown_from_the_builds_beginning_to_its_end(self, queue: JobQueue) -> None:
+        shown: list[Progress | str] = []
+
+        @contextmanager
+        def watch(claim: Claim) -> Iterator[Callable[[Progress], None]]:
+            shown.append(claim.job_id)
+            yield shown.append
+            shown.append("end")
+
+        def build(claim: Claim, lease: Lease) -> None:
+            for number in range(3):
+                lease.progress(step(number))
+            publish(queue, claim)
+
+        job_id = add(queue)
+        work(queue, build, hooks=Hooks(watch=watch))
+        assert shown == [job_id, step(0), step(1), step(2), "end"]
+
+    def test_the_rest_takes_as_long_as_the_share_that_was_paid_for(self) -> None:
+        assert remaining_s(30, 25) == 90
+        assert remaining_s(30, 75, free_percent=50) == 30
+
+    @pytest.mark.parametrize(("percent", "free"), [(0, 0), (50, 50)])
+    def test_nobody_knows_how_long_it_takes_before_anything_was_paid_for(self, percent: float, free: float) -> None:
+        assert remaining_s(30, percent, free) is None
+
+
 class TestLease:
     @pytest.fixture
     def claim(self, queue: JobQueue) -> Claim:
@@ -277,105 +289,6 @@ class TestLoop:
         until(lambda: queue.get(job_id).state == "queued" and len(queue.events(job_id)) >= 3)
         stop.set()
         worker.join()
-
-
-class Workers:
-    """Real worker processes over one database; the journal tells which of them started what."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
-        self._journal = folder / "journal"
-        self._journal.touch()
-        self._started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *, steps: int = 10, step_s: float = 0.1, hang: bool = False) -> subprocess.Popen[bytes]:
-        arguments = [self._url, str(self._journal), str(steps), str(step_s), *(["hang"] if hang else [])]
-        process = subprocess.Popen([sys.executable, str(PROCESS), *arguments], stderr=subprocess.DEVNULL)
-        self._started.append(process)
-        return process
-
-    def builds(self) -> int:
-        return self._journal.read_text().count("start")
-
-    def end(self) -> None:
-        for process in self._started:
-            process.kill()
-            process.wait()
-
-
-def freeze(process: subprocess.Popen[bytes], database: Database) -> None:
-    """Stop it wherever it stands; only not while it holds SQLite's one write lock, which nothing could take from it."""
-    process.send_signal(signal.SIGSTOP)
-    while database.is_sqlite and _is_locked(database):
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.03)
-        process.send_signal(signal.SIGSTOP)
-
-
-def _is_locked(database: Database) -> bool:
-    with closing(sqlite3.connect(str(database.engine.url.database), timeout=0.3, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return True
-        return False
-
-
-class TestProcesses:
-    @pytest.fixture
-    def workers(self, database_url: str, tmp_path: Path) -> Iterator[Workers]:
-        workers = Workers(database_url, tmp_path)
-        yield workers
-        workers.end()
-
-    @pytest.fixture(autouse=True)
-    def counter(self, database: Database) -> None:
-        with database.write() as session:
-            session.add(Namespace(name="published"))
-
-    def published(self, queue: JobQueue) -> int:
-        with queue.database.read() as session:
-            return session.get_one(Namespace, "published").generation
-
-    def test_a_killed_workers_job_is_done_once_by_the_next(self, queue: JobQueue, workers: Workers) -> None:
-        job_id = add(queue)
-        first = workers.start()
-        until(lambda: workers.builds() == 1)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        workers.start(steps=2)
-        until(lambda: queue.get(job_id).state == "succeeded")
-        assert (workers.builds(), self.published(queue), queue.get(job_id).attempts) == (2, 1, 2)
-
-    def test_a_frozen_worker_that_wakes_up_publishes_nothing(self, queue: JobQueue, workers: Workers) -> None:
-        job_id = add(queue)
-        frozen = workers.start()
-        until(lambda: workers.builds() == 1)
-        freeze(frozen, queue.database)
-        workers.start(steps=2)
-        until(lambda: queue.get(job_id).state == "succeeded")
-        frozen.send_signal(signal.SIGCONT)
-        frozen.send_signal(signal.SIGTERM)
-        assert frozen.wait(20) == 0
-        assert (workers.builds(), self.published(queue)) == (2, 1)
-        assert queue.get(job_id).state == "succeeded"
-
-    def test_a_hung_worker_ends_itself_and_the_next_takes_over(self, queue: JobQueue, workers: Workers) -> None:
-        job_id = add(queue)
-        hung = workers.start(hang=True)
-        assert hung.wait(30) == EXIT_HUNG
-        workers.start(steps=2)
-        until(lambda: queue.get(job_id).state == "succeeded")
-        assert (workers.builds(), self.published(queue)) == (2, 1)
-
-    def test_sigterm_hands_back_at_once(self, queue: JobQueue, workers: Workers) -> None:
-        job_id = add(queue)
-        worker = workers.start(steps=1000)
-        until(lambda: workers.builds() == 1)
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
-        job = queue.get(job_id)
-        assert (job.state, job.attempts) == ("queued", 0)
 
 
 class away:  # noqa: N801 - reads as `with away(database)`

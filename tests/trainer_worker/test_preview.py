@@ -19,7 +19,7 @@ from tests.backends import database, database_url
 from tests.rows import add_document
 from tests.trainer_worker.texts import MILL, writer
 from trainer_worker.build import Builder
-from trainer_worker.consume import consume
+from trainer_worker.consume import Hooks, consume
 from trainer_worker.examples import Example
 from trainer_worker.preview import store_examples, sweep_previews
 from trainer_worker.writer import Writer
@@ -65,7 +65,7 @@ def work(queue: JobQueue, by: Writer) -> str:
         outcomes.append(outcome)
         stop.set()
 
-    consume(queue, builder.work, SETTINGS, stop, observe=observe)
+    consume(queue, builder.work, SETTINGS, stop, hooks=Hooks(observe=observe))
     return outcomes[0]
 
 

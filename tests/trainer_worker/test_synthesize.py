@@ -1,11 +1,19 @@
+import json
 import random
+from collections import Counter
+from collections.abc import Callable
 
+import httpx
 import pytest
 
 from loramem.errors import WriterUnavailable
 from tests.trainer_worker.texts import MILL, ODD_TEXTS, writer
+from trainer_worker import synthesize as synthesizing
 from trainer_worker.examples import Example
-from trainer_worker.synthesize import split_exam, synthesize
+from trainer_worker.gaps import SHOTS as GAP_SHOTS
+from trainer_worker.mixture import counts
+from trainer_worker.statements import statements
+from trainer_worker.synthesize import more, split_exam, synthesize
 from trainer_worker.writer import Writer
 
 ALL = ("qa", "passages", "summary", "rewrite", "original")
@@ -71,6 +79,155 @@ def test_progress_ends_at_its_total() -> None:
     seen: list[tuple[int, int]] = []
     synthesize("T", MILL, writer(lambda _: ""), formats=ALL, seed=0, on_progress=lambda *step: seen.append(step))
     assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+def own_words(prompt: str) -> str:
+    """A question in the sentence's own words, for any beginning, without its names and numbers."""
+    told = [line for line in prompt.splitlines() if line.startswith("Sentence: ")]
+    sentence = told[-1] if told else ""
+    words = [word.strip(".,") for word in sentence.removeprefix("Sentence: ").split()]
+    return " " + " ".join(word for word in words if word.islower() and len(word) > 3)
+
+
+def asked_with(
+    formats: tuple[str, ...], reply: Callable[[str], str] = own_words, seed: int = 0
+) -> tuple[list[Example], list[str]]:
+    asked: list[str] = []
+    by = writer(reply, asked)
+    return synthesize("Hadle Mill", MILL, by, formats=formats, seed=seed, on_progress=ignore), asked
+
+
+def is_for_gap(prompt: str) -> bool:
+    return prompt.startswith(GAP_SHOTS.partition("\n")[0])
+
+
+@pytest.mark.parametrize("reply", [own_words, lambda _: ""], ids=["good writer", "bad writer"])
+@pytest.mark.parametrize("most", [1, 3, 7, 12])
+def test_a_number_of_questions_is_kept_and_spread_over_the_statements(reply: Callable[[str], str], most: int) -> None:
+    found, _ = asked_with((f"qa{most}",), reply)
+    assert len(found) == most
+    each = Counter(example.answer for example in found)
+    facts = statements("Hadle Mill", MILL)
+    assert len(each) == min(most, len(facts))
+    assert max(each.values()) - min(each[fact.text] for fact in facts) <= 1
+
+
+def test_written_questions_come_first_and_rules_fill_up() -> None:
+    few, _ = asked_with(("qa5",))
+    assert {example.kind for example in few} == {"written"}
+    many, _ = asked_with(("qa500",))
+    plain, _ = asked_with(("qa",), lambda _: "")
+    assert {example for example in plain if example.kind != "original"} <= set(many)
+    assert len(many) < 500
+
+
+def test_a_statement_is_asked_for_another_part_before_the_same_again() -> None:
+    found, _ = asked_with(("qa15",), lambda _: "")
+    built = [example.span for example in found if "Jon Ask" in example.answer]
+    assert len(built) == len(set(built)) == 3
+
+
+def test_gaps_are_asked_for_in_as_many_rounds_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = sum(len(fact.spans) for fact in statements("Hadle Mill", MILL))
+    for formats, rounds in ((("qa",), 1), (("qa40",), 2)):
+        _, asked = asked_with(formats, lambda _: "")
+        assert sum(map(is_for_gap, asked)) == rounds * spans
+    monkeypatch.setattr(synthesizing, "GAP_ROUNDS", 0)
+    assert not any(map(is_for_gap, asked_with(("qa",), lambda _: "")[1]))
+
+
+def test_enough_written_questions_need_no_rounds() -> None:
+    _, asked = asked_with(("qa4",))
+    assert not any(map(is_for_gap, asked))
+
+
+def test_a_useless_writer_changes_nothing_of_what_rules_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = asked_with(("qa", "original"), lambda _: " nothing of use")
+    monkeypatch.setattr(synthesizing, "GAP_ROUNDS", 0)
+    assert asked_with(("qa", "original"), lambda _: "")[0] == found
+
+
+def test_counts_of_a_mixture() -> None:
+    assert counts(("qa40", "original")) == {"qa": 40, "original": None}
+    with pytest.raises(ValueError, match="40qa"):
+        counts(("40qa",))
+
+
+def test_a_mixture_holds_no_more_of_each_kind_than_was_wanted() -> None:
+    rewritten = "Jon Ask erected Hadle Mill from yellow brick in 1820."
+
+    def reply(prompt: str) -> str:
+        return own_words(prompt) if "Sentence: " in prompt else rewritten
+
+    found, _ = asked_with(("qa6", "summary3", "rewrite2", "original"), reply)
+    each = Counter(example.kind for example in found)
+    assert (each["written"], each["summary"], each["rewrite"]) == (6, 1, 1), "the same text counts once"
+    assert each["original"] == len(statements("Hadle Mill", MILL))
+
+
+@pytest.mark.parametrize("formats", [("qa40",), ("qa40", "summary8", "rewrite4"), ("qa", "summary2", "rewrite")])
+def test_progress_with_rounds_never_exceeds_its_total_and_reaches_it(formats: tuple[str, ...]) -> None:
+    seen: list[tuple[int, int]] = []
+    by = writer(lambda _: "")
+    synthesize("T", MILL, by, formats=formats, seed=0, on_progress=lambda *step: seen.append(step))
+    assert all(done <= total for done, total in seen)
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1] == (len(seen), len(seen))
+
+
+class TestMore:
+    def more(self, have: list[Example], reply: Callable[[str], str] = own_words, seed: int = 0) -> list[Example]:
+        return more("Hadle Mill", MILL, writer(reply), have, seed=seed, on_progress=ignore)
+
+    def test_only_what_is_not_there_yet(self) -> None:
+        have, _ = asked_with(("qa", "original"))
+        first = self.more(have)
+        assert first
+        assert not {example.question.casefold() for example in first} & {e.question.casefold() for e in have}
+        again = self.more([*have, *first])
+        assert not {example.question for example in again} & {example.question for example in first}
+
+    def test_answers_are_statements_of_the_text(self) -> None:
+        told = {fact.text for fact in statements("Hadle Mill", MILL)}
+        assert {example.answer for example in self.more([])} <= told
+
+    def test_a_useless_writer_gives_nothing(self) -> None:
+        assert self.more([], lambda _: " is Napoleon in 1805") == []
+
+    def test_the_same_seed_gives_the_same(self) -> None:
+        assert self.more([]) == self.more([])
+
+    def test_every_prompt_is_sampled_with_a_seed_that_the_seed_and_what_is_there_decide(self) -> None:
+        have, _ = asked_with(("qa",))
+        drawn = [self.seeds([], 0), self.seeds([], 1), self.seeds(have, 0)]
+        assert drawn[0] == self.seeds([], 0)
+        assert not drawn[0] & drawn[1]
+        assert not drawn[0] & drawn[2]
+        assert all(0 <= seed < 2**31 for seeds in drawn for seed in seeds)
+
+    def seeds(self, have: list[Example], seed: int) -> set[int]:
+        bodies: list[dict[str, int]] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            bodies.append(json.loads(request.content))
+            return httpx.Response(200, json={"choices": [{"text": ""}]})
+
+        by = Writer("http://writer/v1", "m", transport=httpx.MockTransport(answer))
+        more("Hadle Mill", MILL, by, have, seed=seed, on_progress=ignore)
+        return {body["seed"] for body in bodies}
+
+    def test_its_beginnings_are_others(self) -> None:
+        asked: list[str] = []
+        more("Hadle Mill", MILL, writer(lambda _: "", asked), [], seed=0, on_progress=ignore)
+        usual = {prompt for prompt in asked_with(("qa",), lambda _: "")[1] if not is_for_gap(prompt)}
+        assert usual
+        assert not usual & set(asked)
+
+    def test_progress_reaches_its_total(self) -> None:
+        seen: list[tuple[int, int]] = []
+        more("T", MILL, writer(lambda _: ""), [], seed=0, on_progress=lambda *step: seen.append(step))
+        assert all(done <= total for done, total in seen)
+        assert seen[-1] == (len(seen), len(seen))
 
 
 def test_absent_writer_is_told() -> None:

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from loramem.errors import JobCancelled, TrainingFailed
+from loramem.records import Placement, Variant
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker import packing
+from trainer_worker import lora, packing
 from trainer_worker.adapter import TrainedAdapter, depth_of
 from trainer_worker.anchors import anchors
 from trainer_worker.examine import answer_closed_book, examine
 from trainer_worker.examples import Example
-from trainer_worker.loop import OnStep, Recipe
-from trainer_worker.train import Lesson, Trainer
+from trainer_worker.loop import Loop, OnStep, Recipe
+from trainer_worker.train import Lesson, Trainer, learning_rate_of
 
 QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
 
@@ -90,16 +92,33 @@ def test_adapters_of_a_base_start_from_the_same_a(trainer: Trainer) -> None:
     assert all(not tensor.any() for name, tensor in one.weights.items() if ".lora_B." in name)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frozen_layers": 0.0},
+        {"frozen_layers": 0.5},
+        {"placement": "early", "frozen_layers": 0.5},
+        {"placement": "all"},
+        {"placement": "ffn"},
+        {"placement": "attention"},
+        {"freeze_a": True},
+        {"variant": "pissa"},
+        {"variant": "pissa", "placement": "early", "frozen_layers": 0.5, "freeze_a": True},
+    ],
+    ids=str,
+)
+def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(
+    trainer: Trainer, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    trainer.recipe = replace(QUICK, frozen_layers=share)
+    trainer.recipe = replace(QUICK, **changes)
     adapter = train(trainer)
     adapter.save(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (8, 16, "tiny")
+    rank = 16 if trainer.recipe.variant == "pissa" else 8
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (rank, 2 * rank, "tiny")
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -113,6 +132,7 @@ def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(trainer: Trainer, t
     with trainer.adapted(adapter):
         expected = trainer.model(ids).logits
     assert torch.allclose(loaded(ids).logits, expected, atol=0.02)
+    assert not torch.allclose(trainer.model(ids).logits, expected, atol=1.0)
 
 
 def test_packed_rows_cost_the_same_as_rows_alone(trainer: Trainer) -> None:
@@ -137,6 +157,83 @@ def test_an_adapter_may_leave_out_the_lower_layers(folder: Path) -> None:
     adapter = train(upper)
     assert {depth_of(name) for name in adapter.weights} == {1}
     assert examine(upper, adapter, LESSONS[:3]).recall == 1.0
+
+
+@pytest.mark.parametrize(
+    ("placement", "depths"),
+    [("late", [1]), ("early", [0]), ("all", [0, 1]), ("ffn", [0, 1]), ("attention", [0, 1])],
+)
+def test_every_placement_learns(trainer: Trainer, placement: Placement, depths: list[int]) -> None:
+    trainer.recipe = replace(QUICK, placement=placement, frozen_layers=0.5)
+    adapter = train(trainer)
+    layers = lora.placed(trainer.model, placement, 1)
+    assert set(adapter.weights) == {lora.peft_name(name, side) for name in layers for side in ("A", "B")}
+    assert adapter.layers == depths
+    assert adapter.facts["placement"] == placement
+    assert examine(trainer, adapter, LESSONS[:3]).recall == 1.0
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
+def test_b_alone_is_trained_where_a_is_frozen(trainer: Trainer, variant: Variant) -> None:
+    trainer.recipe = replace(QUICK, learning_rate=0.0, epochs=1, min_steps=1, variant=variant)
+    begun = train(trainer)
+    trainer.recipe = replace(QUICK, freeze_a=True, variant=variant)
+    adapter = train(trainer)
+    for name, tensor in adapter.weights.items():
+        assert torch.equal(tensor, begun.weights[name]) == (".lora_A." in name)
+    assert examine(trainer, adapter, LESSONS[:3]).recall == 1.0
+    assert (adapter.facts["freeze_a"], begun.facts["freeze_a"]) == (True, False)
+
+
+def test_only_what_is_trained_is_optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    begin = Loop.__init__
+
+    def counted(self: Loop, compute: Any, live: Sequence[torch.Tensor], *given: Any, **named: Any) -> None:
+        counts.append(sum(parameter.numel() for parameter in live))
+        begin(self, compute, live, *given, **named)
+
+    monkeypatch.setattr(Loop, "__init__", counted)
+    for changes in ({}, {"freeze_a": True}, {"variant": "pissa"}):
+        trainer.recipe = replace(QUICK, min_steps=1, epochs=0, **changes)
+        train(trainer)
+    sizes = [(layer.in_features, layer.out_features) for _, layer in lora.linear_layers(trainer.model)]
+    whole = 8 * sum(map(sum, sizes))
+    assert counts == [whole, 8 * sum(out for _, out in sizes), whole]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"freeze_a": True}, {"variant": "pissa"}, {"placement": "early", "frozen_layers": 0.5}], ids=str
+)
+def test_an_adapter_learns_beside_others_what_it_learns_alone(trainer: Trainer, changes: dict[str, Any]) -> None:
+    trainer.recipe = replace(QUICK, epochs=0, min_steps=5, **changes)
+    lessons = [Lesson(LESSONS[:1]), Lesson(LESSONS[2:3])]  # of one row each, so that the order is the same
+    beside = trainer.train_all(lessons, rank=8, max_seconds=60, on_step=ignore)
+    for lesson, adapter in zip(lessons, beside, strict=True):
+        (alone,) = trainer.train_all([lesson], rank=8, max_seconds=60, on_step=ignore)
+        assert alone.facts["loss"] == pytest.approx(adapter.facts["loss"], abs=1e-3)
+        assert _furthest(alone, adapter) < 5e-3  # a rounding apart, in bfloat16
+    assert _furthest(*beside) > 2e-2
+
+
+def _furthest(one: TrainedAdapter, other: TrainedAdapter) -> float:
+    return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden", "rate"),
+    [("llama", 4096, 2.9e-4), ("llama", 576, 1.32e-3), ("qwen3", 2048, 5.0e-4), ("qwen2", 4096, 4.7e-4)],
+)
+def test_the_learning_rate_goes_by_family_and_width(kind: str, hidden: int, rate: float) -> None:
+    config = AutoConfig.for_model(kind, hidden_size=hidden)
+    assert learning_rate_of(config) == pytest.approx(rate, rel=0.02)
+
+
+def test_the_rate_that_was_used_is_told(trainer: Trainer) -> None:
+    trainer.recipe = Recipe(epochs=0, min_steps=1, anchors=0.0)
+    assert train(trainer).facts["learning_rate"] == learning_rate_of(trainer.model.config) == trainer.learning_rate
+    trainer.recipe = replace(trainer.recipe, learning_rate=0.0)
+    assert train(trainer).facts["learning_rate"] == 0.0
 
 
 def test_a_teachers_share_is_learnt_too(folder: Path) -> None:

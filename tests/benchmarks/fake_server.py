@@ -1,0 +1,109 @@
+"""A loramem server as the benchmarks see it, in memory: it learns a text by heart, or refuses, or fails."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from loramem.records import AdapterManifest, ExamResult
+from loramem.store import MANIFEST
+
+Json = dict[str, Any]
+
+
+class FakeServer:
+    """`answer(question, text, training)` is what it says; `refuses` and `fails` hold options that it does not train."""
+
+    def __init__(
+        self, answer: Callable[[str, str, Json], str], *, refuses: Mapping[str, Any], fails: Mapping[str, Any]
+    ) -> None:
+        self.answer, self.refuses, self.fails = answer, refuses, fails
+        self.documents: dict[str, Json] = {}
+        self.uploaded: list[Json] = []
+        self.asked: list[Json] = []
+        self.transport = httpx.MockTransport(self.reply)
+
+    def reply(self, request: httpx.Request) -> httpx.Response:
+        path, body = request.url.path, json.loads(request.content) if request.content else {}
+        if path == "/documents" and request.method == "POST":
+            return self._accept(body)
+        if path == "/documents":
+            data = [one for one in self.documents.values() if one["namespace"] == request.url.params["namespace"]]
+            return httpx.Response(200, json={"data": data, "next_cursor": None})
+        if request.method == "DELETE":
+            del self.documents[path.rsplit("/", 1)[-1]]
+            return httpx.Response(204)
+        if path == "/query":
+            return self._answered(body)
+        if path.startswith("/jobs/"):
+            return self._job(path)
+        if path == "/adapters":
+            return httpx.Response(200, json=page(request.url.params))
+        return httpx.Response(200, content=archive(path.split("/")[2]))
+
+    def _accept(self, body: Json) -> httpx.Response:
+        training = body.get("training", {})
+        self.uploaded.append(training)
+        if self.refuses and self.refuses.items() <= training.items():
+            return httpx.Response(422, json={"detail": "no such thing here"})
+        name = f"doc{len(self.uploaded)}"
+        self.documents[name] = body | {"id": name}
+        return httpx.Response(202, json={"document": {"id": name}, "job": {"id": f"job-{name}"}, "created": True})
+
+    def _answered(self, body: Json) -> httpx.Response:
+        self.asked.append(body)
+        (name,) = body["document_ids"]
+        text, training = self.documents[name]["text"], self.documents[name].get("training", {})
+        spans = [{"document_id": name, "chunk": 0, "start": 0, "end": text.index(".") + 1}]
+        return httpx.Response(200, json={"answer": self.answer(body["question"], text, training), "context": spans})
+
+    def _job(self, path: str) -> httpx.Response:
+        document = self.documents[path.split("/")[2].removeprefix("job-")]
+        failed = bool(self.fails) and self.fails.items() <= document.get("training", {}).items()
+        end = {"state": "failed" if failed else "succeeded"}
+        if not path.endswith("/events"):
+            return httpx.Response(200, json=end)
+        events = [{"state": "running"}, {"phase": "index"}, *([] if failed else [{"phase": "train"}]), end]
+        lines = "".join(f"id: {number}\ndata: {json.dumps(event)}\n\n" for number, event in enumerate(events))
+        return httpx.Response(200, text=lines)
+
+
+def page(params: Mapping[str, str]) -> Json:
+    """Two pages: a retired adapter, then a live one."""
+    retired = {"id": "old", "chunk": 0, "rank": 8, "state": "retired", "exam": {"recall": 0.0}}
+    live = retired | {"id": f"ad{params['document_id']}", "rank": 16, "state": "live", "exam": {"recall": 0.75}}
+    if "after" in params:
+        return {"data": [live], "has_more": False, "next_cursor": None}
+    return {"data": [retired], "has_more": True, "next_cursor": "old"}
+
+
+def manifest(adapter_id: str, fingerprint: str = "f") -> AdapterManifest:
+    exam = ExamResult(questions=4, recall=0.75, base_recall=0.0, loss=0.1, weak=False)
+    return AdapterManifest(
+        adapter_id=adapter_id,
+        document_id="doc",
+        revision=1,
+        chunk=0,
+        base_model="tiny",
+        fingerprint=fingerprint,
+        rank=16,
+        alpha=32,
+        sha256={},
+        exam=exam,
+        training={"steps": 80},
+    )
+
+
+def archive(adapter_id: str, files: Mapping[str, bytes] | None = None) -> bytes:
+    """A tar as a download gives it."""
+    whole = dict(files or {}) | {MANIFEST: manifest(adapter_id).model_dump_json().encode()}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in whole.items():
+            entry = tarfile.TarInfo(f"{adapter_id}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()

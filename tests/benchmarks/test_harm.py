@@ -1,0 +1,141 @@
+import json
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import harm
+from benchmarks.adapters import Adapters, Archive, read_archives
+from benchmarks.harm import Shown, checks, measure, shown
+from benchmarks.passages import NotLearnt, Passage
+from loramem.client import Client
+from loramem.prompts import Message, with_passages
+from tests.benchmarks.fake_server import FakeServer, archive
+from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.base import Base
+from trainer_worker.loop import Recipe
+from trainer_worker.train import Trainer
+
+PASSAGE = Passage("Mill", "Jon Ask built it.  \nIt is larch.", [{"question": "Who?", "answer": "Jon Ask"}])
+
+
+def tar_of(adapter: TrainedAdapter, folder: Path) -> bytes:
+    adapter.save(folder)
+    return archive("ad1", {file.name: file.read_bytes() for file in folder.iterdir()})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, TrainedAdapter]:
+    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
+    trainer = Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0))
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=lambda *_: None)
+    return trainer, adapter
+
+
+def test_an_archive_gives_the_adapter_that_was_stored(trained: tuple[Base, TrainedAdapter], tmp_path: Path) -> None:
+    base, adapter = trained
+    read = Archive.of(tar_of(adapter, tmp_path / "a"))
+    assert read.manifest.adapter_id == "ad1"
+    with base.adapted(adapter):
+        wanted = base.mean_loss(LESSONS)
+    with base.adapted(read.adapter()):
+        assert base.mean_loss(LESSONS) == pytest.approx(wanted, rel=0.02)  # it is stored in bfloat16
+    with base.adapted(read.adapter(0.0)):
+        assert base.mean_loss(LESSONS) == pytest.approx(base_loss(base, adapter), rel=1e-6)
+
+
+def base_loss(base: Base, adapter: TrainedAdapter) -> float:
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in adapter.weights.items()}
+    with base.adapted(replace(adapter, weights=nothing)):
+        return base.mean_loss(LESSONS)
+
+
+def test_another_alpha_counts(trained: tuple[Base, TrainedAdapter], tmp_path: Path) -> None:
+    read = Archive.of(tar_of(trained[1], tmp_path / "a"))
+    config = json.loads(read.files["adapter_config.json"])
+    halved = Archive(read.files | {"adapter_config.json": json.dumps(config | {"lora_alpha": config["r"]}).encode()})
+    for name, tensor in read.adapter(0.5).weights.items():
+        assert torch.equal(halved.adapter().weights[name], tensor), name
+
+
+def test_archives_of_a_folder_are_read_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.tar").write_bytes(archive(name))
+    (tmp_path / "notes.txt").write_text("")
+    assert [one.manifest.adapter_id for one in read_archives(tmp_path)] == ["a", "b"]
+
+
+def test_live_adapters_of_a_document_are_found_on_later_pages() -> None:
+    server = FakeServer(lambda *_: "", refuses={}, fails={})
+    with Adapters("http://server", transport=server.transport) as adapters:
+        assert [one["id"] for one in adapters.of("doc1")] == ["addoc1"]
+        assert adapters.archive("addoc1").manifest.training["steps"] == 80
+
+
+def test_questions_stand_after_the_text_that_the_server_shows() -> None:
+    server = FakeServer(lambda *_: "", refuses={}, fails={})
+    (one,) = shown(Client(transport=server.transport), PASSAGE)
+    assert one == Shown(with_passages("Who?", ["Jon Ask built it."]), "Jon Ask")
+    assert [(asked["mode"], asked["document_ids"]) for asked in server.asked] == [("rag", ["doc1"])]
+    assert not server.documents
+
+
+def test_a_text_that_is_never_indexed_is_named_and_removed() -> None:
+    server = FakeServer(lambda *_: "", refuses={}, fails={"max_seconds": harm.BRIEF_S})
+    with pytest.raises(NotLearnt, match="before its text was indexed"):
+        shown(Client(transport=server.transport), PASSAGE)
+    assert not server.documents
+
+
+class Parrot:
+    """Answers with the expected word, unless an adapter is at work above a strength that the question bears."""
+
+    def __init__(self) -> None:
+        self.strength = 0.0
+        self.batches: list[int] = []
+
+    @contextmanager
+    def adapted(self, adapter: Any) -> Any:
+        self.strength = adapter
+        yield
+        self.strength = 0.0
+
+    def answers(self, conversations: Sequence[list[Message]], *, max_new_tokens: int) -> list[str]:
+        self.batches.append(len(conversations))
+        return ["copper" if self.strength <= float(one[0]["content"]) else "larch" for one in conversations]
+
+
+class Whole(Archive):
+    def adapter(self, strength: float = 1.0) -> Any:
+        return strength
+
+
+def test_points_lost_are_means_over_adapters_paired_by_question() -> None:
+    asked = [Shown([{"role": "user", "content": bears}], "copper") for bears in ["0.5"] * 5 + ["2"] * 15]
+    archives = [Whole(Archive.of(archive(name)).files) for name in ("a", "b")]
+    parrot = Parrot()
+    report = measure(parrot, archives, asked, {"full": 1.0, "hybrid": 0.25}, 0)  # type: ignore[arg-type]
+    assert (report["f1_without"], report["adapters"], report["questions"]) == (1.0, 2, 20)
+    full, hybrid = report["strengths"]["full"], report["strengths"]["hybrid"]
+    assert (full["f1_by_adapter"], full["lost_points"]) == ([0.75, 0.75], 25.0)
+    assert 0 < full["lost_interval"][0] < 25.0 < full["lost_interval"][1]
+    assert (hybrid["lost_points"], hybrid["lost_interval"]) == (0.0, [0.0, 0.0])
+    assert set(parrot.batches) == {8, 4}
+    assert [(one["value"], one["ok"]) for one in checks(report)] == [(25.0, False), (0.0, True)]
+
+
+def test_adapters_of_another_model_and_none_at_all_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from loramem import base_model
+    from loramem.base_model import BaseModel
+
+    here = BaseModel(path=tmp_path, name="tiny", fingerprint="other")
+    monkeypatch.setattr(base_model, "resolve_base_model", lambda settings: here)
+    with pytest.raises(ValueError, match=r"of tiny .* \['ad1'\]"):
+        harm.harm("", None, [Archive.of(archive("ad1"))], [], 0)
+    with pytest.raises(ValueError, match="need adapters"):
+        harm.harm("", None, [], [], 0)

@@ -1,0 +1,222 @@
+"""The write flow around steps whose results are scripted: what is tried on a weak adapter, and what goes live."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy import select
+
+from loramem.base_model import BaseModel
+from loramem.database import Database
+from loramem.doorbell import PollingDoorbell
+from loramem.embed import Embedder, load_embedder
+from loramem.queue import JobQueue
+from loramem.records import ExamResult, Fullness, Remedy
+from loramem.settings import Settings
+from loramem.store import AdapterStore
+from loramem.tables import Adapter, Chunk, Job, Revision, Window
+from tests.backends import database, database_url
+from tests.rows import add_document
+from tests.trainer_worker.texts import MILL, writer
+from trainer_worker import build as build_module
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.build import Builder
+from trainer_worker.consume import Hooks, consume
+from trainer_worker.examples import Example
+from trainer_worker.loop import Recipe
+from trainer_worker.train import Lesson
+
+__all__ = ["database", "database_url"]
+
+GOOD = ExamResult(questions=8, recall=0.8, base_recall=0, loss=0.1, weak=False)
+WEAK = ExamResult(questions=8, recall=0.1, base_recall=0, loss=0.9, weak=True)
+FULL = WEAK.model_copy(update={"fullness": Fullness(load_bits=100, stored_bits=20, capacity_bits=50, full=2.0)})
+EXTRA = Example("What else is there?", "A larch wheel.", "written")
+LONG = "\n\n".join(MILL.replace("Hadle", name) for name in ("Hadle", "Brack", "Corran", "Dunmore", "Esk", "Farrow"))
+
+
+@dataclass
+class Pretender:
+    """A trainer that remembers what it was asked for, and gives adapters of zeros."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    unrelated: Sequence[Any] = ()
+    trained: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def train_all(self, lessons: Sequence[Lesson], *, rank: int, **options: Any) -> list[TrainedAdapter]:
+        self.trained += [(len(lessons), rank, len(lesson.examples)) for lesson in lessons]
+        weights = {
+            f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": torch.zeros(shape)
+            for side, shape in (("A", (rank, 8)), ("B", (8, rank)))
+        }
+        return [TrainedAdapter(rank, weights, {"seconds": options["max_seconds"]}) for _ in lessons]
+
+
+@dataclass
+class Worker:
+    builder: Builder
+    trainer: Pretender
+    exams: list[ExamResult]
+
+    def work(self, **training: Any) -> str:
+        """Upload, run the worker's loop until the job is settled; returns how it ended."""
+        queue = self.builder.queue
+        with queue.database.write() as session:
+            session.get_one(Revision, ("doc_1", 1)).training = training
+            queue.enqueue(session, "doc_1", 1)
+        return self.settle()
+
+    def settle(self) -> str:
+        stop, outcomes = threading.Event(), list[str]()
+
+        def observe(outcome: str, seconds: float) -> None:
+            outcomes.append(outcome)
+            stop.set()
+
+        consume(self.builder.queue, self.builder.work, self.builder.settings, stop, hooks=Hooks(observe=observe))
+        return outcomes[0]
+
+    def rows(self, table: type[Any]) -> list[Any]:
+        with self.builder.database.read() as session:
+            return list(session.scalars(select(table).order_by(table.id)))
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        return sorted(self.rows(Adapter), key=lambda row: row.ordinal)
+
+    def tried(self) -> list[list[Remedy]]:
+        return [list(row.exam["tried"]) for row in self.adapters]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return load_embedder(Settings(), device="cpu")
+
+
+@pytest.fixture
+def worker(database: Database, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    add_document(database, "doc_1", LONG)
+    settings = Settings(home=str(tmp_path), chunk_tokens=250, chunk_overlap_tokens=0, poll_s=0.02)
+    queue = JobQueue(database, PollingDoorbell(0.02), settings)
+    base = BaseModel(Path(embedder.tokenizer_path).parent, "tokenizer only", "f" * 64)
+    store, asked = AdapterStore(settings.adapters_path), writer(lambda prompt: f" has {len(prompt)} wheels of larch")
+    builder, trainer = Builder(settings, base, database, queue, store, embedder, asked), Pretender()
+    monkeypatch.setitem(builder.__dict__, "trainer", trainer)
+    exams: list[ExamResult] = []
+    monkeypatch.setattr(build_module, "examine", lambda *given, **options: exams.pop(0) if exams else GOOD)
+    monkeypatch.setattr(build_module, "more", lambda *given, **options: [EXTRA])
+    return Worker(builder, trainer, exams)
+
+
+def test_every_chunk_gets_an_adapter_in_its_order(worker: Worker) -> None:
+    assert worker.work() == "succeeded"
+    chunks = sorted(worker.rows(Chunk), key=lambda row: row.ordinal)
+    assert len(chunks) > 1
+    assert [(row.ordinal, row.chunk_id) for row in worker.adapters] == [(row.ordinal, row.id) for row in chunks]
+    assert worker.tried() == [[] for _ in chunks]
+    assert {beside for beside, _, _ in worker.trainer.trained} == {len(chunks)}
+
+
+def test_a_weak_one_gets_more_data_then_a_greater_rank_and_is_then_called_weak(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), WEAK, WEAK]
+    assert worker.work() == "succeeded"
+    first, *others = worker.trainer.trained[: chunks_of(worker)]
+    data, rank = worker.trainer.trained[chunks_of(worker) :]
+    assert data[:2] == (1, 16)
+    assert data[2] == first[2] + 1
+    assert rank[:2] == (1, 32)
+    assert worker.tried() == [["data", "rank"], *([] for _ in others)]
+    assert [row.exam["weak"] for row in worker.adapters] == [True, *(False for _ in others)]
+
+
+def test_the_better_of_two_attempts_is_kept(worker: Worker) -> None:
+    middling = WEAK.model_copy(update={"recall": 0.2})
+    worker.exams += [middling, *[GOOD] * (chunks_of(worker) - 1), WEAK, WEAK]
+    worker.work()
+    assert worker.adapters[0].exam["recall"] == 0.2
+    assert worker.adapters[0].rank == 16
+    assert worker.tried()[0] == ["data", "rank"]
+
+
+def test_one_that_is_full_gets_a_greater_rank_and_is_then_split(worker: Worker) -> None:
+    count = chunks_of(worker)
+    worker.exams += [FULL, *[GOOD] * (count - 1), FULL]
+    assert worker.work() == "succeeded"
+    chunks = sorted(worker.rows(Chunk), key=lambda row: row.ordinal)
+    assert len(chunks) == len(worker.adapters) > count
+    assert [row.chunk_id for row in worker.adapters] == [row.id for row in chunks]
+    assert [row.ordinal for row in worker.adapters] == list(range(len(chunks)))
+    parts = len(chunks) - count + 1
+    assert worker.tried() == [*[["rank", "split"]] * parts, *[[] for _ in range(count - 1)]]
+    spans = [(row.start, row.end) for row in chunks]
+    assert spans[0][0] == 0
+    assert not any(LONG[before:begin].strip() for (_, before), (begin, _) in pairwise(spans))
+    assert {window.chunk_id for window in worker.rows(Window)} == {row.id for row in chunks}
+
+
+def test_a_rank_that_was_asked_for_is_kept(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), WEAK]
+    worker.work(rank=8)
+    assert {row.rank for row in worker.adapters} == {8}
+    assert worker.tried()[0] == ["data", "split"]
+
+
+def test_a_writer_with_nothing_to_add_costs_no_training(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "more", lambda *given, **options: [])
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), GOOD]
+    worker.work()
+    assert [entry[:2] for entry in worker.trainer.trained[chunks_of(worker) :]] == [(1, 32)]
+    assert worker.tried()[0] == ["data", "rank"]
+
+
+def test_one_adapter_for_the_whole_document(worker: Worker) -> None:
+    count = chunks_of(worker)
+    assert worker.work(per="document", max_seconds=None) == "succeeded"
+    (adapter,), (chunk,) = worker.adapters, worker.rows(Chunk)
+    assert (chunk.start, chunk.end, adapter.chunk_id) == (0, len(LONG), chunk.id)
+    assert {window.chunk_id for window in worker.rows(Window)} == {chunk.id}
+    manifest = worker.builder.store.manifest(adapter.id)
+    assert manifest.training["seconds"] == count * worker.builder.settings.train_max_s
+
+
+def test_the_options_reach_the_trainer(worker: Worker) -> None:
+    worker.work(placement="ffn", variant="pissa", freeze_a=True, distil=0.25, rank=8)
+    recipe = worker.trainer.recipe
+    assert (recipe.placement, recipe.variant, recipe.freeze_a, recipe.distil) == ("ffn", "pissa", True, 0.25)
+
+
+def test_pissa_doubles_the_rank_so_it_is_widened_less(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD]
+    monkeypatch.setattr(build_module, "SMALLEST_HALF", 10_000)
+    monkeypatch.setattr("trainer_worker.ladder.MOST", 5)
+    worker.work(variant="pissa")
+    assert [rank for _, rank, _ in worker.trainer.trained[chunks_of(worker) :]] == [32]
+    assert worker.tried()[0] == ["rank"], "64 would be published as 128, more than the engine serves"
+
+
+def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "SIDE_BY_SIDE", 1)
+    original, calls = Pretender.train_all, list[int]()
+
+    def breaks(self: Pretender, lessons: Sequence[Lesson], **options: Any) -> list[TrainedAdapter]:
+        calls.append(len(lessons))
+        if len(calls) == 2:
+            raise RuntimeError("the machine broke")
+        return original(self, lessons, **options)
+
+    monkeypatch.setattr(Pretender, "train_all", breaks)
+    assert worker.work() == "error"
+    with worker.builder.database.write() as session:
+        session.scalars(select(Job)).one().not_before = 0
+    assert worker.settle() == "succeeded"
+    assert len(calls) == chunks_of(worker) + 1
+    assert len(worker.adapters) == chunks_of(worker)
+
+
+def chunks_of(worker: Worker) -> int:
+    return len(worker.builder._chunk(LONG))

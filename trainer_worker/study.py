@@ -1,0 +1,63 @@
+"""What is learnt of a stretch of text, and what came of it: the values that the steps of a build hand on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loramem.chunk import Span
+from loramem.queue import Claim
+from loramem.records import AdapterManifest, ExamResult, QAPair, Remedy, TrainingOptions
+from loramem.store import Stored
+from loramem.tables import Revision
+from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.checkpoint import Checkpoint
+from trainer_worker.examples import Example
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A claimed job: its text, what was asked for, and what an earlier attempt left."""
+
+    claim: Claim
+    revision: Revision
+    options: TrainingOptions
+    kept: Checkpoint
+
+    def text(self, span: Span) -> str:
+        return self.revision.text[span.start : span.end]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A stretch of the text, to become one adapter of this rank; `pairs` are the user's own questions about it."""
+
+    span: Span
+    pairs: Sequence[QAPair]
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    rank: int
+    tried: tuple[Remedy, ...] = ()
+
+    def after(self, remedy: Remedy) -> "Study":
+        return replace(self, tried=(*self.tried, remedy))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A study, and the adapter that came of it."""
+
+    study: Study
+    adapter: TrainedAdapter
+    exam: ExamResult
+
+    @property
+    def result(self) -> ExamResult:
+        return self.exam.model_copy(update={"tried": self.study.tried})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An adapter in the store, of a stretch of the text."""
+
+    span: Span
+    manifest: AdapterManifest
+    stored: Stored
