@@ -2,8 +2,8 @@
 
 The same steps as the plain loop's: rows, their order, padding to one length (a new shape costs seconds on a CPU), rank,
 learning rate, clipping, bfloat16 throughout. Loss on completions only. Set otherwise than by default are only: no
-recomputing of activations, no packing, no logging, no checkpoints, all of which would cost it time, and a learning rate
-that does not fall. What it measures in every step besides the loss (entropy, accuracy) is part of it.
+recomputing of activations, no packing, no logging, no checkpoints, all of which would cost it time, and the learning
+rate's course. What it measures in every step besides the loss (entropy, accuracy) is part of it.
 """
 
 import importlib
@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from trainer_worker.loop import Recipe, schedule
 
 if TYPE_CHECKING:
     from trainer_worker.packing import Row
@@ -48,7 +50,6 @@ def train(
             num_train_epochs=1,
             train_sampling_strategy="sequential",
             learning_rate=learning_rate,
-            lr_scheduler_type="constant",
             max_grad_norm=1.0,
             max_length=None,
             pad_to_multiple_of=length,
@@ -64,10 +65,24 @@ def train(
         )
         rows = datasets.Dataset.from_list([_example(row) for batch in batches for row in batch])
         trainer = trl.SFTTrainer(
-            model=model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[clock]
+            model=model,
+            args=config,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=[clock],
+            optimizers=_optimizers(model, learning_rate, len(batches)),
         )
         trainer.train()
     return time.monotonic() - float(clock.after_first)
+
+
+def _optimizers(model: Any, learning_rate: float, steps: int) -> tuple[Any, Any]:
+    import torch
+
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=learning_rate)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule(step, steps, Recipe.warmup_steps)
+    )
 
 
 def _example(row: "Row") -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
 from trainer_worker.cloze import about_questions, cloze_questions
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Recipe, schedule
 from trainer_worker.packing import Row
 from trainer_worker.statements import statements
 from trainer_worker.train import Lesson, Trainer
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 SHEETS = Path(__file__).parent / "sheets"
 RANK = 16
-PLAIN_ROWS = 16
-"""Rows in a step of the plain loop: about what a step of 512 packed tokens holds."""
 BESIDE = 4
 FASTER, SIDE_BY_SIDE = 1.3, 1.2
 FOREVER = 1e9
@@ -48,11 +47,14 @@ FOREVER = 1e9
 
 @dataclass(frozen=True)
 class Speed:
-    """`tokens` are the rows' own, each time a row is read; `loss` in nats per answer token, afterwards, on all rows."""
+    """`tokens` are the rows' own, each time a row is read; `loss` in nats per answer token, afterwards, on all rows;
+    `rows` in a step, on average."""
 
     tokens: int
     seconds: float
     loss: float
+    steps: int = 1
+    rows: float = 0.0
 
     @property
     def figures(self) -> dict[str, float]:
@@ -60,6 +62,8 @@ class Speed:
             "tokens_per_s": round(self.tokens / self.seconds, 1),
             "seconds": round(self.seconds, 2),
             "loss": round(self.loss, 4),
+            "steps": self.steps,
+            "rows_per_step": round(self.rows, 1),
         }
 
 
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings())
     lessons = [rows_of(sheet, options.seed) for sheet in read_sheets(SHEETS)][:BESIDE]
-    epochs, rounds = (2, 1) if options.smoke else (4, options.rounds)
+    epochs, rounds = (2, 1) if options.smoke else (8, options.rounds)
     lessons = [lesson[:16] for lesson in lessons] if options.smoke else lessons
     speeds = [compare(base, lessons[0], epochs, options.seed) for _ in range(rounds)]
     beside = [side_by_side(base, lessons, options.seed, options.smoke) for _ in range(rounds)]
@@ -92,28 +96,30 @@ def compare(base: BaseModel, rows: Sequence[Example], epochs: int, seed: int) ->
     speeds = {
         "ours": ours(base, whole, rows, seed),
         "ours, upper half": ours(base, replace(whole, frozen_layers=Recipe.frozen_layers), rows, seed),
-        "plain": Plain(base, seed).train(rows, epochs),
     }
-    return speeds if sft.unavailable() else speeds | {"sft": Sft(base, seed).train(rows, epochs)}
+    steps, in_a_step = speeds["ours"].steps, round(speeds["ours"].rows)
+    speeds["plain"] = Plain(base, seed, in_a_step).train(rows, steps)
+    return speeds if sft.unavailable() else speeds | {"sft": Sft(base, seed, in_a_step).train(rows, steps)}
 
 
 def ours(base: BaseModel, recipe: Recipe, rows: Sequence[Example], seed: int) -> Speed:
     trainer = Trainer(str(base.path), seed=seed, recipe=recipe)
     warm_up(trainer, rows)
-    read: list[int] = []
-    count = trainer.batch
+    read: list[list[int]] = []
+    batch = trainer.batch
 
     def counted(step: Any, lower: Any) -> Any:
-        read.append(sum(row.tokens for row in step.rows))
-        return count(step, lower)
+        read.append([row.tokens for row in step.rows])
+        return batch(step, lower)
 
     trainer.batch = counted  # type: ignore[method-assign]
     started = time.monotonic()
     adapter = trainer.train(rows, [], rank=RANK, max_seconds=FOREVER, on_step=_ignore)
     seconds = time.monotonic() - started
-    trainer.batch = count  # type: ignore[method-assign]
+    trainer.batch = batch  # type: ignore[method-assign]
     with trainer.adapted(adapter):
-        return Speed(sum(read), seconds, trainer.mean_loss(rows))
+        in_a_step = sum(map(len, read)) / len(read)
+        return Speed(sum(map(sum, read)), seconds, trainer.mean_loss(rows), len(read), in_a_step)
 
 
 def warm_up(trainer: Trainer, rows: Sequence[Example]) -> None:
@@ -141,26 +147,26 @@ def side_by_side(base: BaseModel, lessons: Sequence[Sequence[Example]], seed: in
 class Plain:
     """PEFT and a loop."""
 
-    def __init__(self, base: BaseModel, seed: int) -> None:
+    def __init__(self, base: BaseModel, seed: int, rows: int = 16) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         gc.collect()
-        self.seed = seed
+        self.seed, self.rows = seed, rows
         self.encoder = Trainer(str(base.path), seed=seed, recipe=Recipe(anchors=0.0))
         self.device = self.encoder.device
         self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype="auto")
         torch.nn.Module.to(self.model, self.device)
 
-    def train(self, examples: Sequence[Example], epochs: int) -> Speed:
+    def train(self, examples: Sequence[Example], steps: int) -> Speed:
         rows = [self.encoder.row(example) for example in examples]
         length = -(-max(row.tokens + 1 for row in rows) // 16) * 16
-        batches = list(self._batches(rows, epochs))
+        batches = list(islice(self._batches(rows), steps))
         model = self._adapted()
         seconds = self._run(model, batches, length)
         tokens = sum(row.tokens for batch in batches[1:] for row in batch)
         model.train(mode=False)
-        return Speed(tokens, seconds, self._loss(model, rows, length))
+        return Speed(tokens, seconds, self._loss(model, rows, length), steps, self.rows)
 
     def _adapted(self) -> Any:
         import torch
@@ -180,6 +186,8 @@ class Plain:
         for number, chosen in enumerate(batches):
             if number == 1:
                 started = time.monotonic()
+            for group in optimizer.param_groups:
+                group["lr"] = self.encoder.learning_rate * schedule(number, len(batches), Recipe.warmup_steps)
             model(**_padded(chosen, length, self.device)).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -188,22 +196,23 @@ class Plain:
             torch.cuda.synchronize()
         return time.monotonic() - started
 
-    def _batches(self, rows: Sequence[Row], epochs: int) -> Iterator[list[Row]]:
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Without end; every row once before any comes again."""
         rng = random.Random(self.seed)
-        order = [row for _ in range(epochs) for row in rng.sample(list(rows), len(rows))]
-        for start in range(0, len(order) - PLAIN_ROWS + 1, PLAIN_ROWS):
-            yield order[start : start + PLAIN_ROWS]
+        order = chain.from_iterable(rng.sample(list(rows), len(rows)) for _ in count())
+        while True:
+            yield list(islice(order, self.rows))
 
     def _loss(self, model: Any, rows: Sequence[Row], length: int) -> float:
         import torch
 
         total = answers = 0.0
-        for start in range(0, len(rows), PLAIN_ROWS):
-            some = list(rows[start : start + PLAIN_ROWS])
-            count = sum(len(row.answer) for row in some)
+        for start in range(0, len(rows), self.rows):
+            some = list(rows[start : start + self.rows])
+            wanted = sum(len(row.answer) for row in some)
             with torch.no_grad():
-                total += count * model(**_padded(some, length, self.device)).loss.item()
-            answers += count
+                total += wanted * model(**_padded(some, length, self.device)).loss.item()
+            answers += wanted
         return total / answers
 
 

@@ -217,7 +217,7 @@ class Loop:
             master.grad = gradient.float()
         self._clip()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * self._schedule()
+            group["lr"] = self.learning_rate * schedule(self.step, self.total, self.recipe.warmup_steps)
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.master)
@@ -238,11 +238,6 @@ class Loop:
         factors = (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
-
-    def _schedule(self) -> float:
-        """Linear warm-up, then a cosine to a tenth."""
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
-        return warm * (0.55 + 0.45 * math.cos(math.pi * min(1.0, self.step / self.total)))
 
     def _fit_to_clock(self, elapsed_s: float, max_seconds: float) -> None:
         """Shorten the plan, never lengthen it, so that the schedule still ends where the time does."""
@@ -265,3 +260,9 @@ class Loop:
     def _worn_out(self) -> bool:
         since = self.step - max(self.best_step)
         return min(self.best_step) > 0 and since >= PATIENCE * self._check_every
+
+
+def schedule(step: int, total: int, warmup_steps: int) -> float:
+    """Factor of the learning rate at a step counted from 0: a linear warm-up, then a cosine to a tenth."""
+    warm = min(1.0, (step + 1) / warmup_steps)
+    return warm * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / total)))
