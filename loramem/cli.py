@@ -47,6 +47,9 @@ def upload(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="txt, md, html, pdf, docx or epub")],
     title: Annotated[str | None, typer.Option(help="empty: the server takes one from the file")] = None,
     wait: Annotated[bool, typer.Option(help="follow the job until the document can be asked in every mode")] = True,
+    training: Annotated[
+        str | None, typer.Option(help='how, as JSON: \'{"formats": "summary8+qa40", "rank": "auto"}\'')
+    ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="show the first chunk's training data instead; no document is kept")
     ] = False,
@@ -56,7 +59,7 @@ def upload(
 ) -> None:
     """Hand in a file; it becomes adapters."""
     with _client(url, api_key, namespace) as client:
-        reply = client.upload(file, title=title, preview=preview)
+        reply = client.upload(file, title=title, training=_json_of(training), preview=preview)
         job_id = reply["job"]["id"]
         known = "" if reply["created"] else " (the server had it already)"
         typer.echo(f"preview, job {job_id}" if preview else f"document {reply['document']['id']}{known}, job {job_id}")
@@ -219,6 +222,16 @@ def _follow(client: Client, job_id: str) -> None:
         reason = (last.get("error") or {}).get("detail", "no reason is given")
         typer.echo(f"loramem: job {job_id} ended as {last.get('state')}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _json_of(text: str | None) -> Json | None:
+    if text is None:
+        return None
+    try:
+        value: Json = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--training") from None
+    return value
 
 
 def _show_examples(job: Json) -> None:

@@ -35,7 +35,7 @@ def _items(value: object) -> object:
     if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
         return given
     items = [item for names in given for item in names.split("+")]
-    return tuple(item for name in items for item in MIXTURES.get(name, (name,)))
+    return [item for name in items for item in MIXTURES.get(name, (name,))]
 
 
 def _once(items: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,6 +84,15 @@ class TrainingOptions(Record):
     freeze_a: bool = Field(False, description="train B alone, beside the A that all adapters of the base share")
     distil: float = Field(0.0, ge=0, le=1, description="weight of what the base says with the text before it")
     per: Literal["chunk", "document"] = Field("chunk", description="an adapter for each chunk, or one for all")
+
+    def published_rank(self, rank: int) -> int:
+        """Of the adapter that training at `rank` gives."""
+        return published_rank(self.variant, rank)
+
+
+def published_rank(variant: Variant, rank: int) -> int:
+    """PiSSA's adapter holds what it started from as well, which is taken off it."""
+    return 2 * rank if variant == "pissa" else rank
 
 
 class Progress(Record):

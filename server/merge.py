@@ -41,8 +41,8 @@ class Merger:
     async def prepare(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Prepared:
         """Load the one adapter, or the merge of several, at the strength asked for; say whether it was there already.
 
-        Raises `InvalidValue` for ranks that the method or the engine cannot take, `StoredDataDamaged` for files that
-        are missing or altered.
+        Raises `InvalidValue` for a rank that the engine cannot take, `StoredDataDamaged` for files that are missing or
+        altered.
         """
         self._check_rank(adapters, options)
         recipe = recipe_of(adapters, options)
@@ -61,21 +61,14 @@ class Merger:
 
     def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
         ranks = [adapter.rank for adapter in adapters]
-        rank = merged_rank(options.method, ranks) if len(ranks) > 1 else ranks[0]
-        if rank == 0:
-            raise InvalidValue(
-                f"{options.method} merges adapters of equal rank, these have {ranks}; use cat or a smaller top_k",
-                key="merge.method",
-                value=options.method,
-                allowed="cat",
-            )
+        rank = merged_rank(options.method, ranks)
         if rank > self._max_rank:
             raise InvalidValue(
                 f"{options.method} of ranks {ranks} needs rank {rank}, the engine's slots have {self._max_rank}; "
                 "use a smaller top_k, another method, or raise LORAMEM_MAX_LORA_RANK",
                 key="merge.method",
                 value=options.method,
-                allowed=f"summed rank up to {self._max_rank}",
+                allowed=f"{'summed ' if options.method == 'cat' else ''}rank up to {self._max_rank}",
             )
 
 

@@ -201,7 +201,7 @@ class Builder:
         wanted = job.options.rank or self.settings.rank
         if wanted != "auto":
             return wanted
-        most = self.settings.max_lora_rank // self._recipe(job).published_rank(1)
+        most = self.settings.max_lora_rank // job.options.published_rank(1)
         return min(most, least_rank(bits(self.trainer, statements_of(self.trainer, examples))))
 
     # training, and training again what failed its exam
@@ -253,7 +253,7 @@ class Builder:
         return [remedy for remedy, can in remedies.items() if can]
 
     def _wider(self, job: Assignment, study: Study) -> int | None:
-        return next_rank(study.rank, self.settings.max_lora_rank // self._recipe(job).published_rank(1))
+        return next_rank(study.rank, self.settings.max_lora_rank // job.options.published_rank(1))
 
     def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
         if remedy == "rank":

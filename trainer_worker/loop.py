@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loramem.errors import TrainingFailed
-from loramem.records import Placement, Variant
+from loramem.records import Placement, Variant, published_rank
 from trainer_worker.packing import Batch, Curriculum, Step, steps_of_an_epoch
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Recipe:
     """Rows that hold the adapter to the base on unrelated prompts, as a share of those to be learnt."""
 
     def published_rank(self, rank: int) -> int:
-        """Of the adapter that training at `rank` gives: PiSSA's holds its start as well (`pissa`)."""
-        return 2 * rank if self.variant == "pissa" else rank
+        """Of the adapter that training at `rank` gives."""
+        return published_rank(self.variant, rank)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from sqlalchemy import select
 
 from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
 from loramem.lines import check_text, tidy
+from loramem.records import TrainingOptions
 from loramem.sandbox import parse_upload
+from loramem.settings import Settings
 from loramem.tables import Document, Job
 from server.api.common import After, Limit, NamespaceFilter, TheGateway, document_out, job_out, latest_jobs, problems
 from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage, Text
@@ -135,7 +137,7 @@ async def _from_json(request: Request, gateway: Gateway) -> Upload:
     wanted = _validated(DocumentIn, await request.body())
     text = tidy(wanted.text)
     check_text(text, key="text", max_chars=gateway.settings.max_text_chars)
-    return _upload(wanted, text, "", "text/plain")
+    return _upload(wanted, text, "", "text/plain", gateway.settings)
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:
@@ -149,7 +151,7 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
     parsed = await asyncio.to_thread(
         parse_upload, content, filename=filename, content_type=declared, settings=gateway.settings
     )
-    return _upload(wanted, parsed.text, parsed.title, parsed.media_type)
+    return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway.settings)
 
 
 def _form_json(fields: dict[str, str]) -> str:
@@ -173,7 +175,8 @@ def _validated(schema: type[Any], body: bytes | str) -> Any:
         raise RequestValidationError(error.errors()) from None
 
 
-def _upload(wanted: DocumentFields, text: str, title: str, media_type: str) -> Upload:
+def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, settings: Settings) -> Upload:
+    _check_servable(wanted.training, settings)
     return Upload(
         namespace=wanted.namespace,
         title=wanted.title or title,
@@ -184,3 +187,17 @@ def _upload(wanted: DocumentFields, text: str, title: str, media_type: str) -> U
         qa=tuple(wanted.qa),
         training=wanted.training,
     )
+
+
+def _check_servable(training: TrainingOptions, settings: Settings) -> None:
+    """Say now what the engine would say when the adapter is trained. `rank: auto` keeps within its limit by itself."""
+    rank = training.rank if isinstance(training.rank, int) else settings.rank
+    published = training.published_rank(rank)
+    if published > settings.max_lora_rank:
+        raise InvalidValue(
+            f"an adapter of rank {published} ({training.variant} at rank {rank}) cannot be served: the engine's slots "
+            f"have rank {settings.max_lora_rank}; take a smaller rank, or raise LORAMEM_MAX_LORA_RANK",
+            key="training.rank",
+            value=training.rank,
+            allowed=f"up to {settings.max_lora_rank // training.published_rank(1)}",
+        )

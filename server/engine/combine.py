@@ -8,10 +8,13 @@
 | `cat` | laid side by side, w s on A: the exact weighted sum of the updates, at the sum of the ranks |
 | `product_linear`, `product_ties` | see `product.py` |
 
-All but the last two work on A and on B apart, so their product holds cross terms B_i A_j. The merged adapter has
-alpha = rank (scaling 1). Where we differ from PEFT on purpose: rsLoRA's scaling is not applied a second time, and
-DARE's draws are by seed and adapter, not by the state of a generator; one adapter at weight 1 is served as published,
-its scaling on B, where PEFT's square roots on both sides would be rounded to bfloat16 (the product is the same).
+All but the last two work on A and on B apart, so their product holds cross terms B_i A_j. Among greater ranks a source
+counts as if its A had rows of zeros below and its B columns of zeros on the right, which leaves B A as it is; it is
+trimmed before that, on its own entries, and keeps its own scaling. The merged adapter has alpha = rank (scaling 1).
+Where we differ from PEFT on purpose: it refuses ranks that differ in all but `cat`, rsLoRA's scaling is not applied a
+second time, and DARE's draws are by seed and adapter, not by the state of a generator; one adapter at weight 1 is
+served as published, its scaling on B, where PEFT's square roots on both sides would be rounded to bfloat16 (the product
+is the same).
 """
 
 import math
@@ -51,10 +54,8 @@ def trim_of(recipe: Recipe) -> Trim:
 
 
 def layout_of_merge(recipe: Recipe, layouts: Sequence[Layout], ranks: Sequence[int]) -> tuple[Layout, int]:
-    """Layout and rank of the merge. Raises `ValueError` for ranks that the method cannot merge."""
+    """Layout and rank of the merge."""
     rank = merged_rank(recipe.method, ranks)
-    if rank == 0:
-        raise ValueError(f"{recipe.method} needs equal ranks, got {list(ranks)}")
     return union([layout.at_rank(rank) for layout in layouts]), rank
 
 
@@ -91,11 +92,9 @@ def gains_of(sources: Sequence[tuple[float, float]]) -> Gains:
 
 
 def _laid_out_as(layout: Layout, part: Part) -> Flat:
-    """Zeros where the source has no such tensor: neither an election nor a mean counts them."""
+    """Zeros where the source has no such tensor, or a smaller rank: neither an election nor a mean counts them."""
     spread = np.zeros(layout.size, dtype=part.flat.dtype)
-    into, tensors = layout.views(as_tensor(spread)), part.layout.views(as_tensor(part.flat))
-    for name, tensor in tensors.items():
-        into[name].copy_(tensor)
+    part.layout.copy_into(layout, as_tensor(part.flat), as_tensor(spread))
     return spread
 
 

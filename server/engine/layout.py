@@ -55,6 +55,16 @@ class Layout:
             for name, start, size, shape in zip(self.names, self.offsets, self._sizes, self.shapes, strict=True)
         }
 
+    def copy_into(self, wider: "Layout", flat: Tensor, out: Tensor) -> None:
+        """Copy the tensors of `flat` (size,) to their places in `out` (wider.size,), which lies as `wider` says.
+
+        Of a tensor that has a greater rank in `wider`, the first rows of A or columns of B are written and no others.
+        """
+        places = wider.views(out)
+        for name, tensor in self.views(flat).items():
+            axis = 0 if side_of(name) == SIDE_A else -1
+            places[name].narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
+
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
         return tuple(int(np.prod(shape)) for shape in self.shapes)

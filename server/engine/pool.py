@@ -121,7 +121,7 @@ class SourcePool:
         self._background = ThreadPoolExecutor(1, "prefetch", initializer=use_every_core)
 
     def open(self, recipe: Recipe) -> Merge:
-        """Raises `StoredDataDamaged` for a source that is gone or altered, `ValueError` for ranks that do not merge."""
+        """Raises `StoredDataDamaged` for a source that is gone or altered."""
         sources = tuple(self._published(source) for source in recipe.sources)
         layout, rank = layout_of_merge(
             recipe, [source.layout for source in sources], [source.rank for source in sources]
@@ -135,10 +135,10 @@ class SourcePool:
         self.merge_seconds = time.perf_counter() - started
 
     def on_device(self, merge: Merge, device: torch.device) -> list[Tensor]:
-        """The sources, trimmed, as tensors (size,) on the GPU, in the recipe's order."""
-        trim = trim_of(merge.recipe)
+        """The sources, trimmed, as tensors (size,) on the GPU that lie as the merge does, in the recipe's order."""
+        trim, layout = trim_of(merge.recipe), merge.layout
         return [
-            self.device.get(_key(adapter, trim), partial(self._to_device, adapter, trim, device))
+            self.device.get((*_key(adapter, trim), layout), partial(self._to_device, adapter, trim, layout, device))
             for adapter in merge.sources
         ]
 
@@ -163,8 +163,13 @@ class SourcePool:
             for adapter, source in zip(merge.sources, merge.recipe.sources, strict=True)
         ]
 
-    def _to_device(self, adapter: PublishedAdapter, trim: Trim, device: torch.device) -> Tensor:
-        return as_tensor(self._flat(adapter, trim)).to(device, non_blocking=True)
+    def _to_device(self, adapter: PublishedAdapter, trim: Trim, layout: Layout, device: torch.device) -> Tensor:
+        own = as_tensor(self._flat(adapter, trim)).to(device, non_blocking=True)
+        if adapter.layout == layout:
+            return own
+        spread = torch.zeros(layout.size, dtype=own.dtype, device=device)
+        adapter.layout.copy_into(layout, own, spread)
+        return spread
 
     def _flat(self, adapter: PublishedAdapter, trim: Trim) -> Flat:
         return self.host.get(_key(adapter, trim), partial(_load, adapter, trim))

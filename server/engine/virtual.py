@@ -52,8 +52,7 @@ class VirtualAdapter(LoRAModel):  # type: ignore[misc]  # vLLM publishes no type
     @property
     def is_written_on_device(self) -> bool:
         """Whether a kernel merges into the slot itself; `cat` and the product methods go by way of the host."""
-        alike = all(source.layout == self.merge.layout for source in self.merge.sources)
-        return self._scratch.writer is not None and alike and is_elementwise(self.merge.recipe)
+        return self._scratch.writer is not None and is_elementwise(self.merge.recipe)
 
     def write(self, slot: int, device: torch.device) -> None:
         """Merge on the GPU, straight into a slot; returns before the GPU is done."""

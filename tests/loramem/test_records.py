@@ -77,9 +77,9 @@ def test_what_a_method_ignores_does_not_change_its_recipe(method: MergeMethod) -
 
 
 @pytest.mark.parametrize(
-    ("method", "rank"), [("cat", 24), ("ties", 0), ("dare_linear", 0), ("product_ties", 16), ("product_linear", 16)]
+    ("method", "rank"), [("cat", 24), ("ties", 16), ("dare_linear", 16), ("product_ties", 16), ("product_linear", 16)]
 )
-def test_unequal_ranks_merge_where_the_method_can(method: MergeMethod, rank: int) -> None:
+def test_unequal_ranks_merge_at_the_greatest_or_at_their_sum(method: MergeMethod, rank: int) -> None:
     assert merged_rank(method, [8, 16]) == rank
     assert merged_rank(method, [8, 8]) == (16 if method == "cat" else 8)
 

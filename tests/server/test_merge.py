@@ -162,22 +162,28 @@ def test_the_same_merge_again_is_the_same_adapter_and_a_hit(prepare: Callable[..
     assert other.adapter.int_id != first.adapter.int_id
 
 
-@pytest.mark.parametrize("method", ["ties", "linear"])
-def test_unequal_ranks_are_refused_with_the_way_out(
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_unequal_ranks(
     prepare: Callable[..., Prepared], engine: ScriptedEngine, method: MergeMethod
 ) -> None:
-    with pytest.raises(InvalidValue, match=rf"{method} merges adapters of equal rank, these have \[8, 16\]") as refused:
-        prepare(routed(0.5, 0.5, ranks=(8, 16)), MergeOptions(method=method))
-    assert refused.value.extra == {"key": "merge.method", "value": method, "allowed": "cat"}
+    prepared = prepare(routed(0.5, 0.25, 0.25, ranks=(8, 32, 16)), MergeOptions(method=method))
+    assert (prepared.merged, prepared.recipe.method, len(prepared.recipe.sources)) == (True, method, 3)
+    assert engine.activated == [prepared.adapter]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "cat"])
+def test_all_but_cat_need_no_more_than_the_greatest_rank(prepare: Callable[..., Prepared], method: MergeMethod) -> None:
+    assert prepare(routed(0.5, 0.5, ranks=(8, 64)), MergeOptions(method=method)).merged
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "product_linear"])
+def test_one_rank_above_the_engines_is_refused(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine, method: MergeMethod
+) -> None:
+    with pytest.raises(InvalidValue, match=rf"{method} of ranks \[8, 128\] needs rank 128, .* have 64") as refused:
+        prepare(routed(0.5, 0.5, ranks=(8, 128)), MergeOptions(method=method))
+    assert refused.value.extra == {"key": "merge.method", "value": method, "allowed": "rank up to 64"}
     assert engine.activated == []
-
-
-def test_cat_takes_unequal_ranks_up_to_the_engines(prepare: Callable[..., Prepared]) -> None:
-    assert prepare(routed(0.5, 0.25, 0.25, ranks=(8, 16, 32)), MergeOptions(method="cat")).merged
-
-
-def test_on_the_product_unequal_ranks_merge(prepare: Callable[..., Prepared]) -> None:
-    assert prepare(routed(0.5, 0.5, ranks=(8, 64)), MergeOptions(method="product_ties")).merged
 
 
 def test_what_is_prefetched_is_what_will_be_activated(engine: ScriptedEngine) -> None:

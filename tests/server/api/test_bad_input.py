@@ -74,6 +74,24 @@ def test_rank_7_is_told_the_ranks_that_are_allowed(memory: Memory) -> None:
     assert all(str(rank) in problem["allowed"] for rank in (8, 16, 32, 64))
 
 
+def test_what_the_engine_cannot_serve_is_refused_with_the_reason(memory: Memory) -> None:
+    dora = {"text": "ok", "training": {"variant": "dora"}}
+    problem = refused(memory, "POST", "/documents", 422, json=dora)
+    assert named(problem) == ("training.variant", "dora")
+    assert "vLLM has no place for the magnitudes" in problem["detail"]
+    wide = {"text": "ok", "training": {"variant": "pissa", "rank": 64}}
+    problem = refused(memory, "POST", "/documents", 422, json=wide)
+    assert (named(problem), problem["allowed"]) == (("training.rank", 64), "up to 32")
+
+
+def test_a_mixture_is_a_list_or_joined(memory: Memory) -> None:
+    for formats in ("summary8+qa40", ["summary8", "qa40"], "all"):
+        body = {"text": f"ok {formats}", "training": {"formats": formats}}
+        assert memory.client.post("/documents", json=body).status_code == 202
+    twice = {"text": "ok", "training": {"formats": "qa40+qa8"}}
+    assert "one number for each kind" in refused(memory, "POST", "/documents", 422, json=twice)["detail"]
+
+
 @pytest.mark.parametrize("content", [b'{"text": "ok"', b"", b"text", b'{"text": "\xff\xfe"}'])
 def test_malformed_json(memory: Memory, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils.merge_utils import random_pruning
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from loramem.records import AdapterManifest, MergeMethod, Recipe, SignMethod, Source
 from loramem.store import AdapterStore, Stored
@@ -43,6 +44,19 @@ class Adapter:
         return {name.split(".")[2] for name in self.tensors}
 
 
+def values_of(kind: str, seed: int) -> Callable[[tuple[int, int]], Tensor]:
+    """`coarse` is full of zeros, of equal magnitudes, and of votes that end in a tie."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def values(shape: tuple[int, int]) -> Tensor:
+        if kind == "coarse":
+            return torch.randint(-3, 4, shape, generator=noise) / 4
+        spread = torch.empty(shape).uniform_(-6, 1, generator=noise).exp() if kind == "wide" else 1
+        return torch.randn(shape, generator=noise) * spread
+
+    return values
+
+
 def adapter_of(values: Callable[[tuple[int, int]], Tensor], modules: Sequence[str], rank: int, alpha: int) -> Adapter:
     tensors = {}
     for module in modules:
@@ -61,6 +75,18 @@ def recipe_of(
 ) -> Recipe:
     sources = [Source(adapter_id=f"a{i}", sha256=f"{i}" * 64, weight=weight) for i, weight in enumerate(weights)]
     return Recipe.of(method, sources, density, sign_method, seed)
+
+
+def padded(adapter: Adapter, rank: int) -> Adapter:
+    """The same product at a greater rank: zeros in what A and B have more, and the scaling kept."""
+    alpha, rest = divmod(adapter.alpha * rank, adapter.rank)
+    assert rest == 0, "PEFT has whole numbers for alpha"
+    more = rank - adapter.rank
+    tensors = {
+        name: pad(tensor, (0, 0, 0, more) if ".lora_A." in name else (0, more))
+        for name, tensor in adapter.tensors.items()
+    }
+    return Adapter(tensors, rank, alpha)
 
 
 # by us

@@ -84,6 +84,25 @@ def test_another_rank_changes_the_first_side_of_a_and_the_last_of_b() -> None:
     assert layout.at_rank(2) == Layout((A, B), ((2, 3), (5, 2)))
 
 
+def test_of_a_greater_rank_only_the_first_rows_of_a_and_columns_of_b_are_written() -> None:
+    own = Layout((B, A), ((5, 2), (2, 3)))
+    wider = Layout((A, B), ((2, 3), (5, 2))).at_rank(4)
+    flat, out = torch.arange(own.size) + 1.0, torch.full((wider.size,), -1.0)
+    own.copy_into(wider, flat, out)
+    given, found = own.views(flat), wider.views(out)
+    assert torch.equal(found[A][:2], given[A])
+    assert torch.equal(found[B][:, :2], given[B])
+    assert bool((found[A][2:] == -1).all())
+    assert bool((found[B][:, 2:] == -1).all())
+
+
+@pytest.mark.parametrize("other", [((2, 4), (5, 2)), ((1, 3), (5, 1)), ((2, 3), (6, 2))])
+def test_tensors_that_differ_by_more_than_a_greater_rank_are_not_copied(other: tuple[tuple[int, int], ...]) -> None:
+    own, wrong = Layout((A, B), ((2, 3), (5, 2))), Layout((A, B), other)
+    with pytest.raises(RuntimeError):
+        own.copy_into(wrong, torch.zeros(own.size), torch.zeros(wrong.size))
+
+
 def test_equal_layouts_are_one_object_with_what_it_has_worked_out() -> None:
     one, two = (one_of_each(Layout((A, B), ((2, 3), (5, 2)))) for _ in range(2))
     assert one is two

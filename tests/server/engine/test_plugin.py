@@ -24,7 +24,7 @@ from server.engine import plugin
 from server.engine.extension import WorkerExtension
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, RECIPE_PREFIX
 from server.engine.published import as_tensor
-from server.engine.virtual import VirtualAdapter
+from server.engine.virtual import Scratch, VirtualAdapter
 from tests.server.learned import peft_tensors, store_adapter
 
 ATTENTION = "model.layers.0.self_attn"
@@ -155,6 +155,33 @@ def test_a_recipe_becomes_weights_in_a_slot(store: AdapterStore, method: MergeMe
     made, recipe = manager(), Recipe.of(method, sources(store, (8, 8)), density=0.4)
     assert made.add_adapter(request(RECIPE_PREFIX + recipe.canonical()))
     assert_holds(made, 7, recipe, rank)
+
+
+@pytest.mark.parametrize("method", ["ties", "linear", "dare_ties", "dare_linear"])
+def test_ranks_that_differ_share_a_slot_of_the_greatest(store: AdapterStore, method: MergeMethod) -> None:
+    made, recipe = manager(max_rank=16), Recipe.of(method, sources(store, (8, 16, 4)), density=0.4)
+    assert made.add_adapter(request(RECIPE_PREFIX + recipe.canonical()))
+    assert_holds(made, 7, recipe, 16)
+    assert made._adapter_manager._registered_adapters.cache[7].rank == 16
+
+
+@pytest.mark.parametrize(
+    ("method", "by_kernel"), [("ties", True), ("dare_linear", True), ("cat", False), ("product_ties", False)]
+)
+def test_the_device_takes_ranks_that_differ_as_one_layout(
+    store: AdapterStore, method: MergeMethod, by_kernel: bool
+) -> None:
+    opened, writer = plugin.source_pool().open(Recipe.of(method, sources(store, (8, 16)))), Mock()
+    scratch = Scratch(np.zeros(opened.layout.size, dtype=np.float32), {}, writer)
+    adapter = VirtualAdapter(7, opened, plugin.source_pool(), scratch)
+    assert adapter.is_written_on_device == by_kernel
+    if by_kernel:
+        adapter.write(1, torch.device("cpu"))
+        slot, flats, gains, _ = writer.write.call_args.args
+        assert slot == 1
+        assert [flat.shape for flat in flats] == [(opened.layout.size,)] * 2
+        weights = [source.weight for source in opened.recipe.sources]
+        assert np.allclose(gains[:, 1] ** 2, [2 * weight for weight in weights])  # alpha is twice the rank of each
 
 
 def test_what_is_registered_holds_no_weights(store: AdapterStore) -> None:

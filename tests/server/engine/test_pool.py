@@ -14,6 +14,8 @@ from torch import Tensor
 from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import CONFIG, WEIGHTS, AdapterStore
+from server.engine.combine import elementwise_of, gains_of
+from server.engine.fused import merge_flat
 from server.engine.pool import Merge, SourcePool, Tier
 from server.engine.published import as_tensor
 from tests.server.learned import LAYER, peft_tensors, store_adapter
@@ -88,9 +90,14 @@ def test_merging_twice_gives_the_same(store: AdapterStore) -> None:
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_unequal_ranks_are_refused_when_the_merge_is_opened(store: AdapterStore) -> None:
-    with pytest.raises(ValueError, match=r"ties needs equal ranks, got \[8, 16\]"):
-        pool(store).open(recipe("ties", source(store, 1), source(store, 2, rank=16)))
+def test_a_linear_merge_of_two_ranks_adds_where_both_have_entries(store: AdapterStore) -> None:
+    kept = pool(store)
+    opened = kept.open(recipe("linear", source(store, 1, weight=0.5), source(store, 2, weight=-2.0, rank=16)))
+    assert opened.rank == 16
+    merged = tensors(kept, opened)
+    first, second = peft_tensors(8, 1), peft_tensors(16, 2)  # alpha is twice the rank
+    torch.testing.assert_close(merged[A], torch.cat([first[A] - 2 * second[A][:8], -2 * second[A][8:]]))
+    torch.testing.assert_close(merged[B], torch.cat([first[B] + 2 * second[B][:, :8], 2 * second[B][:, 8:]], dim=1))
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "cat", "dare_linear", "product_ties"])
@@ -104,6 +111,33 @@ def test_an_open_merge_can_be_made_after_its_sources_were_deleted(store: Adapter
         store.remove(one.adapter_id)
     late = tensors(cold, opened)
     assert all(torch.equal(expected[name], late[name]) for name in expected)
+
+
+# on the device: here the CPU stands for one
+
+
+@pytest.mark.parametrize("ranks", [(8, 8), (8, 16), (16, 4, 8)])
+@pytest.mark.parametrize("method", ["ties", "linear", "dare_ties", "dare_linear"])
+def test_what_is_on_the_device_lies_as_the_merge_does(
+    store: AdapterStore, method: MergeMethod, ranks: tuple[int, ...]
+) -> None:
+    kept = pool(store)
+    wanted = recipe(method, *(source(store, seed, 1.0 + seed, rank) for seed, rank in enumerate(ranks)), density=0.4)
+    opened = kept.open(wanted)
+    flats = kept.on_device(opened, torch.device("cpu"))
+    gains = gains_of([(one.weight, own.scaling) for one, own in zip(wanted.sources, opened.sources, strict=True)])
+    out, expected = (np.zeros(opened.layout.size, dtype=np.float32) for _ in range(2))
+    merge_flat(elementwise_of(wanted), [flat.numpy() for flat in flats], gains, opened.layout.tiles, out)
+    kept.merge_into(opened, expected)
+    assert np.array_equal(out, expected)
+
+
+def test_the_device_keeps_an_adapter_once_for_each_rank_that_it_is_merged_at(store: AdapterStore) -> None:
+    kept = SourcePool(store.root, 100 * ENTRY_BYTES, 100 * ENTRY_BYTES)
+    small, other, great = source(store, 1), source(store, 2), source(store, 3, rank=16)
+    for pair in ((small, other), (small, great), (other, great), (other, small)):
+        kept.on_device(kept.open(recipe("linear", *pair)), torch.device("cpu"))
+    assert kept.stats["device"] == {"bytes": 8 * ENTRY_BYTES, "entries": 5, "hits": 3, "misses": 5, "evictions": 0}
 
 
 # tiers
