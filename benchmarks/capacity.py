@@ -6,8 +6,9 @@
 Trains with the worker's own trainer, without a server. `phonebook`: the 1K slice in one adapter. `sectors`: the 8K
 slice in eight, each question put to the adapter that learnt its row. `counterfact`: the 1K slice of statements, scored
 by which of two answers is likelier, with the adapter and without. `sweep` (hours on a CPU, so only when asked for) is
-described in `benchmarks/capacity_sweep.py`; `--plot` draws it. `--smoke` takes a few rows and steps, and checks that
-the loss falls. Data is looked for in `--data`, else LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
+described in `benchmarks/capacity_sweep.py`; `--plot` draws it, `--ranks`, `--loads` and `--epochs` cut it down.
+`--smoke` takes a few rows and steps, and checks that the loss falls. Data is looked for in `--data`, else
+LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trainer = Trainer(str(base.path), seed=options.seed, base_name=base.name)
     run = Run(trainer, options.data, SMOKE if options.smoke else Size())
     if options.only == "sweep":
-        figures = sweep(trainer, run.data, run.size.phonebook, run.size.plan)
+        figures = sweep(trainer, run.data, *_cut_down(run.size, options))
         parts = {"sweep": Part(figures, [], [])}
         if pyplot:
             plot(pyplot, figures, options.plot)
@@ -168,6 +169,16 @@ def command_of(smoke: bool, only: str | None) -> str:
     return "python -m benchmarks.capacity --json" + (" --smoke" if smoke else "") + (f" --only {only}" if only else "")
 
 
+def _cut_down(size: Size, options: argparse.Namespace) -> tuple[Recipe, Plan]:
+    plan = replace(size.plan, ranks=options.ranks, split_ranks=()) if options.ranks else size.plan
+    recipe = replace(size.phonebook, epochs=options.epochs) if options.epochs else size.phonebook
+    return recipe, replace(plan, loads=options.loads) if options.loads else plan
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def _base_of(base: BaseModel, trainer: Trainer) -> dict[str, Any]:
     import torch
 
@@ -181,6 +192,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LORAMEM_BENCH_DATA") or DATA))
     parser.add_argument("--model", help="`embedded`, a Hugging Face id or a local folder; default: LORAMEM_MODEL")
     parser.add_argument("--seed", type=int, default=0, help="of the adapters' A and of the order of rows")
+    parser.add_argument("--ranks", type=_numbers, help="of the sweep, with commas; nothing is split then")
+    parser.add_argument("--loads", type=_numbers, help="of the sweep, in thousand tokens, with commas")
+    parser.add_argument("--epochs", type=float, help="of the sweep")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the sweep; needs matplotlib")
     parser.add_argument("--smoke", action="store_true", help="a few rows and steps")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")

@@ -39,7 +39,7 @@ class Plan:
 
 
 def sweep(trainer: Trainer, data: Path, recipe: Recipe, plan: Plan) -> Figures:
-    """`grid`, one entry for each rank and load; `efficiency` by rank; `split`, one entry for each split rank."""
+    """`grid`, one entry for each rank and load; `efficiency` by rank; `split`, one for each split rank; `epochs`."""
     slices = {load: read_phonebook(data, load)[: plan.rows] for load in plan.loads}
     grid = [
         {"load": load} | store(trainer, recipe, rows, rank).figures
@@ -53,7 +53,7 @@ def sweep(trainer: Trainer, data: Path, recipe: Recipe, plan: Plan) -> Figures:
     }
     large = {entry["rank"]: entry for entry in grid if entry["load"] == plan.loads[-1]}
     split = [beside(large[rank], stored) for rank, stored in small.items()]
-    return {"grid": grid, "efficiency": efficiency(grid), "split": split}
+    return {"grid": grid, "efficiency": efficiency(grid), "split": split, "epochs": recipe.epochs}
 
 
 def beside(large: Figures, small: Sequence[Stored]) -> Figures:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.teach import Cost, teach
+from trainer_worker.capacity import bits, statements_of
 from trainer_worker.examine import answer_closed_book
 from trainer_worker.examples import Example
 from trainer_worker.loop import Recipe
@@ -21,11 +22,14 @@ _ROW = re.compile(r"Question: (.+\?) Answer: (\S+)")
 
 @dataclass(frozen=True)
 class Stored:
-    """How many of `rows` numbers an adapter gave back to the digit."""
+    """How many of `rows` numbers an adapter gave back to the digit; in bits, how far they surprised the base, and what
+    the adapter took off that."""
 
     rows: int
     right: int
     cost: Cost
+    load_bits: float = 0.0
+    stored_bits: float = 0.0
 
     @property
     def share(self) -> float:
@@ -35,7 +39,8 @@ class Stored:
     def figures(self) -> dict[str, float]:
         density = 1e6 * self.right / self.cost.parameters
         shares = {"exact_match": round(self.share, 4), "facts_per_million_parameters": round(density, 2)}
-        return {"rows": self.rows, "right": self.right} | shares | self.cost.figures
+        bits = {"load_bits": round(self.load_bits, 1), "stored_bits": round(self.stored_bits, 1)}
+        return {"rows": self.rows, "right": self.right} | shares | bits | self.cost.figures
 
 
 def read_phonebook(data: Path, load: int) -> list[Example]:
@@ -64,9 +69,12 @@ def cut(rows: Sequence[Example], parts: int) -> list[list[Example]]:
 
 def store(trainer: Trainer, recipe: Recipe, rows: Sequence[Example], rank: int) -> Stored:
     """Train one adapter on the rows, then ask it for each number."""
+    statements = statements_of(trainer, rows)
+    load = bits(trainer, statements)
     adapter, cost = teach(trainer, recipe, rows, rank)
     with trainer.adapted(adapter):
-        return Stored(len(rows), exact_matches(rows, ask(trainer, rows)), cost)
+        right = exact_matches(rows, ask(trainer, rows))
+        return Stored(len(rows), right, cost, load, load - bits(trainer, statements))
 
 
 def ask(trainer: Trainer, rows: Sequence[Example]) -> list[str]:
