@@ -14,7 +14,8 @@
     ├── Unauthorized                 401
     ├── Unavailable                  503  try again later; nothing was lost
     │   ├── EngineUnavailable        503
-    │   └── WriterUnavailable        503  the job waits, no attempt is counted
+    │   ├── WriterUnavailable        503  the job waits, no attempt is counted
+    │   └── MakesWay                      a job that can wait lets another go first
     ├── StoredDataDamaged            500  a checksum does not match
     └── JobError                     500  the worker's own
         ├── LeaseLost                     another worker owns the job: stop, discard the output
@@ -141,6 +142,13 @@ class EngineUnavailable(Unavailable):
 class WriterUnavailable(Unavailable):
     code = "writer-unavailable"
     title = "The writer endpoint is not available"
+
+
+class MakesWay(Unavailable):
+    """Raised in a worker; never crosses HTTP."""
+
+    code = "makes-way"
+    title = "The worker is wanted elsewhere"
 
 
 class StoredDataDamaged(LoramemError):

@@ -46,6 +46,10 @@ class JobQueue:
         """The same for a preview; the caller adds its row."""
         return self._enqueue(session, JobKind.PREVIEW, None, None)
 
+    def enqueue_mending(self, session: Session, document_id: str, revision: int) -> Job:
+        """The same for weak adapters of a revision that is live."""
+        return self._enqueue(session, JobKind.MEND, document_id, revision)
+
     def _enqueue(self, session: Session, kind: JobKind, document_id: str | None, revision: int | None) -> Job:
         now = transitions.now_of(session)
         job = Job(
@@ -164,6 +168,12 @@ class JobQueue:
                 if not transitions.bury(session, job):
                     return transitions.begin(session, job, owner, self._settings.lease_s)
         return None
+
+    def is_wanted_elsewhere(self) -> bool:
+        """Whether a job waits for which a mending has to make way."""
+        with self.database.read() as session:
+            waiting = select(Job.id).where(transitions.is_due(), Job.kind != JobKind.MEND).limit(1)
+            return session.scalar(waiting) is not None
 
     def renew(self, claim: Claim) -> bool:
         """Heartbeat: extend the lease; True when a user asked to cancel. Raises `LeaseLost`."""

@@ -43,6 +43,7 @@ class AdapterState(StrEnum):
 class JobKind(StrEnum):
     BUILD = "build"  # a revision becomes adapters
     PREVIEW = "preview"  # a text's first chunk becomes examples to look at
+    MEND = "mend"  # weak adapters of a live revision are trained again, when nothing else is to be done
 
 
 class JobState(StrEnum):
@@ -154,7 +155,7 @@ class Adapter(Base):
 
 
 class Job(Base):
-    """One build of one revision, or one preview, which is of no document.
+    """One build or mending of one revision, or one preview, which is of no document.
 
     `fence` grows with every claim; a write that names an older fence changes nothing.
     """

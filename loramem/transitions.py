@@ -8,13 +8,13 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from loramem.database import epoch_now
 from loramem.errors import AttemptsExhausted, LeaseLost, NotFound
 from loramem.records import Progress
-from loramem.tables import FINAL_JOB_STATES, Job, JobEvent, JobState
+from loramem.tables import FINAL_JOB_STATES, Job, JobEvent, JobKind, JobState
 
 BACKOFF_S = (5.0, 300.0)  # before the second attempt, and at most
 WAITING = Progress(phase="waiting")
@@ -37,6 +37,9 @@ class Claim:
 # which rows
 
 
+IS_MENDING = case((Job.kind == JobKind.MEND, 1), else_=0)
+
+
 def is_due() -> ColumnElement[bool]:
     return and_(Job.state == JobState.QUEUED, Job.not_before <= epoch_now())
 
@@ -50,8 +53,8 @@ def held_by(claim: Claim) -> ColumnElement[bool]:
 
 
 def claimable() -> Select[Job]:
-    """The job that has been due the longest, whether it waits or its worker is gone."""
-    return select(Job).where(or_(is_due(), is_expired())).order_by(Job.not_before, Job.id).limit(1)
+    """The job that has been due the longest, whether it waits or its worker is gone; mendings come last."""
+    return select(Job).where(or_(is_due(), is_expired())).order_by(IS_MENDING, Job.not_before, Job.id).limit(1)
 
 
 def existing(job: Job | None, job_id: str) -> Job:

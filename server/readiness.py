@@ -1,11 +1,11 @@
 """Refuse a question that its memory cannot answer yet, and name the job to wait for."""
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from loramem.database import Database
 from loramem.errors import MemoryNotReady
-from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job, JobState
+from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job, JobKind, JobState
 from server.ask import ADAPTER_MODES, Ask, Route
 
 
@@ -35,9 +35,13 @@ def _nothing_routed(database: Database, ask: Ask) -> MemoryNotReady:
     return _not_ready(f"namespace {ask.namespace!r} holds nothing that can answer in mode {ask.mode} yet", job, None)
 
 
-def _job_of(session: Session, condition: object) -> Job | None:
-    """The newest job: one still at work before one that ended."""
-    newest = select(Job).where(condition).order_by(Job.state.in_(list(FINAL_JOB_STATES)), Job.id.desc())  # type: ignore[arg-type]
+def _job_of(session: Session, condition: ColumnElement[bool]) -> Job | None:
+    """The newest build: one still at work before one that ended."""
+    newest = (
+        select(Job)
+        .where(condition, Job.kind == JobKind.BUILD)
+        .order_by(Job.state.in_(list(FINAL_JOB_STATES)), Job.id.desc())
+    )
     return session.scalars(newest.limit(1)).first()
 
 

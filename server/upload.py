@@ -24,6 +24,7 @@ from loramem.tables import (
     AdapterState,
     Document,
     Job,
+    JobKind,
     JobState,
     Namespace,
     Preview,
@@ -234,9 +235,9 @@ def _add_revision(session: Session, queue: JobQueue, document: Document, upload:
 
 
 def _job_for_known(session: Session, queue: JobQueue, document: Document) -> Job:
-    """The newest revision's latest job; a new one when that ended without a result."""
-    of_revision = (Job.document_id == document.id, Job.revision == document.newest_revision)
-    job = session.scalar(select(Job).where(*of_revision).order_by(Job.created_at.desc(), Job.id.desc()).limit(1))
+    """The newest revision's latest build; a new one when that ended without a result."""
+    builds = (Job.kind == JobKind.BUILD, Job.document_id == document.id, Job.revision == document.newest_revision)
+    job = session.scalar(select(Job).where(*builds).order_by(Job.created_at.desc(), Job.id.desc()).limit(1))
     if job is not None and job.state not in _ENDED_BADLY and not job.cancel_requested:
         return job
     newest = (Revision.document_id == document.id, Revision.number == document.newest_revision)

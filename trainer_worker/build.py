@@ -1,7 +1,8 @@
 """The write flow, in order: chunk, index, then for some chunks at a time synthesize, train, examine; then publish.
 
 What happens when a step fails is `consume`'s: nothing that a step leaves behind is visible before `publish`, whose one
-transaction makes all adapters of the revision live. A preview ends after the first chunk's synthesize.
+transaction makes all adapters of the revision live. A preview ends after the first chunk's synthesize. Adapters that
+failed their exam serve all the same, and are mended by a job of its own, when nobody waits for another.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,16 +10,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count
 
+from sqlalchemy.orm import Session
+
 from loramem.base_model import BaseModel
 from loramem.chunk import Span, chunk_text
 from loramem.database import Database, new_id
 from loramem.embed import Embedder
-from loramem.errors import JobCancelled
+from loramem.errors import JobCancelled, MakesWay
 from loramem.queue import Claim, JobQueue
-from loramem.records import AdapterManifest, Progress, QAPair, Remedy, TrainingOptions
+from loramem.records import AdapterManifest, ExamResult, Progress, QAPair, Remedy, TrainingOptions
 from loramem.settings import Settings
 from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
+from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.assign import assign_pairs
 from trainer_worker.capacity import bits, least_rank, next_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
@@ -28,8 +32,8 @@ from trainer_worker.ladder import better, next_remedy
 from trainer_worker.lease import Lease
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
-from trainer_worker.publish import NewAdapter, publish
-from trainer_worker.study import Assignment, Attempt, Memory, Study
+from trainer_worker.publish import NewAdapter, live_adapters, note_exams, publish, republish
+from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
 from trainer_worker.synthesize import Example, more, split_exam, synthesize
 from trainer_worker.train import Lesson, Recipe, Trainer
 from trainer_worker.writer import Writer
@@ -58,7 +62,9 @@ class Builder:
 
     def work(self, claim: Claim, lease: Lease) -> None:
         """Do the claim's job, by its kind. Raises what its steps raise; the job is then not ended."""
-        (self.preview if claim.kind == JobKind.PREVIEW else self.build)(claim, lease)
+        {JobKind.BUILD: self.build, JobKind.MEND: self.mend, JobKind.PREVIEW: self.preview}[JobKind(claim.kind)](
+            claim, lease
+        )
 
     def build(self, claim: Claim, lease: Lease) -> None:
         """Turn the claim's revision into live adapters."""
@@ -78,13 +84,40 @@ class Builder:
             some = spans[first : first + SIDE_BY_SIDE]
             batch = Batch(lease, first, len(some), len(spans), kept)
             memories += self._remember(job, some, len(memories), batch)
-        if len(memories) > len(spans):  # some were split: their parts are what is to be found from now on
-            chunks = self._index(job, [memory.span for memory in memories], lambda done, total: lease.check())
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
         adapters = [
             NewAdapter(memory.manifest, chunk.id, memory.stored) for memory, chunk in zip(memories, chunks, strict=True)
         ]
-        publish(self.database, self.queue, claim, adapters)
+        weak = any(self._remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories)
+        mending = publish(self.database, self.queue, claim, adapters, mend=weak)
+        if mending is not None:
+            job.kept.hand_on(mending)
+            self.queue.announce(mending)
+
+    def mend(self, claim: Claim, lease: Lease) -> None:
+        """Train the weak adapters of a live revision again, and put what is better in their place."""
+        job = self._assignment(claim, lease)
+        live = live_adapters(self.database, claim)
+        weak = [one for one in live if self._remedy(job, one.span, one.rank, one.exam)]
+        spans, adapters = list[Span](), list[Published | NewAdapter]()
+        for one in live:
+            mended: Sequence[Published | Memory] = [one]
+            if one in weak:
+                batch = Batch(lease, weak.index(one), 1, len(weak), before_step=self._make_way)
+                mended = self._mended(job, one, len(spans), batch)
+            spans += [part.span for part in mended]
+            adapters += [_new(part) if isinstance(part, Memory) else part for part in mended]
+        lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
+        kept = [adapter for adapter in adapters if isinstance(adapter, Published)]
+        if len(kept) == len(adapters):
+            note_exams(self.database, self.queue, claim, kept)
+            return
+        self._index(
+            job,
+            spans,
+            lambda done, total: lease.check(),
+            also=lambda session, chunks: republish(session, self.queue, claim, chunks, adapters),
+        )
 
     def preview(self, claim: Claim, lease: Lease) -> None:
         """Write the examples that the first chunk would be trained on, and go no further."""
@@ -132,7 +165,13 @@ class Builder:
             return spans
         return [Span(0, len(job.revision.text), sum(span.tokens for span in spans))]
 
-    def _index(self, job: Assignment, spans: Sequence[Span], step: Callable[[int, int], None]) -> list[Chunk]:
+    def _index(
+        self,
+        job: Assignment,
+        spans: Sequence[Span],
+        step: Callable[[int, int], None],
+        also: Callable[[Session, Sequence[Chunk]], None] = lambda session, chunks: None,
+    ) -> list[Chunk]:
         return index_text(
             self.database,
             job.claim,
@@ -141,6 +180,7 @@ class Builder:
             spans,
             window_tokens=self.settings.window_tokens,
             step=step,
+            also=also,
         )
 
     # some chunks
@@ -161,7 +201,11 @@ class Builder:
             rank = max(study.rank for study in studies)
             studies = [replace(study, rank=rank) for study in studies]
         numbers = count(ordinal)
-        return [self._store(job, attempt, next(numbers)) for attempt in self._learnt(job, studies, batch)]
+        return [
+            self._store(job, attempt.study.span, attempt.adapter, attempt.result, next(numbers))
+            for attempt in self._attempts(job, studies, batch)
+            if attempt.adapter is not None
+        ]
 
     def _pairs_of(self, job: Assignment) -> dict[Span, list[QAPair]]:
         spans = self._spans(job)
@@ -206,11 +250,26 @@ class Builder:
 
     # training, and training again what failed its exam
 
+    def _mended(self, job: Assignment, one: Published, ordinal: int, batch: Batch) -> Sequence[Published | Memory]:
+        """What comes in the place of a weak adapter: itself, a better one, or two of its parts."""
+        study = replace(self._study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0)), rank=one.rank)
+        study = replace(study, rank=one.rank // job.options.published_rank(1), tried=one.exam.tried)
+        numbers = count(ordinal)
+        found: list[Published | Memory] = []
+        for attempt in self._improved(job, Attempt(study, None, one.exam), batch):
+            if attempt.adapter is None:
+                found.append(replace(one, exam=attempt.result))
+            else:
+                found.append(self._store(job, attempt.study.span, attempt.adapter, attempt.result, next(numbers)))
+        return found
+
+    def _make_way(self) -> None:
+        if self.queue.is_wanted_elsewhere():
+            raise MakesWay("another job is waiting; the mending begins again when there is none")
+
     def _learnt(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
         """Each as good as the remedies make it; what was split comes back as its parts."""
-        return [
-            better for attempt in self._attempts(job, studies, batch) for better in self._improved(job, attempt, batch)
-        ]
+        return [best for attempt in self._attempts(job, studies, batch) for best in self._improved(job, attempt, batch)]
 
     def _attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
         """Train studies of one rank side by side, then examine each."""
@@ -232,7 +291,8 @@ class Builder:
 
     def _improved(self, job: Assignment, attempt: Attempt, batch: Batch) -> list[Attempt]:
         """The attempt itself if it passed, or else the best of it and of what the remedies give."""
-        remedy = next_remedy(attempt.exam, attempt.study.tried, possible=self._possible(job, attempt.study))
+        study = attempt.study
+        remedy = self._remedy(job, study.span, job.options.published_rank(study.rank), attempt.result)
         if remedy is None:
             return [attempt]
         batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
@@ -245,19 +305,19 @@ class Builder:
         (again,) = self._attempts(job, [study], batch)
         return self._improved(job, again if better(again.exam, attempt.exam) else failed, batch)
 
-    def _possible(self, job: Assignment, study: Study) -> list[Remedy]:
-        wider = job.options.rank in (None, "auto") and self._wider(job, study) is not None
-        halves = job.options.per == "chunk" and study.span.tokens >= 2 * SMALLEST_HALF
+    def _remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None:
+        """What to try next on an adapter of this published rank; None when it passed or nothing is left."""
         asked = {item.rstrip("0123456789") for item in job.options.formats}
-        remedies: dict[Remedy, bool] = {"data": "qa" in asked, "rank": wider, "split": halves}
-        return [remedy for remedy, can in remedies.items() if can]
-
-    def _wider(self, job: Assignment, study: Study) -> int | None:
-        return next_rank(study.rank, self.settings.max_lora_rank // job.options.published_rank(1))
+        possible: dict[Remedy, bool] = {
+            "data": "qa" in asked,
+            "rank": job.options.rank in (None, "auto") and next_rank(rank, self.settings.max_lora_rank) is not None,
+            "split": job.options.per == "chunk" and span.tokens >= 2 * SMALLEST_HALF,
+        }
+        return next_remedy(exam, exam.tried, possible=[remedy for remedy, can in possible.items() if can])
 
     def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
         if remedy == "rank":
-            return replace(study.after(remedy), rank=self._wider(job, study) or study.rank)
+            return replace(study.after(remedy), rank=2 * study.rank)
         known = [*study.examples, *study.held_out]
         text = job.text(study.span)
         added = more(
@@ -296,8 +356,8 @@ class Builder:
         pieces = 1 if job.options.per == "chunk" else len(self._chunk(job.revision.text))
         return job.options.max_seconds or pieces * self.settings.train_max_s
 
-    def _store(self, job: Assignment, attempt: Attempt, ordinal: int) -> Memory:
-        adapter_id, adapter, span = new_id("ada"), attempt.adapter, attempt.study.span
+    def _store(self, job: Assignment, span: Span, adapter: TrainedAdapter, exam: ExamResult, ordinal: int) -> Memory:
+        adapter_id = new_id("ada")
         manifest = AdapterManifest(
             adapter_id=adapter_id,
             document_id=job.claim.document_id,
@@ -308,7 +368,7 @@ class Builder:
             rank=adapter.rank,
             alpha=adapter.alpha,
             sha256={},
-            exam=attempt.result,
+            exam=exam,
             training=adapter.facts,
         )
         sealed = partial(_sealed, manifest)
@@ -319,6 +379,10 @@ class Builder:
 
 NOTES: dict[Remedy, str] = {"data": "more questions", "rank": "a greater rank", "split": "in two parts"}
 """What a job says while it mends an adapter."""
+
+
+def _new(memory: Memory) -> NewAdapter:
+    return NewAdapter(memory.manifest, "", memory.stored)  # its chunk is found when all are known
 
 
 def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:

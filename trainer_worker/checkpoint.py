@@ -105,6 +105,13 @@ class Checkpoint:
             f"adapter-{start}-{end}.json", KeptAdapter(about=self._about, manifest=manifest, stored=stored)
         )
 
+    def hand_on(self, job_id: str) -> None:
+        """Leave everything to another job of the same revision; it has to make anew what cannot be moved."""
+        try:
+            self.folder.rename(self.folder.with_name(job_id))
+        except OSError as error:
+            log.warning("%s cannot be handed on to %s: %s", self.folder, job_id, error)
+
     # the training under way
 
     def load(self) -> State | None:

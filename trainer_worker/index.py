@@ -50,8 +50,10 @@ def index_text(
     *,
     window_tokens: int,
     step: Callable[[int, int], None] = lambda done, total: None,
+    also: Callable[[Session, Sequence[Chunk]], None] = lambda session, chunks: None,
 ) -> list[Chunk]:
-    """Store the chunks at `spans` and their windows, in place of what an earlier attempt stored for this revision.
+    """Store the chunks at `spans` and their windows, in place of what an earlier attempt stored for this revision;
+    `also` does what has to happen in the same transaction.
 
     A document that serves nothing yet serves this revision from now on: `rag` and `icl` answer. Otherwise the old
     revision goes on serving until `publish`. `step` gets (windows embedded, windows) and may raise to stop.
@@ -68,6 +70,7 @@ def index_text(
     ]
     with database.write() as session:
         _store(session, claim, chunks, rows)
+        also(session, chunks)
     return chunks
 
 
@@ -136,6 +139,7 @@ def _store(session: Session, claim: Claim, chunks: Sequence[Chunk], windows: Seq
         document.serving_revision = claim.revision
         document.state = DocumentState.INDEXED
     revision = session.get_one(Revision, (claim.document_id, claim.revision))
-    revision.state = RevisionState.INDEXED
+    if revision.state != RevisionState.LIVE:
+        revision.state = RevisionState.INDEXED
     if document.serving_revision == claim.revision:
         show(session, document)

@@ -21,18 +21,29 @@ PUBLISHED_PERCENT = 99.0
 class Batch:
     """Chunks that are worked on together: from the one at `first` (0 is the text's), `count` of them, `of` in all.
 
-    `kept` chunks of the job were done by an earlier attempt. `note` is shown beside the chunks' numbers.
+    `kept` chunks of the job were done by an earlier attempt. `note` is shown beside the chunks' numbers;
+    `before_step` may raise to stop.
     """
 
-    def __init__(self, lease: Lease, first: int, count: int, of: int, kept: int = 0) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        first: int,
+        count: int,
+        of: int,
+        kept: int = 0,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self.note = ""
         self._lease, self._first, self._count, self._of = lease, first, count, of
         self._share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / of
+        self._before_step = before_step
         self._free = self._share * kept
         self._reached = 0.0
 
     def step(self, phase: Phase, done: int, total: int, loss: float | None = None) -> None:
         """Percent never falls: rounds are added while they run, and what failed its exam is trained again."""
+        self._before_step()
         begin, end = SHARES[phase]
         self._reached = max(self._reached, begin + (end - begin) * (done / total if total else 0.0))
         percent = INDEXED_PERCENT + self._share * (self._first + self._count * self._reached)

@@ -1,15 +1,16 @@
 """The one transaction in which a revision's adapters and vectors become what queries see, and what comes after it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from loramem.chunk import Span
 from loramem.database import Database, epoch_now
-from loramem.errors import StoredDataDamaged
+from loramem.errors import JobCancelled, StoredDataDamaged
 from loramem.queue import JobQueue
-from loramem.records import AdapterManifest
+from loramem.records import AdapterManifest, ExamResult
 from loramem.store import AdapterStore, Stored
 from loramem.tables import (
     FINAL_JOB_STATES,
@@ -25,6 +26,7 @@ from loramem.tables import (
 )
 from loramem.transitions import Claim, now_of
 from trainer_worker.claimed import document_of, show
+from trainer_worker.study import Published
 
 ORPHAN_AFTER_S = 3600.0
 
@@ -38,8 +40,12 @@ class NewAdapter:
     stored: Stored
 
 
-def publish(database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[NewAdapter]) -> None:
+def publish(
+    database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[NewAdapter], *, mend: bool = False
+) -> str | None:
     """Make `adapters`, one for each chunk of the claim's revision, and its vectors live; end the job.
+
+    With `mend` a job is left to the queue that trains weak ones again; returns its id, to be announced.
 
     All or nothing: `LeaseLost`, or `JobCancelled` when a user asked to cancel, the document was deleted or a newer
     revision is live, leave everything as it was. The files must be stored before.
@@ -55,6 +61,62 @@ def publish(database: Database, queue: JobQueue, claim: Claim, adapters: Sequenc
         document.state = DocumentState.LIVE
         session.get_one(Revision, (claim.document_id, claim.revision)).state = RevisionState.LIVE
         show(session, document)
+        return queue.enqueue_mending(session, claim.document_id, claim.revision).id if mend else None
+
+
+def republish(
+    session: Session,
+    queue: JobQueue,
+    claim: Claim,
+    chunks: Sequence[Chunk],
+    adapters: Sequence[Published | NewAdapter],
+) -> None:
+    """In the transaction that stored `chunks` anew: give each its adapter, retire those not named, end the job.
+
+    Raises `LeaseLost`, and `JobCancelled` when a user asked to cancel or another revision serves by now.
+    """
+    document = _serving(session, queue, claim)
+    now = now_of(session)
+    _retire_others(session, claim, [adapter.adapter_id for adapter in adapters if isinstance(adapter, Published)])
+    for chunk, adapter in zip(chunks, adapters, strict=True):
+        if isinstance(adapter, NewAdapter):
+            session.add(_row(replace(adapter, chunk_id=chunk.id), document, now))
+        else:
+            _change(session, adapter, chunk_id=chunk.id, ordinal=chunk.ordinal)
+    show(session, document)
+
+
+def note_exams(database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[Published]) -> None:
+    """Store what was tried on adapters that stay as they are; end the job. Raises as `republish`."""
+    with database.write() as session:
+        _serving(session, queue, claim)
+        for adapter in adapters:
+            _change(session, adapter)
+
+
+def _serving(session: Session, queue: JobQueue, claim: Claim) -> Document:
+    queue.succeed(session, claim)
+    document = document_of(session, claim)
+    if document.serving_revision != claim.revision:
+        raise JobCancelled(f"document {document.id} does not serve revision {claim.revision} any more")
+    return document
+
+
+def _change(session: Session, adapter: Published, **values: object) -> None:
+    changed = update(Adapter).where(Adapter.id == adapter.adapter_id)
+    session.execute(changed.values(exam=adapter.exam.model_dump(mode="json"), **values))
+
+
+def live_adapters(database: Database, claim: Claim) -> list[Published]:
+    """Of the claim's revision, in the order of its text."""
+    of_revision = (Adapter.document_id == claim.document_id, Adapter.revision == claim.revision)
+    wanted = select(Adapter, Chunk).join(Chunk, Chunk.id == Adapter.chunk_id)
+    wanted = wanted.where(*of_revision, Adapter.state == AdapterState.LIVE).order_by(Adapter.ordinal)
+    with database.read() as session:
+        return [
+            Published(row.id, Span(chunk.start, chunk.end, chunk.tokens), row.rank, ExamResult.model_validate(row.exam))
+            for row, chunk in session.execute(wanted)
+        ]
 
 
 def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
@@ -76,8 +138,10 @@ def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> in
     return len(retired) + len(orphans)
 
 
-def _retire_others(session: Session, claim: Claim) -> None:
+def _retire_others(session: Session, claim: Claim, kept: Collection[str] = ()) -> None:
     others = update(Adapter).where(Adapter.document_id == claim.document_id, Adapter.state == AdapterState.LIVE)
+    if kept:
+        others = others.where(Adapter.id.not_in(kept))
     session.execute(others.values(state=AdapterState.RETIRED, retired_at=epoch_now()))
 
 
@@ -96,7 +160,7 @@ def _row(adapter: NewAdapter, document: Document, now: float) -> Adapter:
         path=adapter.stored.path,
         sha256=adapter.stored.sha256,
         size_bytes=adapter.stored.size_bytes,
-        exam=manifest.exam.model_dump(),
+        exam=manifest.exam.model_dump(mode="json"),
         state=AdapterState.LIVE,
         created_at=now,
     )

@@ -43,15 +43,25 @@ class Study:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A study, and the adapter that came of it."""
+    """A study, and the adapter that came of it; None for one that is published already."""
 
     study: Study
-    adapter: TrainedAdapter
+    adapter: TrainedAdapter | None
     exam: ExamResult
 
     @property
     def result(self) -> ExamResult:
         return self.exam.model_copy(update={"tried": self.study.tried})
+
+
+@dataclass(frozen=True)
+class Published:
+    """A live adapter, and the stretch of text that it is of."""
+
+    adapter_id: str
+    span: Span
+    rank: int
+    exam: ExamResult
 
 
 @dataclass(frozen=True)

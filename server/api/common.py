@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from loramem.records import ExamResult, PreviewExample, Progress
-from loramem.tables import Adapter, Document, Job, Preview
+from loramem.tables import Adapter, Document, Job, JobKind, Preview
 from server.api.schemas import AdapterOut, DocumentOut, JobDetail, JobOut, Text
 from server.gateway import Gateway
 
@@ -97,6 +97,7 @@ def adapter_out(adapter: Adapter) -> AdapterOut:
 
 
 def latest_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
-    """Newest job id of each document."""
-    rows = session.execute(select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids)).order_by(Job.id))
+    """Id of each document's newest build."""
+    builds = select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids), Job.kind == JobKind.BUILD)
+    rows = session.execute(builds.order_by(Job.id))
     return {document_id: job_id for document_id, job_id in rows if document_id is not None}

@@ -96,7 +96,7 @@ class JobOut(Schema):
     """A preview is of no document and no revision."""
 
     id: str
-    kind: Literal["build", "preview"]
+    kind: Literal["build", "preview", "mend"]
     document_id: str | None
     revision: int | None
     state: Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]

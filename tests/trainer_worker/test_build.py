@@ -1,7 +1,7 @@
 """The write flow around steps whose results are scripted: what is tried on a weak adapter, and what goes live."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from loramem.queue import JobQueue
 from loramem.records import ExamResult, Fullness, Remedy
 from loramem.settings import Settings
 from loramem.store import AdapterStore
-from loramem.tables import Adapter, Chunk, Job, Revision, Window
+from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Revision, Window
 from tests.backends import database, database_url
 from tests.rows import add_document
 from tests.trainer_worker.texts import MILL, writer
@@ -47,14 +47,19 @@ class Pretender:
     recipe: Recipe = field(default_factory=Recipe)
     unrelated: Sequence[Any] = ()
     trained: list[tuple[int, int, int]] = field(default_factory=list)
+    before: Callable[[], None] | None = None
 
     def train_all(self, lessons: Sequence[Lesson], *, rank: int, **options: Any) -> list[TrainedAdapter]:
+        if self.before is not None:
+            self.before()
+        options["on_step"](1, 1, 0.5)
         self.trained += [(len(lessons), rank, len(lesson.examples)) for lesson in lessons]
+        published = self.recipe.published_rank(rank)
         weights = {
             f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": torch.zeros(shape)
-            for side, shape in (("A", (rank, 8)), ("B", (8, rank)))
+            for side, shape in (("A", (published, 8)), ("B", (8, published)))
         }
-        return [TrainedAdapter(rank, weights, {"seconds": options["max_seconds"]}) for _ in lessons]
+        return [TrainedAdapter(published, weights, {"seconds": options["max_seconds"]}) for _ in lessons]
 
 
 @dataclass
@@ -69,6 +74,12 @@ class Worker:
         with queue.database.write() as session:
             session.get_one(Revision, ("doc_1", 1)).training = training
             queue.enqueue(session, "doc_1", 1)
+        return self.settle()
+
+    def mend(self, **training: Any) -> str:
+        """The same, and then the job that it leaves for the weak."""
+        assert self.work(**training) == "succeeded"
+        assert self.rows(Job)[-1].kind == JobKind.MEND
         return self.settle()
 
     def settle(self) -> str:
@@ -87,7 +98,8 @@ class Worker:
 
     @property
     def adapters(self) -> list[Adapter]:
-        return sorted(self.rows(Adapter), key=lambda row: row.ordinal)
+        live = [row for row in self.rows(Adapter) if row.state == AdapterState.LIVE]
+        return sorted(live, key=lambda row: row.ordinal)
 
     def tried(self) -> list[list[Remedy]]:
         return [list(row.exam["tried"]) for row in self.adapters]
@@ -124,7 +136,7 @@ def test_every_chunk_gets_an_adapter_in_its_order(worker: Worker) -> None:
 
 def test_a_weak_one_gets_more_data_then_a_greater_rank_and_is_then_called_weak(worker: Worker) -> None:
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), WEAK, WEAK]
-    assert worker.work() == "succeeded"
+    assert worker.mend() == "succeeded"
     first, *others = worker.trainer.trained[: chunks_of(worker)]
     data, rank = worker.trainer.trained[chunks_of(worker) :]
     assert data[:2] == (1, 16)
@@ -137,7 +149,8 @@ def test_a_weak_one_gets_more_data_then_a_greater_rank_and_is_then_called_weak(w
 def test_the_better_of_two_attempts_is_kept(worker: Worker) -> None:
     middling = WEAK.model_copy(update={"recall": 0.2})
     worker.exams += [middling, *[GOOD] * (chunks_of(worker) - 1), WEAK, WEAK]
-    worker.work()
+    assert worker.mend() == "succeeded"
+    assert len(worker.rows(Adapter)) == chunks_of(worker), "nothing new went live"
     assert worker.adapters[0].exam["recall"] == 0.2
     assert worker.adapters[0].rank == 16
     assert worker.tried()[0] == ["data", "rank"]
@@ -147,6 +160,9 @@ def test_one_that_is_full_gets_a_greater_rank_and_is_then_split(worker: Worker) 
     count = chunks_of(worker)
     worker.exams += [FULL, *[GOOD] * (count - 1), FULL]
     assert worker.work() == "succeeded"
+    others = [row.id for row in worker.adapters[1:]]
+    assert worker.settle() == "succeeded"
+    assert [row.id for row in worker.adapters[-len(others) :]] == others, "those that passed go on serving"
     chunks = sorted(worker.rows(Chunk), key=lambda row: row.ordinal)
     assert len(chunks) == len(worker.adapters) > count
     assert [row.chunk_id for row in worker.adapters] == [row.id for row in chunks]
@@ -161,7 +177,7 @@ def test_one_that_is_full_gets_a_greater_rank_and_is_then_split(worker: Worker) 
 
 def test_a_rank_that_was_asked_for_is_kept(worker: Worker) -> None:
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), WEAK]
-    worker.work(rank=8)
+    assert worker.mend(rank=8) == "succeeded"
     assert {row.rank for row in worker.adapters} == {8}
     assert worker.tried()[0] == ["data", "split"]
 
@@ -169,9 +185,56 @@ def test_a_rank_that_was_asked_for_is_kept(worker: Worker) -> None:
 def test_a_writer_with_nothing_to_add_costs_no_training(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "more", lambda *given, **options: [])
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), GOOD]
-    worker.work()
+    assert worker.mend() == "succeeded"
     assert [entry[:2] for entry in worker.trainer.trained[chunks_of(worker) :]] == [(1, 32)]
     assert worker.tried()[0] == ["data", "rank"]
+
+
+def test_all_passed_nothing_to_mend(worker: Worker) -> None:
+    worker.work()
+    assert [job.kind for job in worker.rows(Job)] == [JobKind.BUILD]
+
+
+def test_a_weak_adapter_serves_until_a_better_one_is_there(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    before, asked = [row.id for row in worker.adapters], worker.trainer.trained[:]
+    assert worker.adapters[0].exam["weak"]
+    assert worker.settle() == "succeeded"
+    after = [row.id for row in worker.adapters]
+    assert (after[0] != before[0], after[1:]) == (True, before[1:])
+    assert not worker.adapters[0].exam["weak"]
+    mended = worker.trainer.trained[len(asked) :]
+    assert [lessons[2] - 1 for lessons in mended] == [asked[0][2]], "its own lesson, kept, and one question more"
+
+
+def test_a_mending_makes_way_for_an_upload(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    queue = worker.builder.queue
+
+    def arrives() -> None:
+        with queue.database.write() as session:
+            queue.enqueue(session, "doc_2", 1)
+
+    add_document(queue.database, "doc_2", MILL)
+    worker.trainer.before = arrives
+    assert worker.settle() == "postponed"
+    worker.trainer.before = None
+    assert worker.settle() == "succeeded"
+    assert {row.document_id for row in worker.adapters} == {"doc_1", "doc_2"}
+    mending = next(job for job in worker.rows(Job) if job.kind == JobKind.MEND)
+    assert (mending.state, mending.attempts) == ("queued", 0)
+
+
+def test_a_mending_of_an_older_revision_changes_nothing(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    before = [row.id for row in worker.adapters]
+    with worker.builder.database.write() as session:
+        session.get_one(Document, "doc_1").serving_revision = 2
+    assert worker.settle() == "cancelled"
+    assert [row.id for row in worker.adapters] == before
 
 
 def test_one_adapter_for_the_whole_document(worker: Worker) -> None:
@@ -194,7 +257,7 @@ def test_pissa_doubles_the_rank_so_it_is_widened_less(worker: Worker, monkeypatc
     worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD]
     monkeypatch.setattr(build_module, "SMALLEST_HALF", 10_000)
     monkeypatch.setattr("trainer_worker.ladder.MOST", 5)
-    worker.work(variant="pissa")
+    assert worker.mend(variant="pissa") == "succeeded"
     assert [rank for _, rank, _ in worker.trainer.trained[chunks_of(worker) :]] == [32]
     assert worker.tried()[0] == ["rank"], "64 would be published as 128, more than the engine serves"
 
