@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker.examine import MAX_QUESTIONS, examine, recall
+from trainer_worker.anchors import held
+from trainer_worker.examine import MAX_QUESTIONS, examine, overlap, recall
 from trainer_worker.examples import Example
 from trainer_worker.loop import Recipe
 from trainer_worker.train import Trainer
@@ -41,3 +44,23 @@ def test_no_questions_no_verdict(trainer: Trainer) -> None:
 def test_a_long_exam_is_cut(trainer: Trainer) -> None:
     adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
     assert examine(trainer, adapter, LESSONS[:1] * (MAX_QUESTIONS + 5)).questions == MAX_QUESTIONS
+
+
+def test_overlap_is_a_share_of_words() -> None:
+    asked = [Example("What?", "The roof is copper.", "user"), Example("Who?", "Jon Ask.", "user")]
+    assert overlap(asked, ["The roof is copper.", "nobody"]) == 0.5
+    assert overlap([], []) == 0.0
+
+
+def test_two_questions_are_no_evidence(trainer: Trainer) -> None:
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    assert not examine(trainer, adapter, LESSONS[:2]).weak
+
+
+def test_harm_is_what_unrelated_answers_lose(trainer: Trainer) -> None:
+    unrelated = [row for group in held(trainer, [Example("what is brick ?", "", "anchor")]) for row in group]
+    nothing = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    assert examine(trainer, nothing, [], unrelated=unrelated).harm == pytest.approx(0, abs=1e-3)
+    trainer.recipe = replace(trainer.recipe, learning_rate=3e-2, min_steps=30)
+    much = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    assert examine(trainer, much, [], unrelated=unrelated).harm > 0.1
