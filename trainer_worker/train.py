@@ -36,7 +36,8 @@ __all__ = ["Lesson", "Recipe", "TrainedAdapter", "Trainer"]
 @dataclass(frozen=True)
 class Lesson:
     """What one adapter shall learn, the questions that decide when it knows it best, and its `neighbours`: prompts near
-    to what is learnt, whose first words shall stay the base's."""
+    to what is learnt that shall go on being answered as they are, or where they have no answer as the base begins it.
+    """
 
     examples: Sequence[Example]
     held_out: Sequence[Example] = ()
@@ -206,9 +207,11 @@ class Trainer(Base):
         return groups
 
     def _neighbours(self, lesson: Lesson) -> list[Row]:
-        prompts = lesson.neighbours
+        answered = [self.row(one) for one in lesson.neighbours if one.answer.strip()]
+        prompts = [one for one in lesson.neighbours if not one.answer.strip()]
         batches = [prompts[start : start + ASKED_AT_ONCE] for start in range(0, len(prompts), ASKED_AT_ONCE)]
-        return [row for some in batches for group in held(self, some, max_new_tokens=NEIGHBOUR_TOKENS) for row in group]
+        asked = [group for some in batches for group in held(self, some, max_new_tokens=NEIGHBOUR_TOKENS)]
+        return [*answered, *(row for group in asked for row in group)]
 
     def _draw(self, lessons: Sequence[Sequence[Sequence[Row]]], neighbours: Sequence[Sequence[Row]]) -> Draw:
         """Each lesson's rows, and among them others every time that hold the adapter to the base: a share of unrelated
