@@ -41,6 +41,8 @@ def train(
 
     Every row is padded to `length`. Raises `ImportError` without TRL and its `datasets`.
     """
+    from transformers import PrinterCallback
+
     trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
     clock = _clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +74,7 @@ def train(
             callbacks=[clock],
             optimizers=_optimizers(model, learning_rate, len(batches)),
         )
+        trainer.remove_callback(PrinterCallback)  # standard output is the report's
         trainer.train()
     return time.monotonic() - float(clock.after_first)
 
