@@ -19,7 +19,16 @@ from loramem.doorbell import Doorbell
 from loramem.errors import JobCancelled, LoramemError, WrongJobState
 from loramem.records import Progress
 from loramem.settings import Settings
-from loramem.tables import FINAL_JOB_STATES, Document, Job, JobEvent, JobKind, JobState
+from loramem.tables import (
+    FINAL_JOB_STATES,
+    Document,
+    Job,
+    JobEvent,
+    JobKind,
+    JobState,
+    Revision,
+    RevisionState,
+)
 from loramem.transitions import DONE, WAITING, Claim
 
 __all__ = ["Claim", "JobQueue"]
@@ -130,6 +139,8 @@ class JobQueue:
             newest = session.scalar(select(Document.newest_revision).where(Document.id == job.document_id))
             if newest != job.revision:  # of a preview both are None
                 raise WrongJobState(f"job {job_id} is of revision {job.revision}, the document's is {newest}")
+            if job.kind == JobKind.BUILD and _is_live(session, job):
+                raise WrongJobState(f"job {job_id} is {job.state}, and another one made its revision live since")
             job.attempts = 0
             job.error = None
             job.finished_at = None
@@ -149,7 +160,8 @@ class JobQueue:
     def oldest_queued_age_s(self) -> float:
         """Seconds that the job at the head of the queue has been due; 0 for an empty queue."""
         with self.database.read() as session:
-            age = session.scalar(select(epoch_now() - func.min(Job.not_before)).where(transitions.is_due()))
+            due = (transitions.is_due(), Job.kind != JobKind.MEND)  # a mending waits long by design
+            age = session.scalar(select(epoch_now() - func.min(Job.not_before)).where(*due))
         return max(0.0, float(age or 0))
 
     # the worker's side
@@ -169,11 +181,12 @@ class JobQueue:
                     return transitions.begin(session, job, owner, self._settings.lease_s)
         return None
 
-    def is_wanted_elsewhere(self) -> bool:
-        """Whether a job waits for which a mending has to make way."""
+    def is_wanted_elsewhere(self, waiting_s: float) -> bool:
+        """Whether a mending has to make way: another job has waited this long for a worker, or has lost its own."""
+        waits = and_(transitions.is_due(), Job.not_before < epoch_now() - waiting_s)
+        wanted = select(Job.id).where(or_(waits, transitions.is_expired()), Job.kind != JobKind.MEND).limit(1)
         with self.database.read() as session:
-            waiting = select(Job.id).where(transitions.is_due(), Job.kind != JobKind.MEND).limit(1)
-            return session.scalar(waiting) is not None
+            return session.scalar(wanted) is not None
 
     def renew(self, claim: Claim) -> bool:
         """Heartbeat: extend the lease; True when a user asked to cancel. Raises `LeaseLost`."""
@@ -236,3 +249,8 @@ class JobQueue:
         """Whether the claim is still the newest and its job unfinished."""
         with self.database.read() as session:
             return session.scalar(select(Job.id).where(transitions.held_by(claim))) is not None
+
+
+def _is_live(session: Session, job: Job) -> bool:
+    of_job = (Revision.document_id == job.document_id, Revision.number == job.revision)
+    return session.scalar(select(Revision.state).where(*of_job)) == RevisionState.LIVE

@@ -42,6 +42,8 @@ def _once(items: tuple[str, ...]) -> tuple[str, ...]:
     different = tuple(dict.fromkeys(items))
     if len({item.rstrip("0123456789") for item in different}) < len(different):
         raise ValueError(f"must give one number for each kind, not {'+'.join(items)}")
+    if "passages" in different and not any(item.startswith("qa") for item in different):
+        raise ValueError("must hold qa for passages: they are the same questions after passages of the text")
     return different
 
 

@@ -62,7 +62,7 @@ class Upload:
     @cached_property
     def content_sha256(self) -> str:
         """Over all that changes what is learned: text, title, qa and training options; metadata does not."""
-        content = [self.text, self.resolved_title, self.qa_rows, self.training.model_dump()]
+        content = [self.text, self.resolved_title, self.qa_rows, self.training.model_dump(exclude_defaults=True)]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

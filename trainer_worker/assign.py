@@ -8,6 +8,11 @@ from loramem.records import QAPair
 WORD = re.compile(r"\w+")
 
 
+def pairs_of(rows: Sequence[object]) -> list[QAPair]:
+    """As a revision's row has them."""
+    return [QAPair.model_validate(row) for row in rows]
+
+
 def assign_pairs(pairs: Sequence[QAPair], chunks: Sequence[str]) -> list[list[QAPair]]:
     """One list per chunk: each pair goes where most of its distinct words occur, to the first chunk among equals."""
     words = [_words(chunk) for chunk in chunks]

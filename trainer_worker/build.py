@@ -5,10 +5,10 @@ transaction makes all adapters of the revision live. A preview ends after the fi
 failed their exam serve all the same, and are mended by a job of its own, when nobody waits for another.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import count
 
 from sqlalchemy.orm import Session
 
@@ -16,27 +16,29 @@ from loramem.base_model import BaseModel
 from loramem.chunk import Span, chunk_text
 from loramem.database import Database, new_id
 from loramem.embed import Embedder
-from loramem.errors import JobCancelled, MakesWay
+from loramem.errors import JobCancelled, MakesWay, TrainingFailed
 from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest, ExamResult, Progress, QAPair, Remedy, TrainingOptions
 from loramem.settings import Settings
 from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
 from trainer_worker.adapter import TrainedAdapter
-from trainer_worker.assign import assign_pairs
+from trainer_worker.assign import assign_pairs, pairs_of
 from trainer_worker.capacity import bits, least_rank, next_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
 from trainer_worker.index import index_text
-from trainer_worker.ladder import better, next_remedy
+from trainer_worker.ladder import NOTES, better, next_remedy, together
 from trainer_worker.lease import Lease
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
-from trainer_worker.publish import NewAdapter, live_adapters, note_exams, publish, republish
+from trainer_worker.publish import NewAdapter, live_adapters, note_exam, publish, republish
 from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
 from trainer_worker.synthesize import Example, more, split_exam, synthesize
-from trainer_worker.train import Lesson, Recipe, Trainer
+from trainer_worker.train import Lesson, Trainer
 from trainer_worker.writer import Writer
+
+log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 4
 """Chunks whose adapters are trained at once."""
@@ -95,29 +97,22 @@ class Builder:
             self.queue.announce(mending)
 
     def mend(self, claim: Claim, lease: Lease) -> None:
-        """Train the weak adapters of a live revision again, and put what is better in their place."""
+        """Train the weak adapters of a live revision again, and put what is better in their place, one by one."""
         job = self._assignment(claim, lease)
         live = live_adapters(self.database, claim)
+        if any(one.fingerprint != self.base.fingerprint for one in live):
+            raise JobCancelled(f"document {claim.document_id} has adapters of another base model")
         weak = [one for one in live if self._remedy(job, one.span, one.rank, one.exam)]
-        spans, adapters = list[Span](), list[Published | NewAdapter]()
-        for one in live:
-            mended: Sequence[Published | Memory] = [one]
-            if one in weak:
-                batch = Batch(lease, weak.index(one), 1, len(weak), before_step=self._make_way)
-                mended = self._mended(job, one, len(spans), batch)
-            spans += [part.span for part in mended]
-            adapters += [_new(part) if isinstance(part, Memory) else part for part in mended]
-        lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
-        kept = [adapter for adapter in adapters if isinstance(adapter, Published)]
-        if len(kept) == len(adapters):
-            note_exams(self.database, self.queue, claim, kept)
-            return
-        self._index(
-            job,
-            spans,
-            lambda done, total: lease.check(),
-            also=lambda session, chunks: republish(session, self.queue, claim, chunks, adapters),
-        )
+        for done, one in enumerate(weak):
+            place = next(place for place, other in enumerate(live) if other.adapter_id == one.adapter_id)
+            mended = self._mended(job, one, place, Batch(lease, done, 1, len(weak), before_step=self._make_way))
+            if isinstance(mended, Published):
+                note_exam(self.database, claim, mended)
+            else:
+                self._replace(job, live, place, mended, lease)
+                live = live_adapters(self.database, claim)
+        with self.database.write() as session:
+            self.queue.succeed(session, claim)
 
     def preview(self, claim: Claim, lease: Lease) -> None:
         """Write the examples that the first chunk would be trained on, and go no further."""
@@ -127,7 +122,7 @@ class Builder:
         examples = self._examples(
             wanted.title,
             texts[:1],
-            assign_pairs(_pairs(wanted.qa), texts)[0],
+            assign_pairs(pairs_of(wanted.qa), texts)[0],
             TrainingOptions.model_validate(wanted.training),
             lambda phase, done, total, loss: lease.progress(
                 Progress(phase=phase, step=done, total_steps=total, percent=round(100 * done / total, 1))
@@ -200,16 +195,18 @@ class Builder:
         if job.options.rank == "auto":
             rank = max(study.rank for study in studies)
             studies = [replace(study, rank=rank) for study in studies]
-        numbers = count(ordinal)
+        return self._stored(job, self._attempts(job, studies, batch), ordinal)
+
+    def _stored(self, job: Assignment, attempts: Sequence[Attempt], ordinal: int) -> list[Memory]:
         return [
-            self._store(job, attempt.study.span, attempt.adapter, attempt.result, next(numbers))
-            for attempt in self._attempts(job, studies, batch)
+            self._store(job, attempt.study.span, attempt.adapter, attempt.result, ordinal + place)
+            for place, attempt in enumerate(attempts)
             if attempt.adapter is not None
         ]
 
     def _pairs_of(self, job: Assignment) -> dict[Span, list[QAPair]]:
         spans = self._spans(job)
-        found = assign_pairs(_pairs(job.revision.qa), [job.text(span) for span in spans])
+        found = assign_pairs(job.pairs, [job.text(span) for span in spans])
         return dict(zip(spans, found, strict=True))
 
     def _study(
@@ -217,10 +214,7 @@ class Builder:
     ) -> Study:
         kept = job.kept.lesson(span.start, span.end)
         if kept is None:
-            pieces = [job.text(span)]
-            if job.options.per == "document":
-                pieces = [job.text(piece) for piece in self._chunk(job.revision.text)]
-            examples = self._examples(job.revision.title, pieces, pairs, job.options, step)
+            examples = self._examples(job.revision.title, self._pieces(job, span), pairs, job.options, step)
             kept = split_exam(examples, seed=self.settings.seed)
             job.kept.keep_lesson(span.start, span.end, *kept)
         return Study(span, pairs, *kept, self._rank(job, kept[0]), tried)
@@ -250,31 +244,40 @@ class Builder:
 
     # training, and training again what failed its exam
 
-    def _mended(self, job: Assignment, one: Published, ordinal: int, batch: Batch) -> Sequence[Published | Memory]:
-        """What comes in the place of a weak adapter: itself, a better one, or two of its parts."""
-        study = replace(self._study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0)), rank=one.rank)
+    def _mended(self, job: Assignment, one: Published, ordinal: int, batch: Batch) -> Published | list[Memory]:
+        """What comes in the place of a weak adapter: a better one or those of its parts, or itself."""
+        study = self._study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0))
         study = replace(study, rank=one.rank // job.options.published_rank(1), tried=one.exam.tried)
-        numbers = count(ordinal)
-        found: list[Published | Memory] = []
-        for attempt in self._improved(job, Attempt(study, None, one.exam), batch):
-            if attempt.adapter is None:
-                found.append(replace(one, exam=attempt.result))
-            else:
-                found.append(self._store(job, attempt.study.span, attempt.adapter, attempt.result, next(numbers)))
-        return found
+        found = self._improved(job, Attempt(study, None, one.exam), batch)
+        if found[0].adapter is None:
+            return replace(one, exam=found[0].result)
+        return self._stored(job, found, ordinal)
+
+    def _replace(
+        self, job: Assignment, live: Sequence[Published], place: int, by: Sequence[Memory], lease: Lease
+    ) -> None:
+        spans = [
+            *(one.span for one in live[:place]),
+            *(new.span for new in by),
+            *(one.span for one in live[place + 1 :]),
+        ]
+        new = [NewAdapter(memory.manifest, "", memory.stored) for memory in by]
+        adapters: list[Published | NewAdapter] = [*live[:place], *new, *live[place + 1 :]]
+        self._index(
+            job,
+            spans,
+            lambda done, total: lease.progress(Progress(phase="publish", step=done, total_steps=total)),
+            also=lambda session, chunks: republish(session, job.claim, chunks, adapters),
+        )
 
     def _make_way(self) -> None:
-        if self.queue.is_wanted_elsewhere():
+        if self.queue.is_wanted_elsewhere(waiting_s=2 * self.settings.poll_s):
             raise MakesWay("another job is waiting; the mending begins again when there is none")
-
-    def _learnt(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
-        """Each as good as the remedies make it; what was split comes back as its parts."""
-        return [best for attempt in self._attempts(job, studies, batch) for best in self._improved(job, attempt, batch)]
 
     def _attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
         """Train studies of one rank side by side, then examine each."""
         trainer = self.trainer
-        trainer.recipe = self._recipe(job)
+        trainer.recipe = job.recipe
         adapters = trainer.train_all(
             [Lesson(study.examples, study.held_out) for study in studies],
             rank=studies[0].rank,
@@ -296,14 +299,23 @@ class Builder:
         if remedy is None:
             return [attempt]
         batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
-        if remedy == "split":
-            return self._learnt(job, self._halves(job, attempt.study, batch), batch)
-        study = self._changed(job, attempt.study, remedy, batch)
-        failed = replace(attempt, study=replace(attempt.study, tried=study.tried))
-        if replace(study, tried=()) == replace(attempt.study, tried=()):  # the writer had nothing to add
+        failed = replace(attempt, study=study.after(remedy))
+        try:
+            again = self._again(job, study, remedy, batch)
+        except TrainingFailed as error:
+            log.info("job %s: %s did not help: %s", job.claim.job_id, NOTES[remedy], error)
+            again = []
+        if not again or not better(together([one.exam for one in again]), attempt.exam):
             return self._improved(job, failed, batch)
-        (again,) = self._attempts(job, [study], batch)
-        return self._improved(job, again if better(again.exam, attempt.exam) else failed, batch)
+        return [best for one in again for best in self._improved(job, one, batch)]
+
+    def _again(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> list[Attempt]:
+        """With the remedy; nothing where that leaves the study as it was."""
+        if remedy == "split":
+            return self._attempts(job, self._halves(job, study, batch), batch)
+        changed = self._changed(job, study, remedy, batch)
+        same = (changed.rank, changed.examples) == (study.rank, study.examples)
+        return [] if same else self._attempts(job, [changed], batch)
 
     def _remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None:
         """What to try next on an adapter of this published rank; None when it passed or nothing is left."""
@@ -318,19 +330,24 @@ class Builder:
     def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
         if remedy == "rank":
             return replace(study.after(remedy), rank=2 * study.rank)
-        known = [*study.examples, *study.held_out]
-        text = job.text(study.span)
-        added = more(
-            job.revision.title,
-            text,
-            self.writer,
-            known,
-            seed=self.settings.seed,
-            on_progress=lambda done, total: batch.step("synthesize", done, total),
-        )
-        if job.options.distil:
-            added = [replace(one, source=(text,)) for one in added]
+        known, added = [*study.examples, *study.held_out], list[Example]()
+        for text in self._pieces(job, study.span):
+            found = more(
+                job.revision.title,
+                text,
+                self.writer,
+                [*known, *added],
+                seed=self.settings.seed,
+                on_progress=lambda done, total: batch.step("synthesize", done, total),
+            )
+            added += [replace(one, source=(text,)) for one in found] if job.options.distil else found
         return replace(study.after(remedy), examples=[*study.examples, *added])
+
+    def _pieces(self, job: Assignment, span: Span) -> list[str]:
+        """Texts short enough to be written about at once: the chunk, or those of a document that gets one adapter."""
+        if job.options.per == "chunk":
+            return [job.text(span)]
+        return [job.text(piece) for piece in self._chunk(job.revision.text)]
 
     def _halves(self, job: Assignment, study: Study, batch: Batch) -> list[Study]:
         text, begin = job.text(study.span), study.span.start
@@ -346,15 +363,8 @@ class Builder:
             for part, own in zip(cut, pairs, strict=True)
         ]
 
-    def _recipe(self, job: Assignment) -> Recipe:
-        options = job.options
-        return Recipe(
-            placement=options.placement, variant=options.variant, freeze_a=options.freeze_a, distil=options.distil
-        )
-
     def _seconds(self, job: Assignment, study: Study) -> float:
-        pieces = 1 if job.options.per == "chunk" else len(self._chunk(job.revision.text))
-        return job.options.max_seconds or pieces * self.settings.train_max_s
+        return job.options.max_seconds or len(self._pieces(job, study.span)) * self.settings.train_max_s
 
     def _store(self, job: Assignment, span: Span, adapter: TrainedAdapter, exam: ExamResult, ordinal: int) -> Memory:
         adapter_id = new_id("ada")
@@ -377,20 +387,8 @@ class Builder:
         return memory
 
 
-NOTES: dict[Remedy, str] = {"data": "more questions", "rank": "a greater rank", "split": "in two parts"}
-"""What a job says while it mends an adapter."""
-
-
-def _new(memory: Memory) -> NewAdapter:
-    return NewAdapter(memory.manifest, "", memory.stored)  # its chunk is found when all are known
-
-
 def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:
     return manifest.model_copy(update={"sha256": digests})
-
-
-def _pairs(rows: Sequence[object]) -> list[QAPair]:
-    return [QAPair.model_validate(row) for row in rows]
 
 
 def _part(step: Step, number: int, of: int, done: int, total: int) -> None:

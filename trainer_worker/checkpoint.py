@@ -108,6 +108,7 @@ class Checkpoint:
     def hand_on(self, job_id: str) -> None:
         """Leave everything to another job of the same revision; it has to make anew what cannot be moved."""
         try:
+            (self.folder / TRAINING).unlink(missing_ok=True)  # of a training that has ended
             self.folder.rename(self.folder.with_name(job_id))
         except OSError as error:
             log.warning("%s cannot be handed on to %s: %s", self.folder, job_id, error)

@@ -6,6 +6,8 @@ from loramem.records import ExamResult, Remedy
 
 MOST = 2
 """Remedies for one chunk."""
+NOTES: dict[Remedy, str] = {"data": "more questions", "rank": "a greater rank", "split": "in two parts"}
+"""What a job says while it tries one."""
 LEARNT = 0.6
 """An adapter that took in a smaller share of its own lesson needs room, not more questions."""
 
@@ -19,6 +21,27 @@ def next_remedy(exam: ExamResult, tried: Sequence[Remedy], *, possible: Sequence
         return None
     ladder: tuple[Remedy, ...] = ("rank", "split") if _short_of_room(exam) else ("data", "rank", "split")
     return next((remedy for remedy in ladder if remedy in possible and remedy not in tried), None)
+
+
+def together(exams: Sequence[ExamResult]) -> ExamResult:
+    """Of parts: means that weigh each by its questions. One is itself; at least one."""
+    if len(exams) == 1:
+        return exams[0]
+    asked = sum(exam.questions for exam in exams)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * exam.questions for value, exam in zip(values, exams, strict=True)) / max(1, asked)
+
+    return ExamResult(
+        questions=asked,
+        recall=mean([exam.recall for exam in exams]),
+        base_recall=mean([exam.base_recall for exam in exams]),
+        overlap=mean([exam.overlap for exam in exams]),
+        base_overlap=mean([exam.base_overlap for exam in exams]),
+        loss=mean([exam.loss for exam in exams]),
+        harm=mean([exam.harm for exam in exams]),
+        weak=all(exam.weak for exam in exams),
+    )
 
 
 def better(one: ExamResult, other: ExamResult) -> bool:

@@ -1,5 +1,6 @@
 """Where some chunks of a job are, as percent of the whole job."""
 
+import time
 from collections.abc import Callable
 
 from loramem.records import Phase, Progress
@@ -16,13 +17,14 @@ SHARES: dict[Phase, tuple[float, float]] = {
 """From where to where each phase brings a chunk."""
 INDEXED_PERCENT = 3.0
 PUBLISHED_PERCENT = 99.0
+CHECK_EVERY_S = 1.0
 
 
 class Batch:
     """Chunks that are worked on together: from the one at `first` (0 is the text's), `count` of them, `of` in all.
 
     `kept` chunks of the job were done by an earlier attempt. `note` is shown beside the chunks' numbers;
-    `before_step` may raise to stop.
+    `before_step` may raise to stop; it is called once a second at most.
     """
 
     def __init__(
@@ -37,13 +39,15 @@ class Batch:
         self.note = ""
         self._lease, self._first, self._count, self._of = lease, first, count, of
         self._share = (PUBLISHED_PERCENT - INDEXED_PERCENT) / of
-        self._before_step = before_step
+        self._before_step, self._checked_at = before_step, -CHECK_EVERY_S
         self._free = self._share * kept
         self._reached = 0.0
 
     def step(self, phase: Phase, done: int, total: int, loss: float | None = None) -> None:
         """Percent never falls: rounds are added while they run, and what failed its exam is trained again."""
-        self._before_step()
+        if time.monotonic() - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = time.monotonic()
+            self._before_step()
         begin, end = SHARES[phase]
         self._reached = max(self._reached, begin + (end - begin) * (done / total if total else 0.0))
         percent = INDEXED_PERCENT + self._share * (self._first + self._count * self._reached)

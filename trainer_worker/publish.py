@@ -24,7 +24,7 @@ from loramem.tables import (
     RevisionState,
     Window,
 )
-from loramem.transitions import Claim, now_of
+from loramem.transitions import Claim, locked_by, now_of
 from trainer_worker.claimed import document_of, show
 from trainer_worker.study import Published
 
@@ -65,17 +65,13 @@ def publish(
 
 
 def republish(
-    session: Session,
-    queue: JobQueue,
-    claim: Claim,
-    chunks: Sequence[Chunk],
-    adapters: Sequence[Published | NewAdapter],
+    session: Session, claim: Claim, chunks: Sequence[Chunk], adapters: Sequence[Published | NewAdapter]
 ) -> None:
-    """In the transaction that stored `chunks` anew: give each its adapter, retire those not named, end the job.
+    """In the transaction that stored `chunks` anew: give each its adapter, retire those not named.
 
     Raises `LeaseLost`, and `JobCancelled` when a user asked to cancel or another revision serves by now.
     """
-    document = _serving(session, queue, claim)
+    document = _serving(session, claim)
     now = now_of(session)
     _retire_others(session, claim, [adapter.adapter_id for adapter in adapters if isinstance(adapter, Published)])
     for chunk, adapter in zip(chunks, adapters, strict=True):
@@ -86,16 +82,16 @@ def republish(
     show(session, document)
 
 
-def note_exams(database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[Published]) -> None:
-    """Store what was tried on adapters that stay as they are; end the job. Raises as `republish`."""
+def note_exam(database: Database, claim: Claim, adapter: Published) -> None:
+    """Store what was tried on an adapter that stays as it is. Raises as `republish`."""
     with database.write() as session:
-        _serving(session, queue, claim)
-        for adapter in adapters:
-            _change(session, adapter)
+        _serving(session, claim)
+        _change(session, adapter)
 
 
-def _serving(session: Session, queue: JobQueue, claim: Claim) -> Document:
-    queue.succeed(session, claim)
+def _serving(session: Session, claim: Claim) -> Document:
+    if locked_by(session, claim).cancel_requested:
+        raise JobCancelled(f"job {claim.job_id} was cancelled before it was published")
     document = document_of(session, claim)
     if document.serving_revision != claim.revision:
         raise JobCancelled(f"document {document.id} does not serve revision {claim.revision} any more")
@@ -103,8 +99,10 @@ def _serving(session: Session, queue: JobQueue, claim: Claim) -> Document:
 
 
 def _change(session: Session, adapter: Published, **values: object) -> None:
-    changed = update(Adapter).where(Adapter.id == adapter.adapter_id)
-    session.execute(changed.values(exam=adapter.exam.model_dump(mode="json"), **values))
+    changed = update(Adapter).where(Adapter.id == adapter.adapter_id, Adapter.state == AdapterState.LIVE)
+    changed = changed.values(exam=adapter.exam.model_dump(mode="json"), **values)
+    if session.scalar(changed.returning(Adapter.id)) is None:
+        raise JobCancelled(f"adapter {adapter.adapter_id} is not live any more")
 
 
 def live_adapters(database: Database, claim: Claim) -> list[Published]:
@@ -114,7 +112,13 @@ def live_adapters(database: Database, claim: Claim) -> list[Published]:
     wanted = wanted.where(*of_revision, Adapter.state == AdapterState.LIVE).order_by(Adapter.ordinal)
     with database.read() as session:
         return [
-            Published(row.id, Span(chunk.start, chunk.end, chunk.tokens), row.rank, ExamResult.model_validate(row.exam))
+            Published(
+                row.id,
+                Span(chunk.start, chunk.end, chunk.tokens),
+                row.rank,
+                row.fingerprint,
+                ExamResult.model_validate(row.exam),
+            )
             for row, chunk in session.execute(wanted)
         ]
 

@@ -9,8 +9,10 @@ from loramem.records import AdapterManifest, ExamResult, QAPair, Remedy, Trainin
 from loramem.store import Stored
 from loramem.tables import Revision
 from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.assign import pairs_of
 from trainer_worker.checkpoint import Checkpoint
 from trainer_worker.examples import Example
+from trainer_worker.loop import Recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Assignment:
 
     def text(self, span: Span) -> str:
         return self.revision.text[span.start : span.end]
+
+    @property
+    def pairs(self) -> list[QAPair]:
+        """The user's own questions."""
+        return pairs_of(self.revision.qa)
+
+    @property
+    def recipe(self) -> Recipe:
+        asked = self.options
+        return Recipe(placement=asked.placement, variant=asked.variant, freeze_a=asked.freeze_a, distil=asked.distil)
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Published:
     adapter_id: str
     span: Span
     rank: int
+    fingerprint: str
     exam: ExamResult
 
 

@@ -191,7 +191,9 @@ def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, sett
 
 def _check_servable(training: TrainingOptions, settings: Settings) -> None:
     """Say now what the engine would say when the adapter is trained. `rank: auto` keeps within its limit by itself."""
-    rank = training.rank if isinstance(training.rank, int) else settings.rank
+    if training.rank == "auto":
+        return
+    rank = training.rank or settings.rank
     published = training.published_rank(rank)
     if published > settings.max_lora_rank:
         raise InvalidValue(

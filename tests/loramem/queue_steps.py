@@ -58,6 +58,11 @@ def add_preview(queue: JobQueue) -> str:
     return job_id
 
 
+def add_mending(queue: JobQueue, document_id: str = "doc_1", revision: int = 1) -> str:
+    with queue.database.write() as session:
+        return queue.enqueue_mending(session, document_id, revision).id
+
+
 def add_document(queue: JobQueue, document_id: str = "doc_1", newest_revision: int = 1) -> None:
     with queue.database.write() as session:
         session.add(Namespace(name="default"))

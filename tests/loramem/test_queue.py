@@ -12,12 +12,13 @@ from loramem.doorbell import PollingDoorbell, RedisDoorbell
 from loramem.errors import LeaseLost, LoramemError, NotFound
 from loramem.queue import JobQueue
 from loramem.settings import Settings
-from loramem.tables import JobKind, JobState, Namespace
+from loramem.tables import Job, JobKind, JobState, Namespace
 from tests.backends import Valkey, database, database_url, valkey
 from tests.loramem.queue_steps import (
     BROKEN,
     TRAIN,
     add,
+    add_mending,
     add_preview,
     change,
     doorbell,
@@ -84,6 +85,25 @@ class TestLife:
         assert (job.document_id, job.revision) == (None, None)
         succeed(queue, claims[1])
         assert states(queue, wanted[1]) == ["queued", "running", "succeeded"]
+
+    def test_mendings_come_last_and_are_not_waited_for(self, queue: JobQueue) -> None:
+        mending = add_mending(queue)
+        build = add(queue, "doc_2")
+        with queue.database.write() as session:
+            session.get_one(Job, mending).not_before -= 100
+        assert queue.oldest_queued_age_s() < 50
+        assert [take(queue).job_id for _ in range(2)] == [build, mending]
+        assert queue.oldest_queued_age_s() == 0
+
+    def test_a_mending_is_wanted_elsewhere_for_what_waits_and_for_what_lost_its_worker(self, queue: JobQueue) -> None:
+        add_mending(queue, "doc_2")
+        build = add(queue)
+        assert not queue.is_wanted_elsewhere(waiting_s=60)
+        assert queue.is_wanted_elsewhere(waiting_s=-1)
+        take(queue)
+        assert not queue.is_wanted_elsewhere(waiting_s=-1)
+        let_lease_expire(queue, build)
+        assert queue.is_wanted_elsewhere(waiting_s=60)
 
     def test_counts_and_age(self, queue: JobQueue) -> None:
         assert queue.oldest_queued_age_s() == 0

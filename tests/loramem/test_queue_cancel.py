@@ -1,16 +1,19 @@
 """What users may ask of a job: cancel and retry. Part of the queue's conformance suite."""
 
+from typing import Any
+
 import pytest
 
 from loramem.errors import JobCancelled, LoramemError, NotFound, WrongJobState
 from loramem.queue import Claim, JobQueue
-from loramem.tables import JobState
+from loramem.tables import JobState, Revision, RevisionState
 from tests.backends import database, database_url
 from tests.loramem.queue_steps import (
     BROKEN,
     TRAIN,
     add,
     add_document,
+    add_mending,
     add_preview,
     doorbell,
     let_lease_expire,
@@ -127,6 +130,18 @@ class TestRetry:
         succeed(queue, take(queue))
         with pytest.raises(WrongJobState):
             queue.retry(job_id)
+
+    def test_not_for_a_build_whose_revision_another_one_made_live(self, queue: JobQueue) -> None:
+        add_document(queue)
+        build, mending = add(queue), add_mending(queue)
+        with queue.database.write() as session:
+            fields: dict[str, Any] = {"title": "t", "text": "", "media_type": "text/plain", "qa": [], "training": {}}
+            session.add(Revision(document_id="doc_1", number=1, state=RevisionState.LIVE, created_at=0, **fields))
+        for job_id in (build, mending):
+            queue.cancel(job_id)
+        with pytest.raises(WrongJobState, match="live"):
+            queue.retry(build)
+        assert queue.retry(mending).state == JobState.QUEUED
 
     def test_not_for_a_revision_that_was_replaced_or_a_document_that_is_gone(self, queue: JobQueue) -> None:
         add_document(queue, newest_revision=2)

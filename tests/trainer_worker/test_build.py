@@ -15,6 +15,7 @@ from loramem.base_model import BaseModel
 from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
 from loramem.embed import Embedder, load_embedder
+from loramem.errors import TrainingFailed
 from loramem.queue import JobQueue
 from loramem.records import ExamResult, Fullness, Remedy
 from loramem.settings import Settings
@@ -22,6 +23,7 @@ from loramem.store import AdapterStore
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Revision, Window
 from tests.backends import database, database_url
 from tests.rows import add_document
+from tests.trainer_worker.jobs import raises
 from tests.trainer_worker.texts import MILL, writer
 from trainer_worker import build as build_module
 from trainer_worker.adapter import TrainedAdapter
@@ -215,7 +217,7 @@ def test_a_mending_makes_way_for_an_upload(worker: Worker) -> None:
 
     def arrives() -> None:
         with queue.database.write() as session:
-            queue.enqueue(session, "doc_2", 1)
+            queue.enqueue(session, "doc_2", 1).not_before -= 10
 
     add_document(queue.database, "doc_2", MILL)
     worker.trainer.before = arrives
@@ -235,6 +237,52 @@ def test_a_mending_of_an_older_revision_changes_nothing(worker: Worker) -> None:
         session.get_one(Document, "doc_1").serving_revision = 2
     assert worker.settle() == "cancelled"
     assert [row.id for row in worker.adapters] == before
+
+
+def test_parts_that_know_less_do_not_replace_the_whole(worker: Worker) -> None:
+    count = chunks_of(worker)
+    less = FULL.model_copy(update={"recall": 0.05})
+    worker.exams += [FULL, *[GOOD] * (count - 1), FULL, *[less] * 4]
+    assert worker.mend() == "succeeded"
+    assert len(worker.rows(Chunk)) == len(worker.adapters) == count
+    assert worker.tried()[0] == ["rank", "split"]
+
+
+def test_a_training_that_fails_is_a_remedy_that_did_not_help(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    before = [row.id for row in worker.adapters]
+
+    def diverges() -> None:
+        raise TrainingFailed("the loss is not finite")
+
+    worker.trainer.before = diverges
+    assert worker.settle() == "succeeded"
+    assert [row.id for row in worker.adapters] == before
+    assert worker.tried()[0] == ["data", "rank"]
+
+
+def test_adapters_of_another_base_are_left_alone(worker: Worker) -> None:
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    with worker.builder.database.write() as session:
+        for row in session.scalars(select(Adapter)):
+            row.fingerprint = "e" * 64
+    assert worker.settle() == "cancelled"
+
+
+def test_what_was_mended_before_an_interruption_stays_mended(worker: Worker) -> None:
+    count = chunks_of(worker)
+    worker.exams += [WEAK] * count
+    worker.work()
+    before = [row.id for row in worker.adapters]
+    trained = worker.trainer.trained
+    worker.trainer.before = lambda: None if len(trained) == count else raises(RuntimeError("the machine broke"))
+    assert worker.settle() == "error"
+    assert [new != old for new, old in zip([row.id for row in worker.adapters], before, strict=True)] == [
+        True,
+        *[False] * (count - 1),
+    ]
 
 
 def test_one_adapter_for_the_whole_document(worker: Worker) -> None:
