@@ -62,7 +62,7 @@ def job_detail(job: Job, preview: Preview | None) -> JobDetail:
     return JobDetail(**dict(job_out(job)), preview=examples, preview_counts=counts)
 
 
-def document_out(document: Document, job_id: str | None) -> DocumentOut:
+def document_out(document: Document, job_id: str | None, mending_job_id: str | None = None) -> DocumentOut:
     return DocumentOut(
         id=document.id,
         namespace=document.namespace,
@@ -73,6 +73,7 @@ def document_out(document: Document, job_id: str | None) -> DocumentOut:
         revision=document.newest_revision,
         serving_revision=document.serving_revision,
         job_id=job_id,
+        mending_job_id=mending_job_id,
         created_at=document.created_at,
         updated_at=document.updated_at,
     )
@@ -98,6 +99,15 @@ def adapter_out(adapter: Adapter) -> AdapterOut:
 
 def latest_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
     """Id of each document's newest build."""
-    builds = select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids), Job.kind == JobKind.BUILD)
-    rows = session.execute(builds.order_by(Job.id))
+    return _newest(session, document_ids, JobKind.BUILD)
+
+
+def mending_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str]:
+    """Id of each document's newest mending, of those that have one."""
+    return _newest(session, document_ids, JobKind.MEND)
+
+
+def _newest(session: Session, document_ids: Sequence[str], kind: JobKind) -> dict[str, str]:
+    wanted = select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids), Job.kind == kind)
+    rows = session.execute(wanted.order_by(Job.id))
     return {document_id: job_id for document_id, job_id in rows if document_id is not None}

@@ -15,7 +15,17 @@ from loramem.records import TrainingOptions
 from loramem.sandbox import parse_upload
 from loramem.settings import Settings
 from loramem.tables import Document, Job
-from server.api.common import After, Limit, NamespaceFilter, TheGateway, document_out, job_out, latest_jobs, problems
+from server.api.common import (
+    After,
+    Limit,
+    NamespaceFilter,
+    TheGateway,
+    document_out,
+    job_out,
+    latest_jobs,
+    mending_jobs,
+    problems,
+)
 from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage, Text
 from server.gateway import Gateway
 from server.upload import Upload, create_document, create_preview, delete_document, replace_document
@@ -88,8 +98,9 @@ def list_documents(
         wanted = wanted.where(Document.id > after)
     with gateway.database.read() as session:
         rows = list(session.scalars(wanted))
-        jobs = latest_jobs(session, [row.id for row in rows])
-    page = [document_out(row, jobs.get(row.id)) for row in rows[:limit]]
+        ids = [row.id for row in rows]
+        jobs, mendings = latest_jobs(session, ids), mending_jobs(session, ids)
+    page = [document_out(row, jobs.get(row.id), mendings.get(row.id)) for row in rows[:limit]]
     more = len(rows) > limit
     return DocumentPage(data=page, has_more=more, next_cursor=page[-1].id if more else None)
 
@@ -100,7 +111,8 @@ def read_document(document_id: Text, gateway: TheGateway) -> DocumentOut:
         document = session.get(Document, document_id)
         if document is None:
             raise NotFound("document", document_id)
-        return document_out(document, latest_jobs(session, [document_id]).get(document_id))
+        jobs, mendings = latest_jobs(session, [document_id]), mending_jobs(session, [document_id])
+        return document_out(document, jobs.get(document_id), mendings.get(document_id))
 
 
 @router.delete("/{document_id}", status_code=204, responses=problems(404))

@@ -127,6 +127,9 @@ class DocumentOut(Schema):
     revision: int
     serving_revision: int | None
     job_id: str | None
+    mending_job_id: str | None = Field(
+        None, description="of the job that trains weak adapters again; told by GET, not in the reply to an upload"
+    )
     created_at: float
     updated_at: float
 

@@ -112,6 +112,21 @@ def test_paging_gives_each_document_once_in_the_order_of_arrival(memory: Memory)
     only = memory.client.get("/documents", params={"namespace": "b"}).json()
     assert [document["id"] for document in only["data"]] == made[1::3]
     assert all(document["job_id"] for document in only["data"])
+    assert not any(document["mending_job_id"] for document in only["data"])
+
+
+def test_a_mending_is_named_and_is_not_the_documents_job(memory: Memory) -> None:
+    accepted = memory.upload("The lamp of Zorv burns.")
+    document_id, build = accepted["document"]["id"], accepted["job"]["id"]
+    queue = memory.gateway.queue
+    with queue.database.write() as session:
+        mending = queue.enqueue_mending(session, document_id, 1).id
+    shown = memory.client.get(f"/documents/{document_id}").json()
+    assert (shown["job_id"], shown["mending_job_id"]) == (build, mending)
+    assert memory.client.get(f"/jobs/{mending}").json()["kind"] == "mend"
+    assert memory.upload("The lamp of Zorv burns.")["job"]["id"] == build
+    memory.client.delete(f"/documents/{document_id}")
+    assert memory.client.get(f"/jobs/{mending}").json()["state"] == "cancelled"
 
 
 def test_a_full_last_page_promises_no_more(memory: Memory) -> None:
