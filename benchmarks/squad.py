@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}
+        print({mode: round(mean_f1(passages, said), 4) for mode, said in answers.items()}, file=sys.stderr)
         theirs = papers(client, passages[: options.paper], [ready for _, ready in learnt], options.seed)
         documents = [document for document, _ in learnt]
         harmed = harm_of(options, every, passages, documents[:ADAPTERS])
