@@ -4,6 +4,7 @@ Life of a document's content:
 
     document 1 ── n revision 1 ── n chunk 1 ── n window      text, and what the embedder read of it
                            │           └── 1 adapter         weights (one per chunk)
+                           │                   └── n question   what it was asked, and the answers
                            └── 1 job 1 ── n job_event        the work that turns one into the other
     1 preview ── 1 job                                       a look at training data; of no document
 
@@ -152,6 +153,23 @@ class Adapter(Base):
     state: Mapped[str] = mapped_column(String(16), default=AdapterState.LIVE)
     created_at: Mapped[float]
     retired_at: Mapped[float | None]
+
+
+class Question(Base):
+    """What a live adapter was taught to answer, or (`held_out`) was examined with: the router looks for its like.
+
+    `embedding` is a unit vector, little-endian float32 of shape (dim,): of question and answer together, or, held out,
+    of the question as a user would ask it.
+    """
+
+    __tablename__ = "question"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapter.id", ondelete="CASCADE"), index=True)
+    question: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    held_out: Mapped[bool]
+    embedder: Mapped[str] = mapped_column(String(256))
+    embedding: Mapped[bytes]
 
 
 class Job(Base):
