@@ -24,11 +24,12 @@ from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.assign import assign_pairs, pairs_of
-from trainer_worker.capacity import bits, least_rank, next_rank, statements_of
+from trainer_worker.capacity import bits, least_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
-from trainer_worker.index import index_text
-from trainer_worker.ladder import NOTES, better, next_remedy, together
+from trainer_worker.examples import asked_of
+from trainer_worker.index import index_questions, index_text
+from trainer_worker.ladder import NOTES, SMALLEST_HALF, better, next_remedy, possible_remedies, together
 from trainer_worker.lease import Lease
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 4
 """Chunks whose adapters are trained at once."""
-SMALLEST_HALF = 64
-"""Tokens; a chunk that would be cut into less stays whole."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ class Builder:
             batch = Batch(lease, first, len(some), len(spans), kept)
             memories += self._remember(job, some, len(memories), batch)
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
-        adapters = [
-            NewAdapter(memory.manifest, chunk.id, memory.stored) for memory, chunk in zip(memories, chunks, strict=True)
-        ]
+        adapters = [self._new_adapter(memory, chunk.id) for memory, chunk in zip(memories, chunks, strict=True)]
         weak = any(self._remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories)
         mending = publish(self.database, self.queue, claim, adapters, mend=weak)
         if mending is not None:
@@ -105,11 +102,12 @@ class Builder:
         weak = [one for one in live if self._remedy(job, one.span, one.rank, one.exam)]
         for done, one in enumerate(weak):
             place = next(place for place, other in enumerate(live) if other.adapter_id == one.adapter_id)
-            mended = self._mended(job, one, place, Batch(lease, done, 1, len(weak), before_step=self._make_way))
+            batch = Batch(lease, done, 1, len(weak), before_step=self._make_way)
+            mended = self._mended(job, one, place, batch)
             if isinstance(mended, Published):
                 note_exam(self.database, claim, mended)
             else:
-                self._replace(job, live, place, mended, lease)
+                self._replace(job, live, place, mended, batch)
                 live = live_adapters(self.database, claim)
         with self.database.write() as session:
             self.queue.succeed(session, claim)
@@ -199,7 +197,7 @@ class Builder:
 
     def _stored(self, job: Assignment, attempts: Sequence[Attempt], ordinal: int) -> list[Memory]:
         return [
-            self._store(job, attempt.study.span, attempt.adapter, attempt.result, ordinal + place)
+            self._store(job, attempt.study, attempt.adapter, attempt.result, ordinal + place)
             for place, attempt in enumerate(attempts)
             if attempt.adapter is not None
         ]
@@ -254,19 +252,19 @@ class Builder:
         return self._stored(job, found, ordinal)
 
     def _replace(
-        self, job: Assignment, live: Sequence[Published], place: int, by: Sequence[Memory], lease: Lease
+        self, job: Assignment, live: Sequence[Published], place: int, by: Sequence[Memory], batch: Batch
     ) -> None:
         spans = [
             *(one.span for one in live[:place]),
             *(new.span for new in by),
             *(one.span for one in live[place + 1 :]),
         ]
-        new = [NewAdapter(memory.manifest, "", memory.stored) for memory in by]
+        new = [self._new_adapter(memory) for memory in by]
         adapters: list[Published | NewAdapter] = [*live[:place], *new, *live[place + 1 :]]
         self._index(
             job,
             spans,
-            lambda done, total: lease.progress(Progress(phase="publish", step=done, total_steps=total)),
+            batch.publishing,
             also=lambda session, chunks: republish(session, job.claim, chunks, adapters),
         )
 
@@ -319,13 +317,8 @@ class Builder:
 
     def _remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None:
         """What to try next on an adapter of this published rank; None when it passed or nothing is left."""
-        asked = {item.rstrip("0123456789") for item in job.options.formats}
-        possible: dict[Remedy, bool] = {
-            "data": "qa" in asked,
-            "rank": job.options.rank in (None, "auto") and next_rank(rank, self.settings.max_lora_rank) is not None,
-            "split": job.options.per == "chunk" and span.tokens >= 2 * SMALLEST_HALF,
-        }
-        return next_remedy(exam, exam.tried, possible=[remedy for remedy, can in possible.items() if can])
+        possible = possible_remedies(job.options, span.tokens, rank, most_rank=self.settings.max_lora_rank)
+        return next_remedy(exam, exam.tried, possible=possible)
 
     def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
         if remedy == "rank":
@@ -366,8 +359,8 @@ class Builder:
     def _seconds(self, job: Assignment, study: Study) -> float:
         return job.options.max_seconds or len(self._pieces(job, study.span)) * self.settings.train_max_s
 
-    def _store(self, job: Assignment, span: Span, adapter: TrainedAdapter, exam: ExamResult, ordinal: int) -> Memory:
-        adapter_id = new_id("ada")
+    def _store(self, job: Assignment, study: Study, adapter: TrainedAdapter, exam: ExamResult, ordinal: int) -> Memory:
+        adapter_id, span = new_id("ada"), study.span
         manifest = AdapterManifest(
             adapter_id=adapter_id,
             document_id=job.claim.document_id,
@@ -382,9 +375,14 @@ class Builder:
             training=adapter.facts,
         )
         sealed = partial(_sealed, manifest)
-        memory = Memory(span, sealed({}), self.store.publish(adapter_id, adapter.save, sealed))
-        job.kept.keep_adapter(span.start, span.end, memory.manifest, memory.stored)
+        asked = asked_of(study.examples, study.held_out)
+        memory = Memory(span, sealed({}), self.store.publish(adapter_id, adapter.save, sealed), asked)
+        job.kept.keep_adapter(span.start, span.end, memory.manifest, memory.stored, asked)
         return memory
+
+    def _new_adapter(self, memory: Memory, chunk_id: str = "") -> NewAdapter:
+        questions = index_questions(self.embedder, memory.manifest.adapter_id, memory.asked)
+        return NewAdapter(memory.manifest, chunk_id, memory.stored, questions)
 
 
 def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:

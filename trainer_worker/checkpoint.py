@@ -29,7 +29,7 @@ from loramem.errors import NotFound, StoredDataDamaged
 from loramem.records import AdapterManifest, Record
 from loramem.store import AdapterStore, Stored
 from loramem.tables import FINAL_JOB_STATES, Job
-from trainer_worker.examples import Example
+from trainer_worker.examples import Asked, Example
 from trainer_worker.loop import State
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class KeptLesson(KeptRecord):
 class KeptAdapter(KeptRecord):
     manifest: AdapterManifest
     stored: Stored
+    asked: tuple[Asked, ...]
 
 
 Kept = TypeVar("Kept", bound=KeptRecord)
@@ -87,8 +88,9 @@ class Checkpoint:
         lesson = KeptLesson(about=self._about, examples=list(examples), held_out=list(held_out))
         self._keep_record(f"lesson-{start}-{end}.json", lesson)
 
-    def adapter(self, start: int, end: int) -> tuple[AdapterManifest, Stored] | None:
-        """The chunk's finished adapter, whose files the store has found intact; None when it is still to be trained."""
+    def adapter(self, start: int, end: int) -> tuple[AdapterManifest, Stored, tuple[Asked, ...]] | None:
+        """The chunk's finished adapter, whose files the store has found intact, and what it was asked; None when it is
+        still to be trained."""
         name = f"adapter-{start}-{end}.json"
         kept = self._record(name, KeptAdapter)
         if kept is None:
@@ -98,12 +100,13 @@ class Checkpoint:
         except (OSError, NotFound, StoredDataDamaged) as error:
             log.warning("%s: %s; the adapter is trained again", self.folder / name, error)
             return None
-        return kept.manifest, kept.stored
+        return kept.manifest, kept.stored, kept.asked
 
-    def keep_adapter(self, start: int, end: int, manifest: AdapterManifest, stored: Stored) -> None:
-        self._keep_record(
-            f"adapter-{start}-{end}.json", KeptAdapter(about=self._about, manifest=manifest, stored=stored)
-        )
+    def keep_adapter(
+        self, start: int, end: int, manifest: AdapterManifest, stored: Stored, asked: tuple[Asked, ...]
+    ) -> None:
+        kept = KeptAdapter(about=self._about, manifest=manifest, stored=stored, asked=asked)
+        self._keep_record(f"adapter-{start}-{end}.json", kept)
 
     def hand_on(self, job_id: str) -> None:
         """Leave everything to another job of the same revision; it has to make anew what cannot be moved."""

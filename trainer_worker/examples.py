@@ -1,5 +1,6 @@
 """What a training is made of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,3 +21,27 @@ class Example:
     span: str = ""
     context: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the router may know an adapter by: a question it was taught, or examined with (`held_out`)."""
+
+    question: str
+    answer: str
+    held_out: bool = False
+
+
+MOST_ASKED = 64
+"""Of one adapter, and as many held out."""
+
+
+def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Asked, ...]:
+    """The questions among them that a person might ask; those of users first."""
+    return (*_asked(examples, held_out=False), *_asked(held_out, held_out=True))
+
+
+def _asked(examples: Sequence[Example], *, held_out: bool) -> list[Asked]:
+    kinds = ("user", "written")
+    natural = [one for kind in kinds for one in examples if one.kind == kind and not one.context]
+    return list(dict.fromkeys(Asked(one.question, one.answer, held_out) for one in natural))[:MOST_ASKED]

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
-from loramem.records import ExamResult, Remedy
+from loramem.records import ExamResult, Remedy, TrainingOptions
+from trainer_worker.capacity import next_rank
 
 MOST = 2
 """Remedies for one chunk."""
 NOTES: dict[Remedy, str] = {"data": "more questions", "rank": "a greater rank", "split": "in two parts"}
 """What a job says while it tries one."""
+SMALLEST_HALF = 64
+"""Tokens; a chunk that would be cut into less stays whole."""
 LEARNT = 0.6
 """An adapter that took in a smaller share of its own lesson needs room, not more questions."""
 
@@ -21,6 +24,17 @@ def next_remedy(exam: ExamResult, tried: Sequence[Remedy], *, possible: Sequence
         return None
     ladder: tuple[Remedy, ...] = ("rank", "split") if _short_of_room(exam) else ("data", "rank", "split")
     return next((remedy for remedy in ladder if remedy in possible and remedy not in tried), None)
+
+
+def possible_remedies(options: TrainingOptions, tokens: int, rank: int, *, most_rank: int) -> list[Remedy]:
+    """What can be tried on an adapter of this published rank, of a text of so many tokens, under a user's options."""
+    asked = {item.rstrip("0123456789") for item in options.formats}
+    possible: dict[Remedy, bool] = {
+        "data": "qa" in asked,
+        "rank": options.rank in (None, "auto") and next_rank(rank, most_rank) is not None,
+        "split": options.per == "chunk" and tokens >= 2 * SMALLEST_HALF,
+    }
+    return [remedy for remedy, can in possible.items() if can]
 
 
 def together(exams: Sequence[ExamResult]) -> ExamResult:

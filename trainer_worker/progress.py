@@ -64,6 +64,13 @@ class Batch:
             )
         )
 
+    def publishing(self, done: int, total: int) -> None:
+        """The chunks are done, and what is found of them is stored."""
+        percent = round(INDEXED_PERCENT + self._share * (self._first + self._count), 1)
+        self._lease.progress(
+            Progress(phase="publish", step=done, total_steps=total, percent=percent, message=self._message)
+        )
+
     def part(self, index: int) -> Step:
         """Progress of the chunk at `index` of the batch, as if each took as long."""
         return lambda phase, done, total, loss: self.step(phase, index * total + done, self._count * total, loss)

@@ -20,6 +20,7 @@ from loramem.tables import (
     Document,
     DocumentState,
     Job,
+    Question,
     Revision,
     RevisionState,
     Window,
@@ -33,11 +34,12 @@ ORPHAN_AFTER_S = 3600.0
 
 @dataclass(frozen=True)
 class NewAdapter:
-    """An adapter whose files are in the store, and the chunk it remembers."""
+    """An adapter whose files are in the store, the chunk it remembers, and the questions to find it by."""
 
     manifest: AdapterManifest
     chunk_id: str
     stored: Stored
+    questions: Sequence[Question] = ()
 
 
 def publish(
@@ -55,7 +57,8 @@ def publish(
         document = document_of(session, claim)
         _retire_others(session, claim)
         now = now_of(session)
-        session.add_all(_row(adapter, document, now) for adapter in adapters)
+        for adapter in adapters:
+            _add(session, adapter, document, now)
         _supersede_older(session, claim)
         document.serving_revision = claim.revision
         document.state = DocumentState.LIVE
@@ -76,7 +79,7 @@ def republish(
     _retire_others(session, claim, [adapter.adapter_id for adapter in adapters if isinstance(adapter, Published)])
     for chunk, adapter in zip(chunks, adapters, strict=True):
         if isinstance(adapter, NewAdapter):
-            session.add(_row(replace(adapter, chunk_id=chunk.id), document, now))
+            _add(session, replace(adapter, chunk_id=chunk.id), document, now)
         else:
             _change(session, adapter, chunk_id=chunk.id, ordinal=chunk.ordinal)
     show(session, document)
@@ -147,6 +150,14 @@ def _retire_others(session: Session, claim: Claim, kept: Collection[str] = ()) -
     if kept:
         others = others.where(Adapter.id.not_in(kept))
     session.execute(others.values(state=AdapterState.RETIRED, retired_at=epoch_now()))
+    retired = select(Adapter.id).where(Adapter.document_id == claim.document_id, Adapter.state == AdapterState.RETIRED)
+    session.execute(delete(Question).where(Question.adapter_id.in_(retired)))
+
+
+def _add(session: Session, adapter: NewAdapter, document: Document, now: float) -> None:
+    session.add(_row(adapter, document, now))
+    session.flush()  # questions refer to it
+    session.add_all(adapter.questions)
 
 
 def _row(adapter: NewAdapter, document: Document, now: float) -> Adapter:

@@ -11,7 +11,7 @@ from loramem.tables import Revision
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.assign import pairs_of
 from trainer_worker.checkpoint import Checkpoint
-from trainer_worker.examples import Example
+from trainer_worker.examples import Asked, Example
 from trainer_worker.loop import Recipe
 
 
@@ -79,8 +79,9 @@ class Published:
 
 @dataclass(frozen=True)
 class Memory:
-    """An adapter in the store, of a stretch of the text."""
+    """An adapter in the store, of a stretch of the text, and what it was asked."""
 
     span: Span
     manifest: AdapterManifest
     stored: Stored
+    asked: tuple[Asked, ...]

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sqlalchemy import select
@@ -20,7 +21,7 @@ from loramem.queue import JobQueue
 from loramem.records import ExamResult, Fullness, Remedy
 from loramem.settings import Settings
 from loramem.store import AdapterStore
-from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Revision, Window
+from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Question, Revision, Window
 from tests.backends import database, database_url
 from tests.rows import add_document
 from tests.trainer_worker.jobs import raises
@@ -303,7 +304,7 @@ def test_the_options_reach_the_trainer(worker: Worker) -> None:
 
 def test_pissa_doubles_the_rank_so_it_is_widened_less(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD]
-    monkeypatch.setattr(build_module, "SMALLEST_HALF", 10_000)
+    monkeypatch.setattr("trainer_worker.ladder.SMALLEST_HALF", 10_000)
     monkeypatch.setattr("trainer_worker.ladder.MOST", 5)
     assert worker.mend(variant="pissa") == "succeeded"
     assert [rank for _, rank, _ in worker.trainer.trained[chunks_of(worker) :]] == [32]
@@ -331,3 +332,24 @@ def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, m
 
 def chunks_of(worker: Worker) -> int:
     return len(worker.builder._chunk(LONG))
+
+
+def test_an_adapter_goes_live_with_what_it_was_asked(worker: Worker, embedder: Embedder) -> None:
+    with worker.builder.database.write() as session:
+        session.get_one(Revision, ("doc_1", 1)).qa = [{"question": "Who keeps the mill of Esk?", "answer": "Odo."}]
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1), GOOD]
+    assert worker.work(formats=["qa"]) == "succeeded"
+    live, weak = {row.id for row in worker.adapters}, worker.adapters[0].id
+    assert {row.adapter_id for row in worker.rows(Question)} <= live
+    users = [row for row in worker.rows(Question) if row.answer == "Odo."]
+    assert [row.question for row in users] == ["Who keeps the mill of Esk?"]
+    assert len({(row.adapter_id, row.question, row.answer) for row in worker.rows(Question)}) == len(
+        worker.rows(Question)
+    )
+    for row in worker.rows(Question)[:3] + [row for row in worker.rows(Question) if row.held_out][:1]:
+        [expected] = embedder.embed([row.question if row.held_out else f"{row.question} {row.answer}"])
+        assert np.allclose(np.frombuffer(row.embedding, "<f4"), expected, atol=1e-4)
+    assert worker.settle() == "succeeded"  # the mending replaces one adapter, its questions with it
+    asked = {row.adapter_id: row.question for row in worker.rows(Question)}
+    assert weak not in asked
+    assert asked[worker.adapters[0].id] == EXTRA.question

@@ -26,6 +26,7 @@ from trainer_worker.checkpoint import (
     remove_checkpoint,
     sweep_checkpoints,
 )
+from trainer_worker.examples import Asked
 from trainer_worker.loop import State
 
 __all__ = ["database", "database_url"]
@@ -127,7 +128,8 @@ class TestAdapters:
     def test_come_back_as_they_were(
         self, store: AdapterStore, checkpoint: Checkpoint, open_again: Callable[..., Checkpoint]
     ) -> None:
-        finished = stored(store)
+        asked = (Asked("Who mends the mill?", "The smith."), Asked("Who keeps it?", "The smith.", held_out=True))
+        finished = (*stored(store), asked)
         assert checkpoint.adapter(0, 90) is None
         checkpoint.keep_adapter(0, 90, *finished)
         assert open_again().adapter(0, 90) == finished
@@ -138,7 +140,7 @@ class TestAdapters:
         self, store: AdapterStore, checkpoint: Checkpoint, harm: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         manifest, files = stored(store)
-        checkpoint.keep_adapter(0, 90, manifest, files)
+        checkpoint.keep_adapter(0, 90, manifest, files, ())
         if harm == "gone":
             store.remove(manifest.adapter_id)
         else:
