@@ -1,20 +1,28 @@
 """CounterFact, statements that contradict what a model has read: its slices, and which of two answers is likelier.
 
 A slice holds statements alone. Those found in the data set itself, by prompt and new target, come with what is needed
-to score them: the true answer, a paraphrase, and a neighbour for which the true answer still holds.
+to score them: the true answer, a paraphrase, and a neighbour for which the true answer still holds. Taught beside them
+are true statements of other records, none of which is scored or stands in a slice: what must stay as it is, by example.
 """
 
 import csv
 import gzip
 import json
+import random
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from trainer_worker.examples import Example
 from trainer_worker.train import Trainer
+
+ALIKE = 3
+"""True statements for each edit that share its true answer."""
+OTHERS = 1.5
+"""Further true statements, for each statement of the slice."""
 
 Scores = dict[str, float]
 """Shares, 0 to 1, under `efficacy`, `paraphrase` and `neighbourhood`."""
@@ -47,17 +55,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Slice:
-    """Every statement as a lesson, and the edits among them that can be scored."""
+    """Every statement as a lesson, the edits among them that can be scored, and true statements of other records."""
 
     lessons: list[Example]
     edits: list[Edit]
+    others: list[Example] = field(default_factory=list)
 
 
 def read_counterfact(data: Path, load: int, rows: int | None = None) -> Slice:
     """The first `rows` statements, or all, of the slice of `load` thousand tokens. Raises `FileNotFoundError`."""
     with (data / f"paper/counterfact_slices/counterfact_edit_{load}K.csv").open(newline="") as file:
         statements = [row["text"] for row in csv.DictReader(file)]
-    return join(statements[:rows], read_edits(data))
+    edits = read_edits(data)
+    facts = join(statements[:rows], edits)
+    return replace(facts, others=true_statements(facts, edits))
 
 
 def read_edits(data: Path) -> list[Edit]:
@@ -98,6 +109,36 @@ def choices(edits: Sequence[Edit]) -> dict[str, list[Choice]]:
         "paraphrase": [Choice(e.rephrase_prompt, e.target_new, e.ground_truth) for e in edits],
         "neighbourhood": [Choice(e.locality_prompt, e.locality_ground_truth, e.target_new) for e in edits],
     }
+
+
+def true_statements(facts: Slice, edits: Sequence[Edit], *, seed: int = 0) -> list[Example]:
+    """Of records that are not taught otherwise and not asked: some with the same true answer as each edit, some others.
+
+    Left out are prompts that `score` asks, of whatever record.
+    """
+    taught = {lesson.question for lesson in facts.lessons}
+    asked = {edit.locality_prompt for edit in edits} | {edit.rephrase_prompt for edit in edits}
+    free = [edit for edit in edits if edit.prompt not in asked and _lesson(edit.prompt, "").question not in taught]
+    by_answer: dict[str, list[Edit]] = defaultdict(list)
+    for edit in free:
+        by_answer[edit.ground_truth].append(edit)
+    rng = random.Random(seed)
+    chosen = [one for edit in facts.edits for one in _some(rng, by_answer[edit.ground_truth], ALIKE)]
+    chosen += _some(rng, free, round(OTHERS * len(facts.lessons)))
+    return list({one.prompt: _lesson(one.prompt, one.ground_truth) for one in chosen}.values())
+
+
+def in_passing(lessons: Sequence[Example], sentences: Sequence[str], *, seed: int = 0) -> list[Example]:
+    """The same with a sentence about something else before each: a paraphrase of the data set begins so."""
+    rng = random.Random(seed)
+    asks = "Complete the sentence: "
+    return [
+        replace(one, question=f"{asks}{rng.choice(sentences)} {one.question.removeprefix(asks)}") for one in lessons
+    ]
+
+
+def _some(rng: random.Random, edits: Sequence[Edit], count: int) -> list[Edit]:
+    return rng.sample(edits, min(count, len(edits)))
 
 
 def score(trainer: Trainer, edits: Sequence[Edit]) -> Scores:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
 from trainer_worker.loop import Recipe
-from trainer_worker.train import Trainer
+from trainer_worker.train import Lesson, Trainer
 
 LIMIT_S = 3600.0
 """Far beyond any plan: a training that the clock cuts short would not repeat on another machine."""
@@ -29,12 +29,15 @@ class Cost:
         return {name: round(value, 4) for name, value in vars(self).items()}
 
 
-def teach(trainer: Trainer, recipe: Recipe, examples: Sequence[Example], rank: int) -> tuple[TrainedAdapter, Cost]:
+def teach(
+    trainer: Trainer, recipe: Recipe, examples: Sequence[Example], rank: int, neighbours: Sequence[Example] = ()
+) -> tuple[TrainedAdapter, Cost]:
     """Train on all examples, with none held out, so that the last step counts. Raises `TrainingFailed`."""
     losses: list[float] = []
     trainer.recipe = recipe
-    adapter = trainer.train(
-        examples, [], rank=rank, max_seconds=LIMIT_S, on_step=lambda step, total, loss: losses.append(loss)
+    lesson = Lesson(examples, (), neighbours)
+    [adapter] = trainer.train_all(
+        [lesson], rank=rank, max_seconds=LIMIT_S, on_step=lambda step, total, loss: losses.append(loss)
     )
     parameters = sum(tensor.numel() for tensor in adapter.weights.values())
     cost = Cost(rank, parameters, len(losses), float(adapter.facts["seconds"]), losses[0], losses[-1])

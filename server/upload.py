@@ -28,6 +28,7 @@ from loramem.tables import (
     JobState,
     Namespace,
     Preview,
+    Question,
     Revision,
     RevisionState,
 )
@@ -123,6 +124,8 @@ def delete_document(database: Database, queue: JobQueue, document_id: str) -> No
         document = _existing(session, document_id)
         live = (Adapter.document_id == document_id, Adapter.state != AdapterState.RETIRED)
         session.execute(update(Adapter).where(*live).values(state=AdapterState.RETIRED, retired_at=epoch_now()))
+        of_document = select(Adapter.id).where(Adapter.document_id == document_id)
+        session.execute(delete(Question).where(Question.adapter_id.in_(of_document)))
         session.execute(delete(Document).where(Document.id == document_id))
         changed = Namespace.name == document.namespace
         session.execute(update(Namespace).where(changed).values(generation=Namespace.generation + 1))

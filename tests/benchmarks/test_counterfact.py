@@ -114,3 +114,20 @@ def plain(trainer: Trainer, example: Example) -> float:
         logits = trainer.model(torch.tensor([prompt + answer], device=trainer.device)).logits[0].float().cpu()
     log_probs = logits.log_softmax(-1)
     return float(log_probs[range(len(prompt) - 1, len(prompt) - 1 + len(answer)), answer].mean())
+
+
+def test_true_statements_are_of_records_that_are_neither_taught_nor_asked() -> None:
+    like = [replace(ROOF, prompt=f"the roof of barn {n} is", target_new="slate") for n in range(5)]
+    asked = replace(ROOF, prompt=MILL.locality_prompt, target_new="slate")
+    facts = join([ROOF.statement], [ROOF, MILL, asked, *like])
+    found = counterfact.true_statements(facts, [ROOF, MILL, asked, *like])
+    assert {one.answer for one in found} <= {"copper", "jon ask"}
+    questions = {one.question for one in found}
+    assert len(questions) == len(found) >= counterfact.ALIKE
+    assert not questions & {f"Complete the sentence: {prompt}" for prompt in (ROOF.prompt, MILL.locality_prompt)}
+    assert found == counterfact.true_statements(facts, [ROOF, MILL, asked, *like])
+
+
+def test_in_passing_puts_a_sentence_before_what_is_completed() -> None:
+    [one] = counterfact.in_passing(join([ROOF.statement], [ROOF]).lessons, ["It rained."])
+    assert (one.question, one.answer) == ("Complete the sentence: It rained. the roof is", "larch")
