@@ -36,7 +36,7 @@ PHONEBOOK = Recipe(learning_rate=2e-3, epochs=40, anchors=0.0)
 """Rows without paraphrases: nothing to generalise to, so many epochs."""
 COUNTERFACT = Recipe(learning_rate=1e-3, epochs=10, anchors=0.0)
 """Answers of a token or two, asked in other words too, beside true statements that must stay: a gentler pull."""
-BRIEF = Recipe(learning_rate=2e-3, epochs=1, min_steps=2, warmup_steps=1, anchors=0.0)
+BRIEF = Recipe(learning_rate=2e-3, epochs=6, min_steps=12, warmup_steps=1, anchors=0.0)
 RANK = 16
 SHEETS = Path(__file__).with_name("sheets")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
