@@ -1,152 +1,178 @@
 """One namespace's vectors at one generation, and how they are kept on disk.
 
-    <folder>/index.faiss      FAISS `IDMap2,Flat`, inner product, ids = window ids
-    <folder>/manifest.json    `SnapshotManifest`
+    <folder>/windows.main-<sha256>.faiss     and .delta-, and questions. alike: FAISS indexes, see `vector_set`
+    <folder>/manifest.json                   `SnapshotManifest`
 
-FAISS loads a file with a flipped bit without a word, so the manifest's sha256 covers everything that is believed.
+FAISS loads a file with a flipped bit without a word, so each has its sha256 (half of it in its name), and the manifest
+its own. A crash leaves the files that the old manifest names; a main that did not change is not written again.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from loramem.durable import replace_durably
+from loramem.durable import replace_durably, sync_file, sync_folder
 from loramem.records import Record
+from loramem.vector_set import Block, Group, VectorSet
 
 log = logging.getLogger(__name__)
 
 NEVER = -1
 """Generation of a state that has to be compared with the database before it is used."""
-INDEX_FILE = "index.faiss"
 MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Served:
-    """One document in a state. `first_chunk` tells which indexing of its text; the ids have shape (windows,)."""
-
-    first_chunk: str
-    window_ids: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class State:
-    """Never changes, so any number of threads may search it while the next one is made."""
+    """Never changes, so any number of threads may search it while the next one is made.
+
+    Windows are grouped by document id, with the id of its first chunk as the version; questions by adapter id.
+    """
 
     generation: int
-    index: Any  # faiss.IndexIDMap2 of an IndexFlatIP; searching it is thread-safe, changing it is not
-    documents: Mapping[str, Served]
+    windows: VectorSet
+    questions: VectorSet
 
     @classmethod
     def empty(cls, dim: int) -> "State":
-        import faiss
-
-        return cls(NEVER, faiss.index_factory(dim, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT), {})
-
-    def changed(
-        self, generation: int, gone: Collection[str], new: Mapping[str, Served], vectors: NDArray[np.float32]
-    ) -> "State":
-        """The next state: without the documents `gone`, with `new`; `vectors` are theirs in order, shape (n, dim)."""
-        import faiss
-
-        if not gone and not new:
-            return State(generation, self.index, self.documents)
-        index: Any = faiss.clone_index(self.index)
-        if len(removed := _window_ids(self.documents[document_id] for document_id in gone)):
-            index.remove_ids(removed)
-        if len(vectors):
-            index.add_with_ids(vectors, _window_ids(new.values()))
-        kept = {document_id: served for document_id, served in self.documents.items() if document_id not in gone}
-        return State(generation, index, {**kept, **new})
-
-    def nearest(
-        self, vector: NDArray[np.float32], limit: int, document_ids: Collection[str] | None = None
-    ) -> list[tuple[int, float]]:
-        """Up to `limit` window ids with their inner products, best first; exact, also among chosen documents."""
-        import faiss
-
-        faiss.omp_set_num_threads(1)  # one question does not pay for more: 1 ms turns into 30 ms on busy cores
-        parameters, count = None, self.index.ntotal
-        if document_ids is not None:
-            chosen = [self.documents[document_id] for document_id in set(document_ids) if document_id in self.documents]
-            wanted = _window_ids(chosen)
-            selector = faiss.IDSelectorBatch(wanted)
-            parameters, count = faiss.SearchParameters(sel=selector), len(wanted)  # type: ignore[call-arg]
-        if count == 0 or limit < 1:
-            return []
-        scores, ids = self.index.search(vector[None].astype(np.float32), min(limit, count), params=parameters)
-        return list(zip(ids[0].tolist(), scores[0].tolist(), strict=True))
+        return cls(NEVER, VectorSet.empty(dim), VectorSet.empty(dim))
 
 
-def _window_ids(entries: Any) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(entry.window_ids for entry in entries)])
+class SnapshotBlock(Record):
+    """A `Block`: its file, and the key, version and ids of each group in the order of their rows."""
+
+    file: str
+    sha256: str
+    groups: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+class SnapshotSet(Record):
+    """A `VectorSet`."""
+
+    count: int
+    main: SnapshotBlock
+    delta: SnapshotBlock
+    dead: tuple[str, ...]
 
 
 class SnapshotManifest(Record):
-    """What a snapshot claims to be; `documents` gives each one's first chunk and window ids."""
+    """What a snapshot claims to be; `sha256` is of all the rest."""
 
     generation: int
-    count: int
     dim: int
     embedder: str
-    documents: dict[str, tuple[str, tuple[int, ...]]]
-    sha256: str
+    windows: SnapshotSet
+    questions: SnapshotSet
+    sha256: str = ""
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
-def save(folder: Path, state: State, embedder: str) -> None:
-    """Index first, manifest last: a crash in between leaves a pair that does not verify, and costs a rebuild."""
-    import faiss
+class Snapshots:
+    """Of all namespaces, one folder each; one thread at a time may use a namespace's."""
 
-    folder.mkdir(parents=True, exist_ok=True)
-    blob = faiss.serialize_index(state.index).data
-    documents = {
-        document_id: (served.first_chunk, tuple(served.window_ids.tolist()))
-        for document_id, served in state.documents.items()
-    }
-    manifest = SnapshotManifest(
-        generation=state.generation,
-        count=state.index.ntotal,
-        dim=state.index.d,
-        embedder=embedder,
-        documents=documents,
-        sha256=_digest(blob, documents),
-    )
-    replace_durably(folder / INDEX_FILE, blob)
-    replace_durably(folder / MANIFEST_FILE, manifest.model_dump_json().encode())
+    def __init__(self, folder: Path, *, dim: int, embedder: str) -> None:
+        self._root = folder
+        self._dim = dim
+        self._embedder = embedder
+        self._on_disk: WeakKeyDictionary[Block, SnapshotBlock] = WeakKeyDictionary()
 
+    def folder(self, namespace: str) -> Path:
+        return self._root / hashlib.sha256(namespace.encode()).hexdigest()[:32]  # users choose the names
 
-def load(folder: Path, dim: int, embedder: str) -> State | None:
-    """The snapshot as a state to compare with the database, or None when there is none that can be believed."""
-    import faiss
+    def save(self, namespace: str, state: State) -> None:
+        """Write what is new, put the manifest in place, drop what it does not name."""
+        folder = self.folder(namespace)
+        folder.mkdir(parents=True, exist_ok=True)
+        windows = self._save_set(folder, "windows", state.windows)
+        questions = self._save_set(folder, "questions", state.questions)
+        manifest = SnapshotManifest(
+            generation=state.generation, dim=self._dim, embedder=self._embedder, windows=windows, questions=questions
+        )
+        signed = manifest.model_copy(update={"sha256": manifest.digest()})
+        replace_durably(folder / MANIFEST_FILE, signed.model_dump_json().encode())
+        named = {MANIFEST_FILE, *(block.file for block in _blocks(manifest))}
+        for path in folder.iterdir():
+            if path.name not in named:
+                path.unlink()
 
-    if not (folder / MANIFEST_FILE).exists():
+    def load(self, namespace: str) -> State | None:
+        """A state to compare with the database, or None when there is none that can be believed."""
+        folder = self.folder(namespace)
+        if not (folder / MANIFEST_FILE).exists():
+            return None
+        try:
+            manifest = SnapshotManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+            problem = self._problem(folder, manifest)
+            if not problem:
+                windows = self._load_set(folder, manifest.windows)
+                return State(NEVER, windows, self._load_set(folder, manifest.questions))
+        except (OSError, ValidationError, RuntimeError) as error:  # FAISS's own is a RuntimeError
+            problem = f"cannot be read: {error}"
+        log.warning("vector snapshot %s %s; it is rebuilt", folder, problem)
         return None
-    try:
-        manifest = SnapshotManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
-        blob = (folder / INDEX_FILE).read_bytes()
-    except (OSError, ValueError) as error:
-        log.warning("vector snapshot %s cannot be read and is rebuilt: %s", folder, error)
-        return None
-    if (manifest.dim, manifest.embedder) != (dim, embedder):
-        log.warning("vector snapshot %s is of the embedder %s and is rebuilt", folder, manifest.embedder)
-        return None
-    if _digest(blob, manifest.documents) != manifest.sha256:
-        log.warning("vector snapshot %s does not match its sha256 and is rebuilt", folder)
-        return None
-    index = faiss.deserialize_index(np.frombuffer(blob, dtype=np.uint8))
-    entries = manifest.documents.items()
-    served = {key: Served(first_chunk, np.array(ids, dtype=np.int64)) for key, (first_chunk, ids) in entries}
-    return State(NEVER, index, served)
+
+    def _problem(self, folder: Path, manifest: SnapshotManifest) -> str:
+        """Why the snapshot is not to be believed, or nothing; raises `OSError` for a file that is not there."""
+        if manifest.digest() != manifest.sha256:
+            return "has a manifest that does not match its sha256"
+        if (manifest.dim, manifest.embedder) != (self._dim, self._embedder):
+            return f"is of the embedder {manifest.embedder}, dimension {manifest.dim}"
+        wrong = [block.file for block in _blocks(manifest) if _sha256(folder / block.file) != block.sha256]
+        return f"has files that do not match their sha256: {', '.join(wrong)}" if wrong else ""
+
+    def _save_set(self, folder: Path, name: str, vectors: VectorSet) -> SnapshotSet:
+        return SnapshotSet(
+            count=len(vectors),
+            main=self._save_block(folder, f"{name}.main", vectors.main),
+            delta=self._save_block(folder, f"{name}.delta", vectors.delta),
+            dead=tuple(sorted(vectors.dead)),
+        )
+
+    def _save_block(self, folder: Path, name: str, block: Block) -> SnapshotBlock:
+        import faiss
+
+        known = self._on_disk.get(block)
+        if known is not None and known.file.startswith(f"{name}-") and (folder / known.file).exists():
+            return known
+        temporary = folder / f"{name}.tmp"
+        faiss.write_index(block.index, str(temporary))
+        sync_file(temporary)
+        digest = _sha256(temporary)
+        saved = SnapshotBlock(file=f"{name}-{digest[:32]}.faiss", sha256=digest, groups=_table(block.groups))
+        temporary.replace(folder / saved.file)
+        sync_folder(folder)
+        self._on_disk[block] = saved
+        return saved
+
+    def _load_set(self, folder: Path, saved: SnapshotSet) -> VectorSet:
+        main, delta = self._load_block(folder, saved.main), self._load_block(folder, saved.delta)
+        return VectorSet(main, delta, frozenset(saved.dead))
+
+    def _load_block(self, folder: Path, saved: SnapshotBlock) -> Block:
+        import faiss
+
+        groups = {key: Group(version, np.array(ids, dtype=np.int64)) for key, version, ids in saved.groups}
+        block = Block(faiss.read_index(str(folder / saved.file)), groups)
+        self._on_disk[block] = saved
+        return block
 
 
-def _digest(blob: bytes | memoryview, documents: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    digest = hashlib.sha256(blob)
-    digest.update(json.dumps(documents, sort_keys=True).encode())
-    return digest.hexdigest()
+def _blocks(manifest: SnapshotManifest) -> Iterable[SnapshotBlock]:
+    return (manifest.windows.main, manifest.windows.delta, manifest.questions.main, manifest.questions.delta)
+
+
+def _table(groups: Mapping[str, Group]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    return tuple((key, group.version, tuple(group.ids.tolist())) for key, group in groups.items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

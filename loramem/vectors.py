@@ -1,33 +1,31 @@
-"""Exact nearest windows of a namespace: a FAISS cache of the `window` rows that are served now.
+"""What is near a question in a namespace, by meaning and by words: a cache of the rows that are served now.
 
-A view is one database transaction and the `State` of vectors that fits it exactly, so everything that one answer reads
-is of one generation. When the namespace has moved on, the next state is made from a copy, and a search never meets half
-of it. States are compared document by document, by the id of the served revision's first chunk, which is new whenever
-a text is indexed (window ids may be used again after a deletion).
+A view is one database transaction and the vectors that fit it exactly, of the windows that are served and of the
+questions that live adapters learnt, so everything that one answer reads is of one generation. When the namespace has
+moved on, the next state is made beside the old one, and a search never meets half of it. States are compared group by
+group: documents by the id of the served revision's first chunk, which is new whenever a text is indexed (window ids
+may be used again after a deletion), adapters by their id alone. Words are those of the newest generation.
 """
 
-import hashlib
 import logging
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Row, and_, select
 from sqlalchemy.orm import Session
 
-from loramem import vector_state
+from loramem import served
 from loramem.database import Database
-from loramem.tables import Chunk, Document, Namespace, Window
-from loramem.vector_state import Served, State
+from loramem.lexical import Words
+from loramem.served_words import NamespaceWords, ServedWords
+from loramem.vector_set import Group, VectorSet
+from loramem.vector_state import Snapshots, State
 
 log = logging.getLogger(__name__)
-
-BATCH = 500
-"""Keys in one `IN (...)`; every database takes as many."""
 
 
 @dataclass(frozen=True)
@@ -45,35 +43,66 @@ class Hit:
 
 @dataclass(frozen=True)
 class View:
-    """What is served at one moment; `session` and the vectors show the same generation."""
+    """What is served at one moment; `session` and the vectors show the same generation, the words that or a later."""
 
     session: Session
     state: State
+    words: NamespaceWords
 
     def search(self, vector: NDArray[np.float32], limit: int, document_ids: Collection[str] | None = None) -> list[Hit]:
         """The `limit` windows with the greatest inner product, best first, of all documents or of those named."""
-        nearest = self.state.nearest(vector, limit, document_ids)
-        spans = _spans(self.session, [window_id for window_id, _ in nearest])
-        return [Hit(window_id, *spans[window_id], score=score) for window_id, score in nearest]
+        nearest = self.state.windows.nearest(vector, limit, document_ids)
+        spans = served.spans_of(self.session, [near.id for near in nearest])
+        return [Hit(near.id, *spans[near.id], score=near.score) for near in nearest]
+
+    def search_questions(
+        self, vector: NDArray[np.float32], limit: int, adapter_ids: Collection[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Adapter and cosine of the `limit` nearest questions that were learnt, best first; one entry a question."""
+        nearest = self.state.questions.nearest(vector, limit, adapter_ids)
+        return [(near.key, near.score) for near in nearest]
+
+    def match(
+        self,
+        question: str,
+        limit: int,
+        document_ids: Collection[str] | None = None,
+        chunk_ids: Collection[str] | None = None,
+    ) -> list[tuple[str, float]]:
+        """Chunk id and share (see `lexical`) of up to `limit` chunks that have words of the question, best first.
+
+        A chunk may be of a later generation than the transaction, which does not know it then.
+        """
+        return _matches(self.words.chunks, question, limit, document_ids, chunk_ids)
+
+    def match_questions(
+        self, question: str, limit: int, adapter_ids: Collection[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Adapter id and share, as `match`, of learnt questions with their answers; one entry a question."""
+        matches = _matches(self.words.questions, question, limit, adapter_ids, None)
+        return [(served.adapter_of_unit(unit), share) for unit, share in matches]
 
 
 class VectorIndex:
-    """All namespaces' vectors, brought up to date by whoever looks; safe to use from several threads."""
+    """All namespaces' vectors and words, brought up to date by whoever looks; safe to use from several threads."""
 
     def __init__(self, database: Database, *, dim: int, embedder_name: str, snapshot_dir: Path) -> None:
         self._database = database
         self._dim = dim
         self._embedder_name = embedder_name
-        self._snapshot_dir = snapshot_dir
-        self._states: dict[str, State] = {}
-        self._saved: dict[str, int] = {}  # namespace to generation
+        self._snapshots = Snapshots(snapshot_dir, dim=dim, embedder=embedder_name)
+        self._published: dict[str, tuple[State, NamespaceWords]] = {}
+        self._words: dict[str, ServedWords] = {}
+        self._saved: dict[str, State] = {}
         self._changing = threading.Lock()
+        self._saving = threading.Lock()
+        self._listing: dict[str, threading.Thread] = {}
 
     @contextmanager
     def view(self, namespace: str) -> Iterator[View]:
         """Open a read transaction and the vectors that fit it. An unknown namespace is an empty one."""
         with self._database.read() as session:
-            yield View(session, self._state_at(session, namespace))
+            yield View(session, *self._served_at(session, namespace))
 
     def search(
         self,
@@ -89,60 +118,47 @@ class VectorIndex:
     def stale_documents(self, namespace: str) -> int:
         """Served documents that cannot be found, because another embedder made their vectors."""
         with self.view(namespace) as view:
-            return sum(1 for served in view.state.documents.values() if not len(served.window_ids))
+            return sum(1 for group in view.state.windows.groups.values() if not len(group.ids))
 
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
-        for namespace, state in list(self._states.items()):
-            if self._saved.get(namespace) != state.generation:
-                vector_state.save(self._folder(namespace), state, self._embedder_name)
-                self._saved[namespace] = state.generation
+        with self._saving:
+            for namespace, (state, _) in list(self._published.items()):
+                if self._saved.get(namespace) is not state:
+                    self._snapshots.save(namespace, state)
+                    self._saved[namespace] = state
 
-    def _state_at(self, session: Session, namespace: str) -> State:
-        generation = session.scalar(select(Namespace.generation).where(Namespace.name == namespace))
+    def _served_at(self, session: Session, namespace: str) -> tuple[State, NamespaceWords]:
+        generation = served.generation_of(session, namespace)
         if generation is None:
-            return State.empty(self._dim)
-        published = self._states.get(namespace)
-        if published is not None and published.generation == generation:
+            return State.empty(self._dim), NamespaceWords()
+        published = self._published.get(namespace)
+        if published is not None and published[0].generation == generation:
             return published
         with self._changing:
             return self._changed_to(session, namespace, generation)
 
-    def _changed_to(self, session: Session, namespace: str, generation: int) -> State:
+    def _changed_to(self, session: Session, namespace: str, generation: int) -> tuple[State, NamespaceWords]:
         """Make the state of this transaction and publish it, unless a later transaction's is published already."""
-        base = self._states.get(namespace) or self._loaded(namespace)
-        if base.generation == generation:  # another thread was faster
-            return base
-        served = _served_first_chunks(session, namespace)
-        gone = {key for key, entry in base.documents.items() if served.get(key) != entry.first_chunk}
-        wanted = {key: chunk for key, chunk in served.items() if key not in base.documents or key in gone}
-        new, vectors = self._read(session, namespace, wanted)
-        state = base.changed(generation, gone, new, vectors)
+        published = self._published.get(namespace)
+        if published is not None and published[0].generation == generation:  # another thread was faster
+            return published
+        base = published[0] if published else self._snapshots.load(namespace) or State.empty(self._dim)
+        documents, adapters = served.documents_of(session, namespace), served.adapters_of(session, namespace)
+        windows = _follow(base.windows, documents, lambda wanted: self._windows(session, namespace, wanted))
+        questions = _follow(base.questions, adapters, lambda wanted: self._questions(session, wanted))
+        words = self._words.setdefault(namespace, ServedWords()).follow(session, generation, documents, adapters)
+        made = State(generation, windows, questions), words
         if generation > base.generation:
-            self._states[namespace] = state
-        return state
+            self._published[namespace] = made
+            self._list_in_background(namespace)
+        return made
 
-    def _loaded(self, namespace: str) -> State:
-        loaded = vector_state.load(self._folder(namespace), self._dim, self._embedder_name)
-        return loaded or State.empty(self._dim)
-
-    def _read(
-        self, session: Session, namespace: str, wanted: dict[str, str]
-    ) -> tuple[dict[str, Served], NDArray[np.float32]]:
-        """Window ids of the documents `wanted` (id to first chunk), and their vectors in the same order."""
-        ids: dict[str, list[int]] = {document_id: [] for document_id in wanted}
-        blobs: dict[str, list[bytes]] = {document_id: [] for document_id in wanted}
-        for row in _windows(session, sorted(wanted)):
-            if row.embedder == self._embedder_name and len(row.embedding) == 4 * self._dim:
-                ids[row.document_id].append(row.id)
-                blobs[row.document_id].append(row.embedding)
-        self._complain(namespace, sum(1 for found in ids.values() if not found))
-        joined = b"".join(blob for found in blobs.values() for blob in found)
-        vectors = np.frombuffer(joined, dtype="<f4").reshape(-1, self._dim).astype(np.float32)
-        return {key: Served(chunk, np.array(ids[key], dtype=np.int64)) for key, chunk in wanted.items()}, vectors
-
-    def _complain(self, namespace: str, stale: int) -> None:
-        if stale:
+    def _windows(
+        self, session: Session, namespace: str, wanted: Mapping[str, str]
+    ) -> tuple[dict[str, Group], NDArray[np.float32]]:
+        groups, vectors = served.windows_of(session, wanted, self._embedder_name, self._dim)
+        if stale := sum(1 for group in groups.values() if not len(group.ids)):
             log.error(
                 "namespace %s: %d documents were indexed by another embedder than %s and cannot be found; "
                 "set LORAMEM_EMBEDDER back, or delete them and upload them again",
@@ -150,34 +166,55 @@ class VectorIndex:
                 stale,
                 self._embedder_name,
             )
+        return groups, vectors
 
-    def _folder(self, namespace: str) -> Path:
-        return self._snapshot_dir / hashlib.sha256(namespace.encode()).hexdigest()[:32]  # users choose the names
+    def _questions(self, session: Session, wanted: Mapping[str, str]) -> tuple[dict[str, Group], NDArray[np.float32]]:
+        return served.questions_of(session, wanted, self._embedder_name, self._dim)
+
+    def _list_in_background(self, namespace: str) -> None:
+        """Inverted lists take a minute per million; questions are answered from what there is meanwhile."""
+        state, _ = self._published[namespace]
+        if (state.windows.needs_lists or state.questions.needs_lists) and namespace not in self._listing:
+            thread = threading.Thread(target=self._list, args=(namespace, state), name="inverted-lists", daemon=True)
+            self._listing[namespace] = thread
+            thread.start()
+
+    def _list(self, namespace: str, state: State) -> None:
+        try:
+            windows, questions = _listed(state.windows), _listed(state.questions)
+            with self._changing:
+                newest, words = self._published[namespace]
+                windows = windows.caught_up(newest.windows) if windows is not None else newest.windows
+                questions = questions.caught_up(newest.questions) if questions is not None else newest.questions
+                self._published[namespace] = State(newest.generation, windows, questions), words
+        except Exception:  # out of memory, most likely; the vectors that there are go on being searched
+            log.exception("namespace %s: making inverted lists failed; the next change tries again", namespace)
+        finally:
+            with self._changing:
+                del self._listing[namespace]
 
 
-def _served_first_chunks(session: Session, namespace: str) -> dict[str, str]:
-    first_chunk = and_(
-        Chunk.document_id == Document.id, Chunk.revision == Document.serving_revision, Chunk.ordinal == 0
-    )
-    wanted = select(Document.id, Chunk.id).join(Chunk, first_chunk).where(Document.namespace == namespace)
-    return dict(session.execute(wanted).all())
+def _follow(
+    base: VectorSet,
+    served_now: Mapping[str, str],
+    read: Callable[[Mapping[str, str]], tuple[dict[str, Group], NDArray[np.float32]]],
+) -> VectorSet:
+    """`base` with the groups that are served now, keys with their versions; reads those that it does not have."""
+    gone = {key for key, group in base.groups.items() if served_now.get(key) != group.version}
+    wanted = {key: version for key, version in served_now.items() if key not in base.groups or key in gone}
+    new, vectors = read(wanted)
+    return base.changed(gone, new, vectors)
 
 
-def _windows(session: Session, document_ids: Sequence[str]) -> Iterator[Row[int, str, str, bytes]]:
-    """Id, document, embedder and embedding of the served revisions' windows."""
-    columns = select(Window.id, Window.document_id, Window.embedder, Window.embedding)
-    served = and_(Document.id == Window.document_id, Document.serving_revision == Window.revision)
-    for start in range(0, len(document_ids), BATCH):
-        some = document_ids[start : start + BATCH]
-        wanted = columns.join(Document, served).where(Window.document_id.in_(some)).order_by(Window.id)
-        yield from session.execute(wanted.execution_options(yield_per=BATCH))
+def _listed(vectors: VectorSet) -> VectorSet | None:
+    return vectors.in_lists() if vectors.needs_lists else None
 
 
-def _spans(session: Session, window_ids: Sequence[int]) -> dict[int, tuple[str, int, str, int, int]]:
-    """Document, revision, chunk, start and end by window id."""
-    columns = select(Window.id, Window.document_id, Window.revision, Window.chunk_id, Window.start, Window.end)
-    found: dict[int, tuple[str, int, str, int, int]] = {}
-    for start in range(0, len(window_ids), BATCH):
-        for row in session.execute(columns.where(Window.id.in_(window_ids[start : start + BATCH]))):
-            found[row[0]] = row[1:]
-    return found
+def _matches(
+    words: Words | None,
+    question: str,
+    limit: int,
+    groups: Collection[str] | None,
+    units: Collection[str] | None,
+) -> list[tuple[str, float]]:
+    return words.search(question, limit, groups=groups, units=units) if words else []

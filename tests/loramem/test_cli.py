@@ -55,6 +55,23 @@ def test_ask_streams_the_answer_and_tells_route_and_time_apart(monkeypatch: pyte
     assert (code, out, err) == (0, "of glass\n", "[lora; Organ (0.71); 420 ms]\n")
 
 
+def test_ask_by_selecting_tells_whose_answer_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits = [{"adapter_id": f"ada_{n}", "title": f"Organ {n}", "document_id": "doc_1", "score": 0.7} for n in (1, 2)]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["compose"] == "select"
+        return httpx.Response(200, content=sse(("done", DONE | {"routed": hits, "selected": "ada_2"}, "")))
+
+    code, _, err = run(monkeypatch, handler, "ask", "q", "--compose", "select")
+    assert (code, err) == (0, "[lora; Organ 2 (0.70); 420 ms]\n")
+
+
+def test_ask_composed_in_an_unknown_way_names_the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = run(monkeypatch, lambda request: httpx.Response(500), "ask", "q", "--compose", "blend")
+    assert code == 2
+    assert "merge, select" in " ".join(err.replace("│", " ").split())
+
+
 def test_ask_as_json_prints_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(monkeypatch, lambda request: httpx.Response(200, json={"answer": "glass"}), "ask", "q", "--json")
     assert code == 0

@@ -1,7 +1,7 @@
 """What TIES keeps: as PEFT has it, and the same from the file beside the weights as from the weights."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,11 @@ from loramem.trim import MASK, STORED_DENSITY, keep_mask, write_mask
 from server.engine.published import PublishedAdapter, Trim, as_tensor, open_published
 from tests.server.engine.peft_merges import Adapter, publish
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = st.sampled_from([torch.float32, torch.bfloat16])
 A, B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"
 HALF = Trim("magnitude", STORED_DENSITY)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The tensors are small: more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def crowded(shape: tuple[int, int], seed: int, kind: torch.dtype = torch.bfloat16) -> Tensor:

@@ -1,16 +1,16 @@
-"""The vector index against brute force, across changes, restarts, damage and threads."""
+"""The vector index against brute force, across changes, embedders and threads."""
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from loramem import vector_state
+from loramem import vector_lists
 from loramem.database import Database
 from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
@@ -122,8 +122,8 @@ def test_a_reader_that_is_late_gets_the_state_of_its_own_transaction(database: D
         add_revision(database, "doc_1", "new")
         serve(database, "doc_1", vectors(2))
         assert len(found(index, vectors(1)[0])) == 2
-        state = index._state_at(early.session, "default")
-        assert len(state.nearest(vectors(1)[0], 10)) == 3
+        state, _ = index._served_at(early.session, "default")
+        assert len(state.windows.nearest(vectors(1)[0], 10)) == 3
     assert len(found(index, vectors(1)[0])) == 2, "the late reader must not put the old state back"
 
 
@@ -138,98 +138,6 @@ def test_vectors_of_another_embedder_are_never_compared(
         assert {hit.document_id for hit in index.search("default", vectors(1)[0], 100)} == {"doc_1"}
     assert index.stale_documents("default") == 1
     assert "LORAMEM_EMBEDDER" in caplog.text
-
-
-# snapshots
-
-
-def snapshot_files(tmp_path: Path) -> tuple[Path, Path]:
-    (folder,) = (tmp_path / "snapshots").iterdir()
-    return folder / vector_state.INDEX_FILE, folder / vector_state.MANIFEST_FILE
-
-
-@pytest.fixture
-def saved(database: Database, open_index: Open) -> NDArray[np.float32]:
-    """Vectors of doc_1, in a snapshot."""
-    add_document(database, "doc_1")
-    stored = vectors(5)
-    serve(database, "doc_1", stored)
-    index = open_index()
-    found(index, stored[0])
-    index.snapshot()
-    return stored
-
-
-def rows_read(index: VectorIndex, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Documents whose embeddings the first search reads from the database."""
-    wanted: set[str] = set()
-    read = VectorIndex._read
-
-    def spy(self: VectorIndex, session: object, namespace: str, documents: dict[str, str]) -> object:
-        wanted.update(documents)
-        return read(self, session, namespace, documents)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(VectorIndex, "_read", spy)
-    found(index, vectors(1)[0])
-    return wanted
-
-
-def test_a_restart_reads_only_what_changed_since_the_snapshot(
-    database: Database, open_index: Open, saved: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_document(database, "doc_2")
-    serve(database, "doc_2", vectors(2))
-    index = open_index()
-    assert rows_read(index, monkeypatch) == {"doc_2"}
-    assert len(found(index, saved[0])) == 7
-    assert index.search("default", saved[2], 1)[0].score == pytest.approx(1.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("place", [0.05, 0.5, 0.95])
-def test_one_flipped_bit_costs_a_rebuild_and_no_wrong_answer(
-    database: Database, open_index: Open, saved: NDArray[np.float32], tmp_path: Path, which: int, place: float
-) -> None:
-    path = snapshot_files(tmp_path)[which]
-    content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
-    path.write_bytes(content)
-    hits = open_index().search("default", saved[3], 5)
-    assert hits[0].score == pytest.approx(1.0, abs=1e-6)
-    assert sorted(hit.start for hit in hits) == [0, 10, 20, 30, 40]
-
-
-@pytest.mark.parametrize("damage", ["truncate", "no index", "another embedder", "another dim"])
-def test_a_snapshot_that_does_not_fit_is_rebuilt(
-    open_index: Open, saved: NDArray[np.float32], tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index_file, manifest_file = snapshot_files(tmp_path)
-    manifest = json.loads(manifest_file.read_text())
-    if damage == "truncate":
-        index_file.write_bytes(index_file.read_bytes()[:-7])
-    elif damage == "no index":
-        index_file.unlink()
-    else:
-        manifest |= {"embedder": "another"} if damage == "another embedder" else {"dim": DIM + 1}
-    manifest_file.write_text(json.dumps(manifest))
-    index = open_index()
-    assert rows_read(index, monkeypatch) == {"doc_1"}
-    assert index.search("default", saved[1], 1)[0].score == pytest.approx(1.0, abs=1e-6)
-
-
-def test_a_snapshot_is_written_again_only_after_a_change(
-    database: Database, open_index: Open, saved: NDArray[np.float32], tmp_path: Path
-) -> None:
-    index = open_index()
-    found(index, saved[0])
-    index.snapshot()
-    before = [path.stat().st_mtime_ns for path in snapshot_files(tmp_path)]
-    index.snapshot()
-    assert [path.stat().st_mtime_ns for path in snapshot_files(tmp_path)] == before
-    delete_document(database, "doc_1")
-    found(index, saved[0])
-    index.snapshot()
-    assert json.loads(snapshot_files(tmp_path)[1].read_text())["count"] == 0
 
 
 # threads
@@ -261,3 +169,76 @@ def test_searches_beside_changes_see_whole_revisions(database: Database, open_in
         thread.join()
     assert wrong == []
     assert len(found(index, question)) == 19
+
+
+# inverted lists
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven vectors are too many for a flat index; all lists are read."""
+    for name, value in {"vector_set.LEAST_DELTA": 4, "vector_set.FLAT_AT_MOST": 6, "vector_lists.PROBED": 1}.items():
+        monkeypatch.setattr(f"loramem.{name}", value)
+
+
+def is_flat(index: VectorIndex) -> bool:
+    with index.view("default") as view:
+        return view.state.windows.main.is_flat
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_searches_and_changes_go_on_while_inverted_lists_are_made(
+    database: Database, open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, release, build = open_index(), threading.Event(), vector_lists.build
+
+    def held(*given: Any, **named: Any) -> Any:
+        assert release.wait(60)
+        return build(*given, **named)
+
+    monkeypatch.setattr(vector_lists, "build", held)
+    for name in ("doc_1", "doc_2", "doc_3"):
+        add_document(database, name)
+    serve(database, "doc_1", vectors(8))
+    serve(database, "doc_2", vectors(3))
+    assert len(found(index, vectors(1)[0])) == 11
+    (thread,) = index._listing.values()
+    delete_document(database, "doc_1")
+    new = vectors(5)
+    ids = serve(database, "doc_3", new)
+    assert index.search("default", new[2], 1)[0].window_id == ids[2]
+    assert is_flat(index)
+    release.set()
+    thread.join()
+    assert not is_flat(index)
+    assert index._listing == {}
+    hits = index.search("default", new[2], 100)
+    assert hits[0].window_id == ids[2]
+    assert {hit.document_id for hit in hits} == {"doc_2", "doc_3"}
+    assert len(hits) == 8
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_lists_that_cannot_be_made_are_tried_again_after_the_next_change(
+    database: Database, open_index: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*given: Any, **named: Any) -> Any:
+        raise MemoryError("for lists")
+
+    index = open_index()
+    add_document(database, "doc_1")
+    serve(database, "doc_1", vectors(8))
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_lists, "build", fails)
+        assert len(found(index, vectors(1)[0])) == 8
+        for thread in list(index._listing.values()):
+            thread.join()
+    assert "MemoryError: for lists" in caplog.text
+    assert is_flat(index)
+    add_document(database, "doc_2")
+    serve(database, "doc_2", vectors(1))
+    assert len(found(index, vectors(1)[0])) == 9
+    for thread in list(index._listing.values()):
+        thread.join()
+    assert not is_flat(index)
+    assert len(found(index, vectors(1)[0])) == 9

@@ -1,0 +1,208 @@
+"""Words in common: BM25 over short texts, held in memory and filled from the database at start.
+
+A `Lexicon` holds groups (a document, an adapter) of units (a chunk, a question). Every change publishes a new `Words`,
+which never changes, so any number of threads may search one while the next is made.
+
+A unit's score is its share of the most that any text could reach for the question: BM25 of the unit, divided by the sum
+of idf * (k1 + 1) over the question's distinct words. It lies in 0 to 1 and compares between questions and namespaces; a
+word that no text holds counts against every unit. BM25 is tantivy's (k1 1.2, b 0.75), which keeps the length of a text
+in one byte: exact to 40 words, rounded down by at most an eighth above.
+
+Not covered: stemming (it found less), synonyms, word order.
+"""
+
+import math
+import re
+import threading
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import tantivy
+from tantivy import Filter, Occur, Query
+
+K1 = 1.2
+"""tantivy's; it cannot be set."""
+HEAP_BYTES = 15_000_000
+"""The least that a tantivy writer takes; reached once in about 10 MB of text."""
+DELETED_SHARE = 1 / 8
+"""tantivy counts deleted units in its statistics until it merges their segment; above this share we start afresh."""
+
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""Scripts without spaces between words: each letter, with its marks, is a token."""
+TOKEN = rf"[{UNSPACED}][\p{{M}}ー]*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+"
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+ASKING = frozenset(
+    {"what", "which", "who", "whom", "whose", "when", "where", "why", "how"}
+    | {"is", "are", "was", "were", "be", "do", "does", "did", "has", "have", "had"}
+    | {"the", "a", "an", "of", "in", "on", "at", "to", "for", "from", "by", "with", "and"}
+)
+"""Words that ask and do not name. They count only in a question that holds no others."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text. A `unit` belongs to one group; both names are kept as they are, case and all."""
+
+    group: str
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """The units of one moment."""
+
+    searcher: tantivy.Searcher
+
+    def search(
+        self, question: str, limit: int, *, groups: Collection[str] | None = None, units: Collection[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Up to `limit` units that share a word with the question, each with its share (0 to 1), best first.
+
+        `groups` and `units` choose among which, and change no score. Any string is a question.
+        """
+        tokens = tokens_of(question)
+        limit = min(limit, self.searcher.num_docs)  # tantivy makes room for as many as are asked for, and refuses 0
+        if limit < 1 or not tokens:
+            return []
+        most = sum(self._idf(token) * (K1 + 1) for token in tokens)
+        query = _filtered(_any_of(tokens), {"group": groups, "unit": units})
+        hits = self.searcher.search(query, limit, count=False).hits
+        # tantivy adds in single precision, which may round past the most
+        return [(self._stored(address, "unit"), min(1.0, score / most)) for score, address in hits]
+
+    def entries(self) -> Iterator[Entry]:
+        """All units, with their texts as they were normalised."""
+        hits = self.searcher.search(Query.all_query(), max(1, self.searcher.num_docs), count=False).hits
+        for _, address in hits:
+            yield Entry(*(self._stored(address, name) for name in ("group", "unit", "text")))
+
+    def deleted_share(self) -> float:
+        """Of the units in the statistics, how many are no longer there."""
+        return 1 - self.searcher.num_docs / max(1, self._counted())
+
+    def _counted(self) -> int:
+        return self.searcher.doc_freq("every", "1")
+
+    def _idf(self, token: str) -> float:
+        """tantivy's (`query/bm25.rs: idf`), from the statistics that it scores with: deleted units are in both."""
+        holding = self.searcher.doc_freq("text", token)
+        return math.log(1 + (self._counted() - holding + 0.5) / (holding + 0.5))
+
+    def _stored(self, address: tantivy.DocAddress, name: str) -> str:
+        return str(self.searcher.doc(address)[name][0])
+
+
+class Lexicon:
+    """All units, changed by one thread at a time; safe to use from several."""
+
+    def __init__(self) -> None:
+        self._index = _empty_index()
+        self._words = Words(self._index.searcher())
+        self._changing = threading.Lock()
+
+    def snapshot(self) -> Words:
+        """What the last change left."""
+        return self._words
+
+    def change(self, gone_groups: Collection[str], entries: Iterable[Entry]) -> None:
+        """Drop the groups that are gone, and put each group of `entries` in the place of what it held before.
+
+        An error, also one of `entries` itself, leaves everything as it was. A group or unit that holds a lone surrogate
+        raises ValueError; in a text one is replaced.
+        """
+        with self._changing:
+            _write(self._index, gone_groups, entries)
+            words = _newest(self._index)
+            if words.deleted_share() > DELETED_SHARE:
+                self._index = _empty_index()
+                _write(self._index, (), words.entries())
+                words = _newest(self._index)
+            self._words = words
+
+
+def tokens_of(question: str) -> list[str]:
+    """Distinct tokens in the question's order, without those of `ASKING` unless nothing else is left."""
+    tokens = list(dict.fromkeys(_analyzer().analyze(_normal(question))))
+    return [token for token in tokens if token not in ASKING] or tokens
+
+
+def _any_of(tokens: Sequence[str]) -> Query:
+    # Built here and not parsed: a question may hold quotes, colons and brackets.
+    return Query.boolean_query(
+        [(Occur.Should, Query.term_query(_schema(), "text", token, index_option="freq")) for token in tokens]
+    )
+
+
+def _filtered(query: Query, chosen: dict[str, Collection[str] | None]) -> Query:
+    """`query` among the units whose fields are among those `chosen`; None chooses all."""
+    clauses = [(Occur.Must, query)]
+    for field, keys in chosen.items():
+        if keys is not None:
+            known = [key for key in keys if not SURROGATE.search(key)]  # no others can be stored
+            among = Query.term_set_query(_schema(), field, known)
+            clauses.append((Occur.Must, Query.const_score_query(among, 0.0)))
+    return Query.boolean_query(clauses)
+
+
+def _write(index: tantivy.Index, gone_groups: Iterable[str], entries: Iterable[Entry]) -> None:
+    """All of it or nothing. The writer lives only here: an idle index has no threads."""
+    writer = index.writer(heap_size=HEAP_BYTES, num_threads=1)
+    try:
+        _change(writer, gone_groups, entries)
+        writer.commit()
+    except BaseException:
+        writer.rollback()
+        raise
+    finally:
+        writer.wait_merging_threads()  # ends the writer, which gives its lock back
+
+
+def _change(writer: tantivy.IndexWriter, gone_groups: Iterable[str], entries: Iterable[Entry]) -> None:
+    for group in gone_groups:
+        writer.delete_documents_by_term("group", group)
+    replaced: set[str] = set()
+    for entry in entries:
+        if entry.group not in replaced:
+            writer.delete_documents_by_term("group", entry.group)
+            replaced.add(entry.group)
+        fields = {"group": entry.group, "unit": entry.unit, "text": _normal(entry.text), "every": "1"}
+        writer.add_document(tantivy.Document.from_dict(fields, _schema()))
+
+
+def _newest(index: tantivy.Index) -> Words:
+    index.reload()
+    return Words(index.searcher())
+
+
+def _empty_index() -> tantivy.Index:
+    index = tantivy.Index(_schema())
+    index.register_tokenizer("words", _analyzer())
+    index.config_reader(reload_policy="manual")
+    return index
+
+
+@cache
+def _schema() -> tantivy.Schema:
+    """`every` holds the same in each unit, and so tells how many tantivy's statistics count."""
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("group", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("unit", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("text", stored=True, tokenizer_name="words", index_option="freq")
+    builder.add_text_field("every", tokenizer_name="raw", index_option="basic")
+    return builder.build()
+
+
+@cache
+def _analyzer() -> tantivy.TextAnalyzer:
+    # Folded first: the lower case of a dotted capital I is two characters.
+    tokens = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.regex(TOKEN))
+    return tokens.filter(Filter.ascii_fold()).filter(Filter.lowercase()).build()
+
+
+def _normal(text: str) -> str:
+    """One form for what reads alike (NFKC), which can be encoded: lone surrogates cannot."""
+    return unicodedata.normalize("NFKC", SURROGATE.sub("\ufffd", text))
