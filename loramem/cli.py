@@ -17,7 +17,7 @@ from loramem.client import Client, ClientError, Event, Json
 from loramem.database import Database
 from loramem.errors import SettingsError
 from loramem.migrate import migrate as migrate_database
-from loramem.records import Mode
+from loramem.records import Compose, Mode
 from loramem.settings import Settings, load_settings
 from loramem.supervise import EXIT_WRONG_SETTINGS, local_url
 from loramem.supervise import serve as supervise
@@ -74,7 +74,10 @@ def ask(
     question: str,
     mode: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Mode))}")] = "lora",
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=8, help="adapters to merge; empty: the server decides")
+        int | None, typer.Option(min=1, max=8, help="adapters that answer together; empty: the server decides")
+    ] = None,
+    compose: Annotated[
+        str | None, typer.Option(help=f"of several adapters, one of {', '.join(get_args(Compose))}; empty: merge")
     ] = None,
     namespace: Namespace = "",
     as_json: AsJson = False,
@@ -82,12 +85,13 @@ def ask(
     api_key: ApiKey = "",
 ) -> None:
     """Ask a question; the answer's route and time go to stderr."""
+    options: dict[str, Any] = {"mode": _one_of(get_args(Mode), mode, "--mode"), "top_k": top_k}
+    if compose is not None:
+        options["compose"] = _one_of(get_args(Compose), compose, "--compose")
     with _client(url, api_key, namespace) as client:
         if as_json:
-            return typer.echo(
-                json.dumps(client.query(question, _mode(mode), top_k=top_k), indent=2, ensure_ascii=False)
-            )
-        for event in client.stream(question, _mode(mode), top_k=top_k):
+            return typer.echo(json.dumps(client.query(question, **options), indent=2, ensure_ascii=False))
+        for event in client.stream(question, **options):
             if event.kind == "token":
                 typer.echo(event.data["text"], nl=False)
             elif event.kind == "done":
@@ -202,11 +206,10 @@ def _client(url: str, api_key: str, namespace: str = "") -> Client:
     return Client(url or local_url(current.host, current.port), api_key or first_key or None, namespace or None)
 
 
-def _mode(name: str) -> Mode:
-    for mode in get_args(Mode):
-        if name == mode:
-            return mode  # type: ignore[no-any-return]
-    raise typer.BadParameter(f"{name!r} is not one of {', '.join(get_args(Mode))}", param_hint="--mode")
+def _one_of(names: tuple[str, ...], name: str, option: str) -> str:
+    if name not in names:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}", param_hint=option)
+    return name
 
 
 def _follow(client: Client, job_id: str) -> None:
@@ -256,7 +259,9 @@ def _progress(event: Event) -> str:
 
 
 def _summary(reply: Json) -> str:
-    routed = ", ".join(f"{hit['title'] or hit['document_id']} ({hit['score']:.2f})" for hit in reply.get("routed", []))
+    selected = reply.get("selected")
+    hits = [hit for hit in reply.get("routed", []) if selected is None or hit["adapter_id"] == selected]
+    routed = ", ".join(f"{hit['title'] or hit['document_id']} ({hit['score']:.2f})" for hit in hits)
     return f"[{reply['mode']}; {routed or 'no adapter'}; {reply['timings_ms']['total']:.0f} ms]"
 
 

@@ -133,7 +133,7 @@ class Client:
             time.sleep(0.5)  # the stream ended before the job did: the server restarts, or cut a long connection
 
     def query(self, question: str, mode: Mode = "lora", **options: Any) -> Json:
-        """Ask; returns the whole reply. `options` are those of `POST /query`: top_k, merge, max_tokens, ..."""
+        """Ask; returns the whole reply. `options` are those of `POST /query`: top_k, compose, merge, ..."""
         return self._json("POST", "/query", json=self._question(question, mode, options))
 
     def stream(self, question: str, mode: Mode = "lora", **options: Any) -> Iterator[Event]:

@@ -18,6 +18,7 @@ Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
 MergeMethod = Literal["ties", "linear", "cat", "dare_ties", "dare_linear", "product_ties", "product_linear"]
 SignMethod = Literal["total", "frequency"]
 Weighting = Literal["uniform", "router"]
+Compose = Literal["merge", "select"]
 Phase = Literal["waiting", "chunk", "index", "synthesize", "train", "examine", "publish", "done"]
 MIXTURES = {"all": ("qa40", "summary8", "rewrite4", "original")}
 """Names for several kinds of training data at once."""

@@ -1,22 +1,25 @@
-"""The read flow, in order: route, check, merge, prompt, generate. An answer is a stream of events."""
+"""The read flow, in order: route, check, prompt, merge, select, generate. An answer is a stream of events."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loramem.database import Database
 from loramem.errors import LoramemError
-from server.ask import ADAPTER_MODES, Ask, Done, Event, Prepared, Prompt, Route, Routed, Token
+from server.ask import ADAPTER_MODES, Ask, Done, Event, Prompt, Route, Routed, RoutedAdapter, Token
 from server.context import PromptBuilder
 from server.engine.engine import Engine, Sampling
 from server.generate import Generation, generate
 from server.merge import Merger
 from server.readiness import check_ready
 from server.route import Router
+from server.select import check_slots, select
 
 EMPTY_ROUTE = Route((), (), {}, {}, {})
+Groups = list[tuple[RoutedAdapter, ...]]
+"""What becomes one adapter of the engine each."""
 
 
 @dataclass(frozen=True)
@@ -30,61 +33,75 @@ class Answerer:
     engine: Engine
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """`Routed`, then `Token`s, then `Done`. Errors before `Routed` mean that nothing was generated.
+        """`Routed`, then `Token`s, then `Done`. An error before `Routed` means that there is no answer.
 
-        Closing the iterator aborts the generation.
+        Where adapters are candidates, `Routed` comes once one is chosen. Closing the iterator aborts what runs.
         """
         started = time.perf_counter()
         route = await asyncio.to_thread(self._route, ask)
         routed = time.perf_counter()
-        prefetch = asyncio.create_task(self._prefetch(ask, route))  # not waited for: it and the merge run between steps
+        groups = _groups(ask, route)
+        prefetch = asyncio.create_task(self._prefetch(ask, groups))  # not waited for: it runs between engine steps
         prompt = await asyncio.to_thread(self.prompts.build, ask, route)
-        prepared = await self._merge(ask, route)
+        prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merge) for group in groups))
         await prefetch
-        yield Routed(route.adapters if prepared else (), prepared, prompt.spans)
-
         generation = Generation(started, routed)
-        adapter = prepared.adapter if prepared else None
-        async with aclosing(generate(self.engine, prompt.token_ids, ask, adapter, generation)) as tokens:
-            async for token in tokens:
-                yield token
-        yield self._done(generation, route, prepared, prompt)
+        async with select(self.engine, prompt.token_ids, ask, prepared) as (deltas, selection):
+            head = Routed(route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)
+            yield head
+            async with aclosing(generate(deltas, ask, generation)) as tokens:
+                async for token in tokens:
+                    yield token
+        yield _done(generation, route, head, prompt)
 
     async def complete(self, text: str, sampling: Sampling) -> AsyncGenerator[Event, None]:
         """Continue a text with the base model alone: no chat template, no memory. Events as in `answer`."""
         started = time.perf_counter()
         generation = Generation(started, started)
         prompt = await asyncio.to_thread(self.prompts.plain, text, sampling)
-        yield Routed((), None, ())
-        ask = Ask(text, "base", "", sampling)
-        async with aclosing(generate(self.engine, prompt.token_ids, ask, None, generation)) as tokens:
+        ask, head = Ask(text, "base", "", sampling), Routed((), (), ())
+        yield head
+        async with (
+            select(self.engine, prompt.token_ids, ask, ()) as (deltas, _),
+            aclosing(generate(deltas, ask, generation)) as tokens,
+        ):
             async for token in tokens:
                 yield token
-        yield self._done(generation, EMPTY_ROUTE, None, prompt)
+        yield _done(generation, EMPTY_ROUTE, head, prompt)
 
     def _route(self, ask: Ask) -> Route:
         if ask.mode == "base":
             return EMPTY_ROUTE
         route = self.router.route(ask.question, namespace=ask.namespace, document_ids=ask.document_ids, top_k=ask.top_k)
         check_ready(self.database, ask, route)
+        check_slots(ask, route, self.engine.slots)
         return route
 
-    async def _prefetch(self, ask: Ask, route: Route) -> None:
-        """What goes wrong here goes wrong again in `_merge`, which says so."""
-        if ask.mode in ADAPTER_MODES:
+    async def _prefetch(self, ask: Ask, groups: Groups) -> None:
+        """What goes wrong here goes wrong again when the group is prepared, which says so."""
+        for group in groups:
             with suppress(LoramemError):
-                await self.merger.prefetch(route.adapters, ask.merge)
+                await self.merger.prefetch(group, ask.merge)
 
-    async def _merge(self, ask: Ask, route: Route) -> Prepared | None:
-        if ask.mode not in ADAPTER_MODES:
-            return None
-        return await self.merger.prepare(route.adapters, ask.merge)
 
-    def _done(self, generation: Generation, route: Route, prepared: Prepared | None, prompt: Prompt) -> Done:
-        merge = {"merge": prepared.seconds * 1000} if prepared else {}
-        rest = generation.routing_ms() - sum(route.timings_ms.values())
-        timings: Mapping[str, float] = {**route.timings_ms, "route": rest, **merge, **generation.timings_ms()}
-        return Done(generation.finish_reason, len(prompt.token_ids), generation.completion_tokens, timings)
+def _groups(ask: Ask, route: Route) -> Groups:
+    """All adapters to be merged, or each on its own at the strength asked for."""
+    if ask.mode not in ADAPTER_MODES:
+        return []
+    if ask.compose == "merge":
+        return [route.adapters]
+    return [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+
+
+def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) -> Done:
+    rest = generation.routing_ms() - sum(route.timings_ms.values())
+    timings = {**route.timings_ms, "route": rest, **generation.timings_ms()}
+    if head.prepared:
+        timings["merge"] = sum(prepared.seconds for prepared in head.prepared) * 1000
+    if head.selection is not None:
+        timings["select"] = head.selection.seconds * 1000
+    dropped = head.selection.dropped_tokens if head.selection else 0
+    return Done(generation.finish_reason, len(prompt.token_ids), generation.completion_tokens, timings, dropped)
 
 
 async def whole(events: AsyncGenerator[Event, None]) -> tuple[Routed, list[Token], Done]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loramem.prompts import Message
-from loramem.records import MergeMethod, Mode, Recipe, SignMethod, Weighting
+from loramem.records import Compose, MergeMethod, Mode, Recipe, SignMethod, Weighting
 from server.engine.engine import EngineAdapter, Sampling, Tiers, TokenLogprob
 
 ADAPTER_MODES = frozenset({"lora", "hybrid"})
@@ -36,6 +36,7 @@ class Ask:
     history: tuple[Message, ...] = ()
     document_ids: tuple[str, ...] | None = None
     top_k: int = 1
+    compose: Compose = "merge"
     merge: MergeOptions = field(default_factory=MergeOptions)
     context: Literal["rag", "icl"] = "rag"
     truncate: bool = False
@@ -48,9 +49,27 @@ class Ask:
         return self.mode if self.mode in ("rag", "icl") else None
 
 
+Confidence = Literal["confident", "unsure", "weak", "none"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How sure the router is, and so how many adapters it takes; `margin` is the lead of the best over the next, as a
+    share of its score."""
+
+    confidence: Confidence
+    count: int
+    margin: float
+    reason: str
+
+
+NO_CHOICE = Choice("none", 0, 1.0, "nothing is stored")
+
+
 @dataclass(frozen=True)
 class RoutedAdapter:
-    """`chunk` is the ordinal in its document; `score` the cosine of its nearest window; weights add up to 1."""
+    """`chunk` is the ordinal in its document; `score` is from 0 to 1, of meaning and words; weights add up to 1.
+    `weak`: it failed its exam."""
 
     adapter_id: str
     sha256: str
@@ -60,6 +79,7 @@ class RoutedAdapter:
     chunk: int
     score: float
     weight: float
+    weak: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,13 +99,14 @@ class Passage:
 @dataclass(frozen=True)
 class Route:
     """All best first. `documents` gives the best score of each document, `revisions` the one that serves, of documents
-    found or named; `timings_ms` has `embed` and `search`."""
+    found or named; `timings_ms` has `embed` and `search`; `choice` is of the adapters."""
 
     adapters: tuple[RoutedAdapter, ...]
     passages: tuple[Passage, ...]
     documents: Mapping[str, float]
     revisions: Mapping[str, int]
     timings_ms: Mapping[str, float]
+    choice: Choice = NO_CHOICE
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,20 @@ class Prepared:
     cache_hit: bool
     seconds: float
     tiers: Tiers = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of several adapters answers. `winner` counts among `lifts`, which are in the order of the route.
+
+    A lift is the mean, over the first tokens of an adapter's answer, of how much more likely it made each than the base
+    model alone, in nats; `dropped_tokens` is what the others had said by then.
+    """
+
+    winner: int
+    lifts: tuple[float, ...]
+    dropped_tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -118,11 +153,18 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Routed:
-    """First event: what will answer."""
+    """First event: what will answer. `prepared` holds a merge or the one adapter, or all that were candidates of a
+    `selection`."""
 
     adapters: tuple[RoutedAdapter, ...]
-    prepared: Prepared | None
+    prepared: tuple[Prepared, ...]
     spans: tuple[Span, ...]
+    selection: Selection | None = None
+
+    @property
+    def winner(self) -> int:
+        """Place in `prepared` of what answers."""
+        return self.selection.winner if self.selection else 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +183,7 @@ class Done:
     prompt_tokens: int
     completion_tokens: int
     timings_ms: Mapping[str, float]
+    dropped_tokens: int = 0
 
 
 Event = Routed | Token | Done

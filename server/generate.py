@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from server.ask import Ask, Token
-from server.engine.engine import Engine, EngineAdapter
+from server.engine.engine import Delta
 
 
 @dataclass
@@ -34,17 +33,20 @@ class Generation:
 
 
 async def generate(
-    engine: Engine, prompt: list[int], ask: Ask, adapter: EngineAdapter | None, generation: Generation
+    deltas: AsyncGenerator[Delta, None], ask: Ask, generation: Generation
 ) -> AsyncGenerator[Token, None]:
-    """Yield tokens as they come and fill `generation`; KV blocks are shared within a namespace only."""
-    async with aclosing(engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)) as deltas:
-        async for delta in deltas:
-            if generation.first_token_s is None:
-                generation.first_token_s = time.perf_counter() - generation.started
-            generation.completion_tokens += delta.token_count
-            if delta.finish_reason is not None:
-                generation.finish_reason = delta.finish_reason
-                generation.engine_times = delta.engine_times
-                generation.ended = time.perf_counter()
-            if delta.text or delta.logprobs:
-                yield Token(delta.text, tuple(delta.logprobs))
+    """Yield tokens as they come and fill `generation`. Whoever opened `deltas` closes them.
+
+    Log-probabilities that the question did not ask for, which selecting needs, end here.
+    """
+    async for delta in deltas:
+        if generation.first_token_s is None:
+            generation.first_token_s = time.perf_counter() - generation.started
+        generation.completion_tokens += delta.token_count
+        if delta.finish_reason is not None:
+            generation.finish_reason = delta.finish_reason
+            generation.engine_times = delta.engine_times
+            generation.ended = time.perf_counter()
+        logprobs = tuple(delta.logprobs) if ask.sampling.logprobs is not None else ()
+        if delta.text or logprobs:
+            yield Token(delta.text, logprobs)

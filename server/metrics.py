@@ -17,7 +17,7 @@ from server.engine.engine import Tiers
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120)
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 STAGE = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-STAGES = ("embed", "search", "route", "merge", "queue", "prefill", "decode")
+STAGES = ("embed", "search", "route", "merge", "select", "queue", "prefill", "decode")
 
 
 class Metrics:
@@ -74,8 +74,8 @@ class Metrics:
     def observe_route(self, routed: Routed) -> None:
         if routed.adapters:
             self.route_score.observe(routed.adapters[0].score)
-        if routed.prepared is not None:
-            self._observe_merge(routed.prepared)
+        for prepared in routed.prepared:
+            self._observe_merge(prepared)
 
     def _observe_merge(self, prepared: Prepared) -> None:
         """`single` is one adapter at its own strength: nothing to merge, but a slot to fill all the same."""
@@ -94,6 +94,8 @@ class Metrics:
                 self.stage_seconds.labels(mode, stage).observe(done.timings_ms[stage] / 1000)
         self.tokens.labels(mode, "prompt").inc(done.prompt_tokens)
         self.tokens.labels(mode, "completion").inc(done.completion_tokens)
+        if done.dropped_tokens:
+            self.tokens.labels(mode, "dropped").inc(done.dropped_tokens)
 
     def exposition(self) -> bytes:
         """Ours, then the process's default registry, where vLLM's are."""

@@ -1,23 +1,25 @@
-"""From a question to what answers it: the adapters nearest to it with their weights, and the passages."""
+"""From a question to what answers it: the adapters most likely to know, with their weights, and the passages."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Row, and_, func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from loramem.embed import Embedder
 from loramem.errors import NotFound
-from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
-from loramem.vectors import Hit, VectorIndex, View
+from loramem.tables import Chunk, Document, Revision, Window
+from loramem.vectors import Hit, VectorIndex
 from server.ask import Passage, Route, RoutedAdapter
+from server.calibrate import Calibrations
+from server.candidates import Candidate, Search
+from server.confidence import MOST, choose
 
 TEMPERATURE = 0.05
-"""Of the softmax over cosines: a lead of 0.05 is worth a factor of e."""
+"""Of the softmax over scores: a lead of 0.05 is worth a factor of e."""
 PARTS = 16
 """Weights are multiples of 1/16, so that recipes repeat and merged adapters are found in the cache."""
 PASSAGES = 64
@@ -33,46 +35,51 @@ class Router:
         self._index = index
         self._embedder = embedder
         self._fingerprint = fingerprint
+        self.calibrations = Calibrations(index, embedder, fingerprint)
 
-    def route(self, question: str, *, namespace: str, document_ids: Sequence[str] | None, top_k: int) -> Route:
+    def route(
+        self, question: str, *, namespace: str, document_ids: Sequence[str] | None, top_k: int | Literal["auto"]
+    ) -> Route:
         """Up to `top_k` adapters and up to 64 passages, of the whole namespace or of the documents named.
 
-        Everything is read in one transaction, so a route never mixes two revisions. Nothing indexed: an empty route.
-        Raises `NotFound` for a document that is not in the namespace.
+        `auto` takes as many adapters as the namespace's thresholds call for. Everything is read in one transaction, so
+        a route never mixes two revisions. Nothing indexed: an empty route. Raises `NotFound` for a document that is not
+        in the namespace.
         """
         started = time.perf_counter()
         vector = self._embedder.embed_query(question)
         embedded = time.perf_counter()
         with self._index.view(namespace) as view:
             named = _named(view.session, namespace, document_ids or ())
-            hits, adapters = self._search(view, vector, document_ids, top_k)
+            search = Search(view, question, vector, self._embedder.name, self._fingerprint, document_ids)
+            hits, found = _search(search, MOST if top_k == "auto" else top_k)
             passages = _passages(view.session, _distinct(hits, PASSAGES))
+        usable = [one.adapter for one in found if one.adapter is not None]
+        choice = choose([adapter.score for adapter in usable], self.calibrations.of(namespace))
+        adapters = _weighted(usable[: choice.count if top_k == "auto" else top_k])
         timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
         revisions = named | {hit.document_id: hit.revision for hit in hits}
-        return Route(adapters, passages, _best_by_document(hits), revisions, timings)
+        revisions |= {one.document_id: one.revision for one in found}
+        return Route(adapters, passages, _best_by_document(found), revisions, timings, choice)
 
-    def _search(
-        self, view: View, vector: NDArray[np.float32], document_ids: Sequence[str] | None, top_k: int
-    ) -> tuple[list[Hit], tuple[RoutedAdapter, ...]]:
-        """Look at more windows until `top_k` different chunks with an adapter are among them."""
-        limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
-        while True:
-            hits = view.search(vector, limit, document_ids)
-            rows = self._live_adapters(view.session, hits)
-            if len(rows) >= top_k or len(hits) < limit or limit >= WINDOWS_AT_MOST:
-                return hits, _weighted(rows, hits, top_k)
-            limit = min(8 * limit, WINDOWS_AT_MOST)
+    def candidates(self, question: str, *, namespace: str) -> list[Candidate]:
+        """All that a route would choose from, best first, with the evidence for each."""
+        vector = self._embedder.embed_query(question)
+        with self._index.view(namespace) as view:
+            search = Search(view, question, vector, self._embedder.name, self._fingerprint)
+            return _search(search, MOST)[1]
 
-    def _live_adapters(self, session: Session, hits: Sequence[Hit]) -> dict[str, Row[Adapter, str]]:
-        """Adapter and title by chunk id."""
-        wanted = select(Adapter, Revision.title).join(Revision, _revision_of(Adapter))
-        wanted = wanted.where(
-            Adapter.document_id.in_({hit.document_id for hit in hits}),
-            Adapter.chunk_id.in_({hit.chunk_id for hit in hits}),
-            Adapter.state == AdapterState.LIVE,
-            Adapter.fingerprint == self._fingerprint,
-        )
-        return {row.Adapter.chunk_id: row for row in session.execute(wanted)}
+
+def _search(search: Search, top_k: int) -> tuple[list[Hit], list[Candidate]]:
+    """Look at more windows until `top_k` different chunks with an adapter are among what is found."""
+    limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
+    while True:
+        hits = search.view.search(search.vector, limit, search.document_ids)
+        found = search.candidates(hits, top_k)
+        enough = sum(one.adapter is not None for one in found) >= top_k
+        if enough or len(hits) < limit or limit >= WINDOWS_AT_MOST:
+            return hits, found
+        limit = min(8 * limit, WINDOWS_AT_MOST)
 
 
 def weights_of(scores: Sequence[float]) -> list[float]:
@@ -89,28 +96,9 @@ def weights_of(scores: Sequence[float]) -> list[float]:
     return [part / PARTS for part in parts]
 
 
-def _weighted(rows: Mapping[str, Row[Adapter, str]], hits: Sequence[Hit], top_k: int) -> tuple[RoutedAdapter, ...]:
-    scores: dict[str, float] = {}
-    for hit in hits:  # best first, so the first window of a chunk is its score
-        if hit.chunk_id in rows:
-            scores.setdefault(hit.chunk_id, hit.score)
-    chosen = list(scores.items())[:top_k]
-    weights = weights_of([score for _, score in chosen]) if chosen else []
-    return tuple(_routed(rows[chunk], score, weight) for (chunk, score), weight in zip(chosen, weights, strict=True))
-
-
-def _routed(row: Row[Adapter, str], score: float, weight: float) -> RoutedAdapter:
-    adapter, title = row
-    return RoutedAdapter(
-        adapter_id=adapter.id,
-        sha256=adapter.sha256,
-        rank=adapter.rank,
-        document_id=adapter.document_id,
-        title=title,
-        chunk=adapter.ordinal,
-        score=score,
-        weight=weight,
-    )
+def _weighted(adapters: Sequence[RoutedAdapter]) -> tuple[RoutedAdapter, ...]:
+    weights = weights_of([adapter.score for adapter in adapters]) if adapters else []
+    return tuple(replace(adapter, weight=weight) for adapter, weight in zip(adapters, weights, strict=True))
 
 
 def _distinct(hits: Sequence[Hit], most: int) -> list[Hit]:
@@ -129,19 +117,16 @@ def _repeats(hit: Hit, better: Hit) -> bool:
 
 def _passages(session: Session, hits: Sequence[Hit]) -> tuple[Passage, ...]:
     """Cut the windows out of their revisions' text, in the database: a text may be megabytes long."""
+    of_window = and_(Revision.document_id == Window.document_id, Revision.number == Window.revision)
     text = func.substr(Revision.text, Window.start + 1, Window.end - Window.start)
     wanted = select(Window.id, Chunk.ordinal, Revision.title, text).join(Chunk, Chunk.id == Window.chunk_id)
-    wanted = wanted.join(Revision, _revision_of(Window)).where(Window.id.in_([hit.window_id for hit in hits]))
+    wanted = wanted.join(Revision, of_window).where(Window.id.in_([hit.window_id for hit in hits]))
     found = {row[0]: row[1:] for row in session.execute(wanted)}
     return tuple(_passage(hit, *found[hit.window_id]) for hit in hits)
 
 
 def _passage(hit: Hit, ordinal: int, title: str, text: str) -> Passage:
     return Passage(hit.document_id, hit.revision, ordinal, hit.start, hit.end, text, title, hit.score)
-
-
-def _revision_of(table: type[Adapter] | type[Window]) -> Any:
-    return and_(Revision.document_id == table.document_id, Revision.number == table.revision)
 
 
 def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dict[str, int]:
@@ -154,10 +139,10 @@ def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dic
     return {document_id: revision for document_id, revision in found.items() if revision is not None}
 
 
-def _best_by_document(hits: Sequence[Hit]) -> dict[str, float]:
+def _best_by_document(found: Sequence[Candidate]) -> dict[str, float]:
     scores: dict[str, float] = {}
-    for hit in hits:
-        scores.setdefault(hit.document_id, hit.score)
+    for one in found:
+        scores.setdefault(one.document_id, one.score)
     return scores
 
 

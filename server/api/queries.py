@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -13,7 +14,7 @@ from server.answer import whole
 from server.api.common import TheGateway, problems
 from server.api.errors import problem
 from server.api.schemas import AnswerHead, AnswerOut, MergeOut, QueryIn, RoutedOut, SpanOut, Timings, TokenOut, Usage
-from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Routed, Token
+from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Prepared, Routed, RoutedAdapter, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import event, sse_response, while_connected
@@ -27,7 +28,10 @@ router = APIRouter(tags=["queries"])
     responses={**problems(404, 409, 413, 503), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> AnswerOut | StreamingResponse:
-    """Answer from weights, text or both. With `stream`: events `route`, `token`..., then `done` or `error`."""
+    """Answer from weights, text or both. With `stream`: events `route`, `token`..., then `done` or `error`.
+
+    With `compose: select`, `route` says which adapter was selected, so it comes only then.
+    """
     ask = to_ask(wanted, gateway.settings.max_tokens_limit)
     answer_id = f"ans_{uuid.uuid4().hex[:26]}"
     events = observed(gateway, ask)
@@ -57,6 +61,7 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         history=tuple(turns[:-1]),
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
         top_k=1 if wanted.top_k == "auto" else wanted.top_k,
+        compose=wanted.compose,
         merge=_merge_options(wanted),
         context=wanted.context,
         truncate=wanted.truncate,
@@ -96,14 +101,32 @@ async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> Asyn
 
 
 def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
-    prepared = routed.prepared
-    merge = None
-    if prepared is not None and prepared.merged:
-        cache = "hit" if prepared.cache_hit else "miss"
-        merge = MergeOut(method=prepared.recipe.method, recipe=prepared.recipe, cache=cache)
-    adapters = [RoutedOut(**{name: getattr(a, name) for name in RoutedOut.model_fields}) for a in routed.adapters]
+    selecting = ask.compose == "select" and bool(routed.prepared)
+    lifts = routed.selection.lifts if routed.selection else [None] * len(routed.adapters)
+    adapters = [_routed_out(adapter, lift) for adapter, lift in zip(routed.adapters, lifts, strict=True)]
     spans = [SpanOut(document_id=s.document_id, chunk=s.chunk, start=s.start, end=s.end) for s in routed.spans]
-    return AnswerHead(id=answer_id, mode=ask.mode, routed=adapters, merge=merge, context=spans)
+    return AnswerHead(
+        id=answer_id,
+        mode=ask.mode,
+        compose=ask.compose if routed.prepared else None,
+        selected=routed.adapters[routed.winner].adapter_id if selecting else None,
+        routed=adapters,
+        merge=_merge_out(routed.prepared[routed.winner]) if routed.prepared else None,
+        context=spans,
+    )
+
+
+def _routed_out(adapter: RoutedAdapter, lift: float | None) -> RoutedOut:
+    fields = {name: getattr(adapter, name) for name in RoutedOut.model_fields if name != "lift"}
+    return RoutedOut(**fields, lift=None if lift is None else round(lift, 4))
+
+
+def _merge_out(prepared: Prepared) -> MergeOut | None:
+    """None for a single adapter at its own strength: nothing was merged."""
+    if not prepared.merged:
+        return None
+    cache: Literal["hit", "miss"] = "hit" if prepared.cache_hit else "miss"
+    return MergeOut(method=prepared.recipe.method, recipe=prepared.recipe, cache=cache)
 
 
 def _answer(head: AnswerHead, text: str, done: Done) -> AnswerOut:
@@ -114,6 +137,7 @@ def _answer(head: AnswerHead, text: str, done: Done) -> AnswerOut:
             prompt_tokens=done.prompt_tokens,
             completion_tokens=done.completion_tokens,
             total_tokens=done.prompt_tokens + done.completion_tokens,
+            dropped_tokens=done.dropped_tokens,
         ),
         timings_ms=Timings(**{stage: round(value, 3) for stage, value in done.timings_ms.items()}),
         finish_reason=done.finish_reason,

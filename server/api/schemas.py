@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from loramem.records import (
     MIN_DENSITY,
+    Compose,
     ExamResult,
     MergeMethod,
     Mode,
@@ -200,8 +201,12 @@ class QueryIn(Schema):
     mode: Mode = "lora"
     namespace: NamespaceName = "default"
     document_ids: list[Text] | None = Field(None, min_length=1, max_length=64, description="ask only these")
-    top_k: TopK = Field("auto", description="adapters merged into the answer; auto: the single best")
-    compose: Literal["merge"] = "merge"
+    top_k: TopK = Field("auto", description="adapters that answer together; auto: the single best")
+    compose: Compose = Field(
+        "merge",
+        description="of several adapters, in modes lora and hybrid: `merge` makes one of them; `select` has each begin "
+        "its answer and goes on with the one whose words gained most over the base model. Other modes ignore it",
+    )
     merge: MergeIn = Field(default_factory=lambda: MergeIn())
     context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
     max_tokens: int = Field(64, ge=1, le=1 << 20)
@@ -227,6 +232,10 @@ class RoutedOut(Schema):
     chunk: int
     score: float
     weight: float
+    lift: float | None = Field(
+        None,
+        description="of a candidate that was compared: nats per token by which it beat the base model at the start",
+    )
 
 
 class MergeOut(Schema):
@@ -246,16 +255,19 @@ class Usage(Schema):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    dropped_tokens: int = Field(0, description="of candidates that were not selected; not in the total")
 
 
 class Timings(Schema):
-    """Milliseconds. `route` is what routing takes besides `embed` and `search`; `queue`, `prefill` and `decode` are the
-    engine's; `ttft` and `total` run from the request to the first and the last token."""
+    """Milliseconds. `route` is what routing takes besides `embed` and `search`, `merge` what it takes to get the
+    adapters ready, `select` from there to the choice among them; `queue`, `prefill` and `decode` are the engine's;
+    `ttft` and `total` run from the request to the first and the last token."""
 
     embed: float = 0.0
     search: float = 0.0
     route: float = 0.0
     merge: float = 0.0
+    select: float = 0.0
     queue: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
@@ -264,10 +276,12 @@ class Timings(Schema):
 
 
 class AnswerHead(Schema):
-    """The `route` event: known before the first token."""
+    """The `route` event: known before the first token. With `compose: select` it comes after the choice."""
 
     id: str
     mode: Mode
+    compose: Compose | None = Field(None, description="how the adapters became one answer; null: no adapter")
+    selected: str | None = Field(None, description="with compose select: the id of the adapter that answers")
     routed: list[RoutedOut]
     merge: MergeOut | None
     context: list[SpanOut]

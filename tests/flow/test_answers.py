@@ -69,6 +69,23 @@ def test_three_adapters_merge_and_the_second_time_it_is_cached(live: Live, libra
     assert again["timings_ms"]["merge"] < first["timings_ms"]["merge"]
 
 
+def test_the_adapter_that_knows_is_selected_and_answers_as_it_does_alone(live: Live, library: Library) -> None:
+    asked = {"mode": "lora", "namespace": "library", "top_k": 3, "compose": "select"}
+    reply = live.ask(QUESTION, **asked)
+    assert len(reply["routed"]) == 3
+    (chosen,) = [hit for hit in reply["routed"] if hit["adapter_id"] == reply["selected"]]
+    assert chosen["document_id"] == library.harbour
+    assert chosen["lift"] == max(hit["lift"] for hit in reply["routed"]) > 0
+    assert reply["answer"] == live.ask(QUESTION, mode="lora", namespace="library")["answer"]
+    assert reply["merge"] is None
+    assert reply["usage"]["dropped_tokens"] >= 2
+    assert 0 < reply["timings_ms"]["select"] < reply["timings_ms"]["total"]
+    assert [hit["lift"] for hit in live.ask(QUESTION, **asked)["routed"]] == pytest.approx(
+        [hit["lift"] for hit in reply["routed"]], abs=0.05
+    )
+    _wait_idle(live)
+
+
 def test_cat_of_more_rank_than_the_engine_has_is_refused(live: Live, library: Library) -> None:
     ids = [live.learn(HARBOUR, title="Big", namespace="big", training={**QUICK, "rank": 64, "max_seconds": 2})]
     ids.append(live.learn(FESTIVAL, title="Bigger", namespace="big", training={**QUICK, "rank": 32, "max_seconds": 2}))

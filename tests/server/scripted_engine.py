@@ -1,10 +1,12 @@
 """An engine that says what a test tells it to, under the interface of `server.engine.engine.Engine`. For tests only.
 
-What it is asked is kept (`prompts`, `activated`), and so is how each generation came to its end (`ended`).
+What it is asked is kept (`prompts`, `activated`), and so is how each generation came to its end (`ended`). Adapters may
+have scripts of their own (`scripts`, by the adapter id in their recipe); `base_logprobs` is what `score` says of words.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ from server.engine.engine import Activation, Delta, Engine, EngineAdapter, Sampl
 
 TIMES = {"queue": 0.001, "prefill": 0.002, "decode": 0.003}
 BASE = BaseModel(Path("nowhere"), "scripted", "f" * 64)
+
+
+@dataclass
+class Script:
+    """What one adapter says, how sure it is of each word, and what goes wrong with it; `ended` is how it ended."""
+
+    words: Sequence[str]
+    logprob: float = -0.25
+    error: Exception | None = None
+    refusal: LoramemError | None = None
+    ended: str = ""
 
 
 class ScriptedEngine(Engine):
@@ -32,8 +45,13 @@ class ScriptedEngine(Engine):
         self.activated: list[EngineAdapter] = []
         self.used: list[EngineAdapter | None] = []
         self.ended: list[str] = []
+        self.scripts: dict[str, Script] = {}
+        self.base_logprobs: dict[str, float] = {}
+        self.scored: list[tuple[list[int], list[str], str | None]] = []
+        self.slot_count = 8
         self.up = False
         self.broken = False
+        self._vocabulary: list[str] = []
         self._known = tokenizer
         self._tokenizer: Any = None
 
@@ -52,10 +70,15 @@ class ScriptedEngine(Engine):
     def running(self) -> bool:
         return self.up and not self.broken
 
+    @property
+    def slots(self) -> int:
+        return self.slot_count
+
     async def activate(self, adapter: EngineAdapter) -> Activation:
         self._need()
-        if self.refusal is not None:
-            raise self.refusal
+        refusal = self._script(adapter).refusal or self.refusal
+        if refusal is not None:
+            raise refusal
         hit = adapter in self.activated
         self.activated.append(adapter)
         return Activation(hit, 0.004)
@@ -72,20 +95,42 @@ class ScriptedEngine(Engine):
         self.samplings.append(sampling)
         self.salts.append(salt)
         self.used.append(adapter)
+        script = self._script(adapter)
         said = 0
         try:
-            for word in self.words[: sampling.max_tokens]:
+            for word in script.words[: sampling.max_tokens]:
                 await asyncio.sleep(self.pause_s)
                 said += 1
-                yield Delta(word, 1, _logprobs(word, sampling))
-            if self.error is not None:
-                raise self.error
-            cut = said == sampling.max_tokens and said < len(self.words)
-            self.ended.append("finished")
-            yield Delta("", 0, finish_reason="length" if cut else "stop", engine_times=TIMES)
+                yield Delta(word, [self._id_of(word)], _logprobs(word, script.logprob, sampling))
+            if script.error is not None:
+                raise script.error
+            cut = said == sampling.max_tokens and said < len(script.words)
+            self._end(script, "finished")
+            yield Delta("", [], finish_reason="length" if cut else "stop", engine_times=TIMES)
         except (GeneratorExit, asyncio.CancelledError):
-            self.ended.append(f"aborted after {said}")
+            self._end(script, f"aborted after {said}")
             raise
+
+    async def score(self, prompt: list[int], continuation: list[int], *, salt: str | None = None) -> list[float]:
+        self._need()
+        words = [self._vocabulary[token] for token in continuation]
+        self.scored.append((prompt, words, salt))
+        return [self.base_logprobs[word] for word in words]
+
+    def _script(self, adapter: EngineAdapter | None) -> "Script":
+        for adapter_id, script in self.scripts.items():
+            if adapter is not None and f'"{adapter_id}"' in adapter.path:
+                return script
+        return Script(self.words, error=self.error)
+
+    def _end(self, script: "Script", how: str) -> None:
+        script.ended = how
+        self.ended.append(how)
+
+    def _id_of(self, word: str) -> int:
+        if word not in self._vocabulary:
+            self._vocabulary.append(word)
+        return self._vocabulary.index(word)
 
     def prompt_text(self, number: int = -1) -> str:
         """What the model was given to read."""
@@ -96,8 +141,8 @@ class ScriptedEngine(Engine):
             raise EngineUnavailable("the engine is not running")
 
 
-def _logprobs(word: str, sampling: Sampling) -> list[TokenLogprob]:
+def _logprobs(word: str, logprob: float, sampling: Sampling) -> list[TokenLogprob]:
     if sampling.logprobs is None:
         return []
-    alternatives = ((word, -0.25), *((f"other{n}", -1.0 - n) for n in range(1, sampling.logprobs)))
-    return [TokenLogprob(word, -0.25, alternatives[: max(1, sampling.logprobs)])]
+    alternatives = ((word, logprob), *((f"other{n}", -1.0 - n) for n in range(1, sampling.logprobs)))
+    return [TokenLogprob(word, logprob, alternatives[: max(1, sampling.logprobs)])]

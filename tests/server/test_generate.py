@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
 from loramem.errors import EngineUnavailable
 from server.ask import Ask, Token
-from server.engine.engine import EngineAdapter, Sampling
+from server.engine.engine import Delta, EngineAdapter, Sampling
 from server.generate import Generation, generate
 from tests.server.scripted_engine import TIMES, ScriptedEngine
 
@@ -25,8 +27,13 @@ async def started_engine(*words: str, pause_s: float = 0.0) -> ScriptedEngine:
     return engine
 
 
+def asked(engine: ScriptedEngine, wanted: Ask) -> AsyncGenerator[Delta, None]:
+    return engine.generate([1, 2, 3], wanted.sampling, adapter=ADAPTER, salt=wanted.namespace)
+
+
 async def run(engine: ScriptedEngine, wanted: Ask, generation: Generation) -> list[Token]:
-    return [token async for token in generate(engine, [1, 2, 3], wanted, ADAPTER, generation)]
+    async with aclosing(asked(engine, wanted)) as deltas:
+        return [token async for token in generate(deltas, wanted, generation)]
 
 
 def test_tokens_pass_and_the_generation_is_filled() -> None:
@@ -43,18 +50,6 @@ def test_tokens_pass_and_the_generation_is_filled() -> None:
     assert {stage: times[stage] for stage in TIMES} == {stage: 1000 * seconds for stage, seconds in TIMES.items()}
     assert 20 <= times["ttft"] < times["total"]
     assert times["total"] >= 60
-
-
-def test_the_engine_is_asked_with_the_adapter_and_the_namespaces_salt() -> None:
-    async def scenario() -> ScriptedEngine:
-        engine = await started_engine()
-        await run(engine, ask(), Generation(0, 0))
-        return engine
-
-    engine = asyncio.run(scenario())
-    assert engine.prompts == [[1, 2, 3]]
-    assert engine.used == [ADAPTER]
-    assert engine.salts == ["library"]
 
 
 def test_an_answer_cut_at_max_tokens_says_so() -> None:
@@ -76,12 +71,24 @@ def test_a_step_with_log_probabilities_and_no_text_is_a_token() -> None:
     assert [len(token.logprobs[0].top) for token in tokens] == [2, 2]
 
 
-def test_closing_aborts_the_generation_at_once() -> None:
+def test_log_probabilities_that_nobody_asked_for_do_not_come_out() -> None:
+    async def scenario() -> list[Token]:
+        engine = await started_engine("", "é")
+        deltas = engine.generate([1], ask(logprobs=2).sampling)
+        return [token async for token in generate(deltas, ask(), Generation(0, 0))]
+
+    assert asyncio.run(scenario()) == [Token("é")]
+
+
+def test_closing_leaves_the_rest_to_whoever_opened_it() -> None:
     async def scenario() -> list[str]:
         engine = await started_engine()
-        tokens = generate(engine, [1], ask(), None, Generation(0, 0))
+        deltas = asked(engine, ask())
+        tokens = generate(deltas, ask(), Generation(0, 0))
         await anext(tokens)
         await tokens.aclose()
+        assert engine.ended == []
+        await deltas.aclose()
         return list(engine.ended)
 
     assert asyncio.run(scenario()) == ["aborted after 1"]

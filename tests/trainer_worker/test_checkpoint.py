@@ -15,6 +15,7 @@ from loramem.records import AdapterManifest
 from loramem.settings import Settings
 from loramem.store import CONFIG, WEIGHTS, AdapterStore, Stored
 from tests.backends import database, database_url
+from tests.manifests import manifest
 from tests.rows import EXAM, FINGERPRINT
 from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.checkpoint import (
@@ -74,26 +75,14 @@ def state(value: float = 1.0) -> State:
 
 
 def stored(store: AdapterStore) -> tuple[AdapterManifest, Stored]:
-    manifest = AdapterManifest(
-        adapter_id=new_id("ada"),
-        document_id="doc_1",
-        revision=1,
-        chunk=0,
-        base_model="tiny",
-        fingerprint=FINGERPRINT,
-        rank=8,
-        alpha=16,
-        sha256={},
-        exam=EXAM,
-        training={"loss": 0.1},
-    )
+    unsealed = manifest(new_id("ada"), FINGERPRINT, rank=8, exam=EXAM, training={"loss": 0.1})
 
     def write(folder: Path) -> None:
         (folder / CONFIG).write_text("{}")
         save_file({"a": torch.ones(3)}, folder / WEIGHTS)
 
-    sealed = store.publish(manifest.adapter_id, write, lambda sha256: manifest.model_copy(update={"sha256": sha256}))
-    return manifest, sealed
+    sealed = store.publish(unsealed.adapter_id, write, lambda sha256: unsealed.model_copy(update={"sha256": sha256}))
+    return unsealed, sealed
 
 
 class TestLessons:

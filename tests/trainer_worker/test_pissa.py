@@ -7,22 +7,14 @@ import pytest
 import torch
 
 from tests.trainer_worker.test_train import QUICK, ignore, train
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker import lora, packing, pissa
+from tests.trainer_worker.tiny import LESSONS
+from trainer_worker import lora, pissa
 from trainer_worker.examine import examine
 from trainer_worker.train import Trainer
 
+pytestmark = pytest.mark.usefixtures("short_packs")
+
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _short_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "LANE_TOKENS", 32)
 
 
 @pytest.fixture

@@ -11,28 +11,19 @@ import pytest
 import torch
 
 from loramem.store import AdapterStore
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker import packing
+from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.adapter import Facts, TrainedAdapter
 from trainer_worker.checkpoint import FIRST_SAVE_S, Checkpoint
 from trainer_worker.lease import WorkerStopping
 from trainer_worker.loop import OnStep, Recipe, State
 from trainer_worker.train import Lesson, Trainer
 
+pytestmark = pytest.mark.usefixtures("short_packs")
+
 QUICK = Recipe(learning_rate=1e-2, epochs=1, min_steps=16, step_tokens=64, frozen_layers=0.0, anchors=0.0)
 ALONE = [Lesson(LESSONS)]
 EXAMINED = [Lesson(LESSONS, LESSONS[:2])]
 BESIDE = [Lesson(LESSONS[:3], LESSONS[:1]), Lesson(LESSONS[2:]), Lesson(LESSONS[:1], LESSONS[1:2])]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _short_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "LANE_TOKENS", 32)
 
 
 def trainer(folder: Path, recipe: Recipe = QUICK, dtype: torch.dtype = torch.float32) -> Trainer:

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 from loramem.errors import JobCancelled, TrainingFailed
 from loramem.records import Placement
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker import lora, packing
+from tests.trainer_worker.tiny import LESSONS
+from trainer_worker import lora
 from trainer_worker.adapter import TrainedAdapter, depth_of
 from trainer_worker.anchors import anchors
 from trainer_worker.examine import answer_closed_book, examine
@@ -19,17 +19,9 @@ from trainer_worker.examples import Example
 from trainer_worker.loop import Loop, OnStep, Recipe
 from trainer_worker.train import Lesson, Trainer, learning_rate_of
 
+pytestmark = pytest.mark.usefixtures("short_packs")
+
 QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _short_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "LANE_TOKENS", 32)
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"merge": {"method": "average"}}, "merge.method", "average"),
         ({"merge": {"density": 0}}, "merge.density", 0),
         ({"merge": {"weights": [1, 2]}}, "merge.weights", "[1, 2]"),
-        ({"compose": "select"}, "compose", "select"),
+        ({"compose": "blend"}, "compose", "blend"),
         ({"context": "graph"}, "context", "graph"),
         ({"temperature": -1}, "temperature", -1),
         ({"temperature": 2.5}, "temperature", 2.5),

@@ -39,6 +39,7 @@ def test_lora_answers_from_the_one_adapter_that_fits_best(memory: Memory) -> Non
 def test_base_uses_nothing(memory: Memory) -> None:
     answer = memory.ask(mode="base")
     assert (answer["routed"], answer["merge"], answer["context"]) == ([], None, [])
+    assert (answer["compose"], answer["selected"]) == (None, None)
     assert memory.engine.used == [None]
 
 
@@ -152,7 +153,7 @@ def test_a_stream_is_route_then_tokens_then_done(memory: Memory) -> None:
     assert [kind for kind, _ in found] == ["route", "token", "token", "token", "done"]
     route, done = found[0][1], found[-1][1]
     assert "".join(data["text"] for kind, data in found if kind == "token") == done["answer"] == ANSWER
-    assert route == {key: done[key] for key in ("id", "mode", "routed", "merge", "context")}
+    assert route == {key: done[key] for key in ("id", "mode", "compose", "selected", "routed", "merge", "context")}
     assert route["routed"]
     assert route["context"]
     assert done["usage"]["completion_tokens"] == 3

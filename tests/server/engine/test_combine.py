@@ -1,6 +1,5 @@
 """Merges against PEFT itself, for adapters as they are published."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,8 @@ from tests.server.engine.peft_merges import (
     values_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE_PEFT: tuple[MergeMethod, ...] = ("linear", "ties", "cat", "dare_linear", "dare_ties")
 PRODUCTS: tuple[MergeMethod, ...] = ("product_linear", "product_ties")
 MIXES_RANKS = ("cat", *PRODUCTS)
@@ -40,15 +41,6 @@ EXACT_DENSITIES = st.sampled_from([0.25, 0.5, 1.0])
 """DARE divides by them without rounding. Otherwise five numbers that cancel would leave a rest, whose sign is that of
 the order in which they are added, and PEFT adds those at a tensor's end in another order than the others."""
 SIGNS: st.SearchStrategy[SignMethod] = st.sampled_from(["total", "frequency"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The tensors are small: more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 Case = tuple[Recipe, list[Adapter]]

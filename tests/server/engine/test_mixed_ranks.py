@@ -3,7 +3,7 @@
 PEFT trims what it is given, zeros included, so for TIES it is given what its own trim left of each adapter as it was.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,21 +28,14 @@ from tests.server.engine.peft_merges import (
     values_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ELEMENTWISE: tuple[MergeMethod, ...] = ("linear", "ties", "dare_linear", "dare_ties")
 DOUBLED, TRIPLED = (1, 2, 4, 8, 16, 32, 64), (1, 3, 6, 12, 24, 48)
 """Each divides those after it, so that alpha stays a whole number when the rank grows and alpha / rank must not."""
 MODULES = st.permutations(sorted(SHAPES)).flatmap(lambda names: st.integers(1, 3).map(lambda n: names[:n]))
 A, B = "base_model.model.up.lora_A.weight", "base_model.model.up.lora_B.weight"
 Case = tuple[Recipe, list[Adapter]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The tensors are small: more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

@@ -1,6 +1,6 @@
 """Merges on the product B A: against the best approximation in float64, against PEFT, and against themselves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,20 +16,13 @@ from loramem.records import MergeMethod, Recipe, SignMethod
 from server.engine.product import merge_product
 from tests.server.engine.peft_merges import Adapter, adapter_of, merged_by_peft, merged_by_us, recipe_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Factors = tuple[Tensor, Tensor]
 Floats = NDArray[np.float64]
 METHODS: tuple[MergeMethod, ...] = ("product_linear", "product_ties")
 TOLERANCE = 2e-6
 """Of a float32 merge, for each unit of the sizes of all factors together; some twenty times its rounding unit."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The matrices are small: more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @st.composite

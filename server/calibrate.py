@@ -1,0 +1,94 @@
+"""The routing thresholds of each namespace, learnt from its held-out questions and kept until it changes."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import Row, func, select
+
+from loramem.embed import Embedder
+from loramem.tables import Adapter, AdapterState, Question
+from loramem.vectors import VectorIndex, View
+from server.ask import RoutedAdapter
+from server.candidates import Candidate, Search
+from server.confidence import DEFAULTS, MOST, Observed, Thresholds, calibrated
+
+log = logging.getLogger(__name__)
+
+ASKED = 200
+"""Held-out questions that a namespace is calibrated on at most."""
+WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    generation: int
+    thresholds: Thresholds
+
+
+class Calibrations:
+    """Of all namespaces that were asked; safe to use from several threads."""
+
+    def __init__(self, index: VectorIndex, embedder: Embedder, fingerprint: str) -> None:
+        self._index = index
+        self._embedder = embedder
+        self._fingerprint = fingerprint
+        self._known: dict[str, _Calibration] = {}
+
+    def of(self, namespace: str) -> Thresholds:
+        """As they were last learnt: of a new namespace the defaults, until `renew` has run."""
+        known = self._known.setdefault(namespace, _Calibration(-1, DEFAULTS))
+        return known.thresholds
+
+    def renew(self) -> int:
+        """Learn anew for every namespace that was asked and has changed since; returns how many. Seconds each."""
+        changed = 0
+        for namespace in list(self._known):
+            with self._index.view(namespace) as view:
+                if view.state.generation != self._known[namespace].generation:
+                    self._known[namespace] = self._learnt(namespace, view)
+                    changed += 1
+        return changed
+
+    def _learnt(self, namespace: str, view: View) -> _Calibration:
+        started = time.perf_counter()
+        observed = [self._observe(view, row) for row in self._held_out(namespace, view)]
+        thresholds = calibrated(observed)
+        log.info(
+            "namespace %s: one adapter with a lead of %.0f %%, relevant from %.2f, learnt from %d questions in %.1f s",
+            namespace,
+            100 * thresholds.margin,
+            thresholds.relevant,
+            thresholds.questions,
+            time.perf_counter() - started,
+        )
+        return _Calibration(view.state.generation, thresholds)
+
+    def _held_out(self, namespace: str, view: View) -> Sequence[Row[str, bytes, str, str]]:
+        """Question, embedding, adapter and document, spread evenly over the namespace."""
+        live = (Adapter.namespace == namespace, Adapter.state == AdapterState.LIVE)
+        asked = (Question.held_out, Question.embedder == self._embedder.name)
+        usable = (*live, Adapter.fingerprint == self._fingerprint, *asked)
+        total = view.session.scalar(select(func.count(Question.id)).join(Adapter).where(*usable)) or 0
+        wanted = select(Question.question, Question.embedding, Adapter.id, Adapter.document_id).join(Adapter)
+        wanted = wanted.where(*usable, Question.id % max(1, total // ASKED) == 0).order_by(Question.id).limit(ASKED)
+        return view.session.execute(wanted).all()
+
+    def _observe(self, view: View, row: Row[str, bytes, str, str]) -> Observed:
+        question, embedding, adapter_id, document_id = row
+        vector = np.frombuffer(embedding, dtype="<f4").astype(np.float32)
+        search = Search(view, question, vector, self._embedder.name, self._fingerprint)
+        found = _adapters(search.candidates(view.search(vector, WINDOWS), MOST))
+        ids = [one.adapter_id for one in found]
+        elsewhere = [one.score for one in found if one.document_id != document_id]
+        return Observed(
+            scores=tuple(one.score for one in found),
+            right=ids.index(adapter_id) if adapter_id in ids else None,
+            elsewhere=max(elsewhere, default=None),
+        )
+
+
+def _adapters(found: Sequence[Candidate]) -> list[RoutedAdapter]:
+    return [one.adapter for one in found if one.adapter is not None]

@@ -1,0 +1,186 @@
+"""Which chunks may answer a question: found by meaning or by words, in their text or in what was asked about it.
+
+Each kind of search misses what the others find. A window's cosine is blind to rare names, words are blind to other
+words for the same; the text does not sound like a question, and the questions that an adapter learnt do not ask for
+everything. So whatever any search finds is scored by all of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Row, and_, or_, select
+
+from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
+from loramem.vectors import Hit, View
+from server.ask import RoutedAdapter
+
+FOUND = 64
+"""Questions, and chunks by words, looked at in the whole namespace."""
+KEPT = 24
+"""Candidates scored by everything, for each adapter wanted at least three."""
+QUESTIONS = 64
+"""Learnt questions of one adapter at most."""
+BEST = 3
+"""Questions that count: one alone may be near by chance."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for a chunk; each from 0 (cosines: -1) to 1."""
+
+    window: float = 0.0  # cosine of the nearest window
+    question: float = 0.0  # mean cosine of the nearest questions that its adapter learnt, up to three
+    words: float = 0.0  # share of what the question's words could score, in the chunk
+    asked: float = 0.0  # the same in the best learnt questions with their answers, mean of up to three
+
+    @property
+    def score(self) -> float:
+        """A third for the best by meaning, two for the best by words, which misleads less (`benchmarks/LOG.md`)."""
+        return (max(self.window, self.question) + 2 * max(self.words, self.asked)) / 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chunk that is served, with its live adapter if it has one; weights are given when some are chosen."""
+
+    chunk_id: str
+    document_id: str
+    revision: int
+    evidence: Evidence = field(default_factory=Evidence)
+    adapter: RoutedAdapter | None = None
+
+    @property
+    def score(self) -> float:
+        return self.evidence.score
+
+    def given(self, evidence: Evidence) -> "Candidate":
+        adapter = replace(self.adapter, score=evidence.score) if self.adapter else None
+        return replace(self, evidence=evidence, adapter=adapter)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One question in one view. `vector` is its unit vector, shape (dim,); None of `document_ids` means all."""
+
+    view: View
+    question: str
+    vector: NDArray[np.float32]
+    embedder: str
+    fingerprint: str
+    document_ids: Collection[str] | None = None
+
+    def candidates(self, hits: Sequence[Hit], most: int) -> list[Candidate]:
+        """Best first: those of `hits`, which are the nearest windows, and what the other searches find."""
+        adapters = self._named_adapters()
+        windows = _best(hits)
+        words = dict(self.view.match(self.question, FOUND, self.document_ids))
+        questions = _best_of(self.view.search_questions(self.vector, FOUND, adapters))
+        asked = _best_of(self.view.match_questions(self.question, FOUND, adapters))
+        found = [
+            one.given(_evidence(one, windows, questions, words, asked))
+            for one in self._read({*windows, *words}, {*questions, *asked})
+        ]
+        kept = sorted(found, key=_order)[: max(KEPT, 3 * most)]
+        return sorted(self._completed(kept, windows, words), key=_order)
+
+    def _completed(
+        self, kept: Sequence[Candidate], windows: Mapping[str, float], words: Mapping[str, float]
+    ) -> list[Candidate]:
+        chunks = {one.chunk_id for one in kept}
+        adapters = {one.adapter.adapter_id for one in kept if one.adapter}
+        windows = {**windows, **self._windows(chunks - windows.keys())}
+        if unmatched := chunks - words.keys():
+            words = {**words, **dict(self.view.match(self.question, len(unmatched), chunk_ids=unmatched))}
+        limit = QUESTIONS * len(adapters)
+        questions = _best_of(self.view.search_questions(self.vector, limit, adapters)) if adapters else {}
+        asked = _best_of(self.view.match_questions(self.question, limit, adapters)) if adapters else {}
+        return [one.given(_evidence(one, windows, questions, words, asked)) for one in kept]
+
+    def _windows(self, chunk_ids: Collection[str]) -> dict[str, float]:
+        """Cosine of each chunk's nearest window, of chunks that no near window led to."""
+        wanted = select(Window.chunk_id, Window.embedding)
+        wanted = wanted.where(Window.chunk_id.in_(chunk_ids), Window.embedder == self.embedder)
+        best: dict[str, float] = {}
+        for chunk_id, embedding in self.view.session.execute(wanted) if chunk_ids else ():
+            cosine = float(np.frombuffer(embedding, dtype="<f4") @ self.vector)
+            best[chunk_id] = max(cosine, best.get(chunk_id, -1.0))
+        return best
+
+    def _named_adapters(self) -> list[str] | None:
+        if self.document_ids is None:
+            return None
+        wanted = select(Adapter.id).where(Adapter.document_id.in_(self.document_ids), *self._usable())
+        return list(self.view.session.scalars(wanted))
+
+    def _usable(self) -> tuple[ColumnElement[bool], ...]:
+        return Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint
+
+    def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
+        """Of chunks, and of adapters: what this transaction knows of them."""
+        live = and_(Adapter.chunk_id == Chunk.id, *self._usable())
+        served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
+        of_chunk = and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision)
+        wanted = select(Chunk, Adapter, Revision.title).join(Document, served).join(Revision, of_chunk)
+        wanted = wanted.outerjoin(Adapter, live).where(or_(Chunk.id.in_(chunk_ids), Adapter.id.in_(adapter_ids)))
+        return [_candidate(row) for row in self.view.session.execute(wanted)]
+
+
+def _candidate(row: Row[Chunk, Adapter | None, str]) -> Candidate:
+    chunk, adapter, title = row
+    return Candidate(
+        chunk.id, chunk.document_id, chunk.revision, adapter=_routed(adapter, chunk, title) if adapter else None
+    )
+
+
+def _routed(adapter: Adapter, chunk: Chunk, title: str) -> RoutedAdapter:
+    return RoutedAdapter(
+        adapter_id=adapter.id,
+        sha256=adapter.sha256,
+        rank=adapter.rank,
+        document_id=adapter.document_id,
+        title=title,
+        chunk=chunk.ordinal,
+        score=0.0,
+        weight=0.0,
+        weak=bool(adapter.exam.get("weak")),
+    )
+
+
+def _evidence(
+    one: Candidate,
+    windows: Mapping[str, float],
+    questions: Mapping[str, float],
+    words: Mapping[str, float],
+    asked: Mapping[str, float],
+) -> Evidence:
+    adapter_id = one.adapter.adapter_id if one.adapter else ""
+    return Evidence(
+        windows.get(one.chunk_id, 0.0),
+        questions.get(adapter_id, 0.0),
+        words.get(one.chunk_id, 0.0),
+        asked.get(adapter_id, 0.0),
+    )
+
+
+def _best(hits: Iterable[Hit]) -> dict[str, float]:
+    """Of each chunk, from windows that come best first."""
+    best: dict[str, float] = {}
+    for hit in hits:
+        best.setdefault(hit.chunk_id, hit.score)
+    return best
+
+
+def _best_of(found: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each adapter's best three, from questions that come best first."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for adapter_id, score in found:
+        if len(scores[adapter_id]) < BEST:
+            scores[adapter_id].append(score)
+    return {adapter_id: sum(best) / len(best) for adapter_id, best in scores.items()}
+
+
+def _order(one: Candidate) -> tuple[float, str]:
+    return -one.score, one.chunk_id

@@ -1,0 +1,98 @@
+"""How many adapters a question needs, and whether what is stored can answer it at all.
+
+The thresholds are a namespace's own, learnt from questions whose answer is known to lie in one adapter: those that were
+held out of its training. Asked of the whole namespace they say how far the right adapter may lie behind the best; asked
+with their own document left out, how high a question scores that nothing stored answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.ask import Choice
+
+MOST = 3
+"""Adapters chosen at most; further ones hold the answer too seldom to be worth what they spoil."""
+INSIDE = 0.99
+"""Share of the held-out questions whose adapter is to be among those chosen. They are easier than users' questions,
+which is why it is not less."""
+MARGINS = tuple(step / 100 for step in range(5, 31))
+"""Tried in this order; a lead is a share of the best score."""
+UNANSWERED = 0.95
+"""Share of the questions without an answer that are to be known as such."""
+RELEVANT = (0.25, 0.40)
+"""Where the least relevant score may lie: held-out questions are not users' questions, so they do not decide alone."""
+STRONG_BY = 0.10
+"""Above the least relevant score."""
+ENOUGH = 20
+"""Held-out questions; with fewer the defaults stay."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """`margin`: a lead, as a share of the best score, that one adapter is chosen by. Below `relevant` nothing stored
+    answers, below `strong` the text had better be looked at too. `questions` that they were learnt from; 0: defaults.
+    """
+
+    margin: float = 0.15
+    relevant: float = 0.35
+    strong: float = 0.45
+    questions: int = 0
+
+
+DEFAULTS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A held-out question's scores, best first, the place of its own adapter among them (None: not found), and the
+    best score in other documents (None: there are none)."""
+
+    scores: tuple[float, ...]
+    right: int | None
+    elsewhere: float | None
+
+
+def choose(scores: Sequence[float], thresholds: Thresholds = DEFAULTS) -> Choice:
+    """What scores of different adapters, best first, call for."""
+    if not scores or scores[0] < thresholds.relevant:
+        best = f"the best score is {scores[0]:.2f}, below {thresholds.relevant:.2f}" if scores else "nothing is stored"
+        return Choice("none", min(1, len(scores)), _margin(scores), f"nothing stored is about this: {best}")
+    count, margin = _count(scores, thresholds.margin), _margin(scores)
+    if scores[0] < thresholds.strong:
+        return Choice("weak", count, margin, f"the best score is {scores[0]:.2f}, below {thresholds.strong:.2f}")
+    if count == 1:
+        return Choice("confident", 1, margin, f"the best leads by {margin:.0%}, at least {thresholds.margin:.0%}")
+    return Choice("unsure", count, margin, f"{count} are within {thresholds.margin:.0%} of the best score")
+
+
+def calibrated(observed: Sequence[Observed]) -> Thresholds:
+    """From held-out questions of one namespace; the defaults where these are too few to tell."""
+    if len(observed) < ENOUGH:
+        return DEFAULTS
+    relevant = _relevant([one.elsewhere for one in observed if one.elsewhere is not None])
+    return Thresholds(_least_margin(observed), relevant, relevant + STRONG_BY, len(observed))
+
+
+def _least_margin(observed: Sequence[Observed]) -> float:
+    for margin in MARGINS:
+        inside = sum(one.right is not None and one.right < _count(one.scores, margin) for one in observed)
+        if inside >= INSIDE * len(observed):
+            return margin
+    return MARGINS[-1]
+
+
+def _relevant(elsewhere: Sequence[float]) -> float:
+    if len(elsewhere) < ENOUGH:
+        return DEFAULTS.relevant
+    ranked = sorted(elsewhere)
+    least, most = RELEVANT
+    return min(most, max(least, ranked[int(UNANSWERED * (len(ranked) - 1))]))
+
+
+def _count(scores: Sequence[float], margin: float) -> int:
+    return sum(score >= scores[0] * (1 - margin) for score in scores[:MOST])
+
+
+def _margin(scores: Sequence[float]) -> float:
+    """The lead of the best, as a share of its score; 1 for the only one."""
+    return 1 - max(0.0, scores[1]) / scores[0] if len(scores) > 1 and scores[0] > 0 else 1.0

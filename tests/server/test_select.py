@@ -1,0 +1,304 @@
+"""Choosing among adapters that begin their answers side by side, on an engine that follows a script."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import pytest
+
+from loramem.errors import EngineUnavailable, InvalidValue
+from loramem.records import Compose, Mode, Recipe, Source
+from server.ask import Ask, Prepared, Route, RoutedAdapter, Selection
+from server.engine.engine import Delta, EngineAdapter, Sampling
+from server.select import HEAD, check_slots, select
+from tests.server.scripted_engine import Script, ScriptedEngine
+
+LONG = tuple(f"w{n} " for n in range(HEAD + 3))
+KNOWN, NEWS = ("I ", "do ", "not ", "know ", "that."), ("It ", "was ", "Tobias ", "Wrenfield ", "himself.")
+PROMPT = [1, 2, 3]
+
+
+def prepared(*adapter_ids: str) -> tuple[Prepared, ...]:
+    recipes = [Recipe.of("linear", [Source(adapter_id=name, sha256="0" * 64, weight=1)]) for name in adapter_ids]
+    return tuple(
+        Prepared(EngineAdapter(recipe.digest(), number, recipe.canonical()), recipe, False, False, 0.0)
+        for number, recipe in enumerate(recipes, 1)
+    )
+
+
+def ask(logprobs: int | None = None, max_tokens: int = 16, **fields: object) -> Ask:
+    asked = Ask("Who?", "lora", "library", Sampling(max_tokens, logprobs=logprobs), compose="select")
+    return replace(asked, **fields)  # type: ignore[arg-type]
+
+
+def engine_of(**scripts: Script) -> ScriptedEngine:
+    return running(ScriptedEngine(None), scripts)
+
+
+def running(engine: ScriptedEngine, scripts: dict[str, Script]) -> ScriptedEngine:
+    """The base model gives every word -2."""
+    engine.scripts = scripts
+    engine.base_logprobs = {word: -2.0 for script in scripts.values() for word in script.words}
+    engine.up = True
+    return engine
+
+
+@dataclass
+class Chosen:
+    text: str
+    selection: Selection | None
+    finish_reason: str | None
+    tokens: int
+
+
+async def answered(engine: ScriptedEngine, wanted: Ask | None = None) -> Chosen:
+    async with select(engine, PROMPT, wanted or ask(), prepared(*engine.scripts)) as (deltas, selection):
+        said = [delta async for delta in deltas]
+    tokens = sum(delta.token_count for delta in said)
+    return Chosen("".join(delta.text for delta in said), selection, said[-1].finish_reason, tokens)
+
+
+def lifts(chosen: Chosen) -> tuple[float, ...]:
+    assert chosen.selection is not None
+    return chosen.selection.lifts
+
+
+def test_the_winner_gained_most_over_the_base_model_however_sure_the_others_are() -> None:
+    engine = engine_of(ada_0=Script(KNOWN, logprob=-0.01), ada_1=Script(NEWS, logprob=-1.5))
+    engine.base_logprobs = dict.fromkeys(KNOWN, -0.02) | dict.fromkeys(NEWS, -9.0)
+    chosen = asyncio.run(answered(engine))
+    assert chosen.text == "".join(NEWS)
+    assert (chosen.finish_reason, chosen.tokens) == ("stop", len(NEWS))
+    assert lifts(chosen) == pytest.approx((0.01, 7.5))
+    assert chosen.selection is not None
+    assert (chosen.selection.winner, chosen.selection.dropped_tokens) == (1, HEAD)
+
+
+def test_of_equals_the_better_routed_answers() -> None:
+    engine = engine_of(ada_0=Script(KNOWN), ada_1=Script(NEWS))
+    assert asyncio.run(answered(engine)).text == "".join(KNOWN)
+
+
+def test_all_see_the_same_prompt_each_under_its_own_adapter() -> None:
+    engine = engine_of(ada_0=Script(KNOWN), ada_1=Script(NEWS), ada_2=Script(LONG))
+    asyncio.run(answered(engine, ask(sampling=Sampling(16, temperature=0.7, seed=5))))
+    assert engine.prompts == [PROMPT] * 3
+    assert engine.used == [one.adapter for one in prepared("ada_0", "ada_1", "ada_2")]
+    assert engine.salts == ["library"] * 3
+    assert engine.samplings == [Sampling(16, temperature=0.7, seed=5, logprobs=0)] * 3
+
+
+def test_only_the_heads_are_scored_after_the_same_prompt() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
+    engine.base_logprobs = {word: float(-n) for n, word in enumerate(LONG)} | dict.fromkeys(NEWS, -3.0)
+    chosen = asyncio.run(answered(engine))
+    assert engine.scored == [(PROMPT, list(words[:HEAD]), "library") for words in (LONG, NEWS)]
+    assert lifts(chosen) == pytest.approx((sum(range(HEAD)) / HEAD - 0.25, 2.75))
+
+
+def test_losers_are_aborted_right_after_their_heads_and_the_winner_goes_on() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG, logprob=-0.1), ada_2=Script(LONG))
+
+    async def scenario() -> None:
+        async with select(engine, PROMPT, ask(), prepared(*engine.scripts)) as (deltas, _):
+            assert [script.ended for script in engine.scripts.values()] == [
+                f"aborted after {HEAD}", "", f"aborted after {HEAD}",
+            ]  # fmt: skip
+            assert "".join([delta.text async for delta in deltas]) == "".join(LONG)
+        assert engine.scripts["ada_1"].ended == "finished"
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_shorter_than_the_head_is_compared_as_it_is() -> None:
+    engine = engine_of(ada_0=Script(LONG, logprob=-1.0), ada_1=Script(("Amber.",), logprob=-0.5))
+    chosen = asyncio.run(answered(engine))
+    assert (chosen.text, chosen.finish_reason, lifts(chosen)) == ("Amber.", "stop", (1.0, 1.5))
+
+
+def test_answers_cut_before_the_head_is_full_say_so() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
+    chosen = asyncio.run(answered(engine, ask(max_tokens=2)))
+    assert (chosen.text, chosen.finish_reason) == ("".join(LONG[:2]), "length")
+    assert [words for _, words, _ in engine.scored] == [list(LONG[:2]), list(NEWS[:2])]
+
+
+def test_an_answer_without_a_token_gained_nothing() -> None:
+    engine = engine_of(ada_0=Script(()), ada_1=Script(NEWS, logprob=-5.0))
+    chosen = asyncio.run(answered(engine))
+    assert (chosen.text, chosen.finish_reason, lifts(chosen)) == ("", "stop", (0.0, -3.0))
+
+
+class Bursts(ScriptedEngine):
+    """Hands out three tokens at a time, as vLLM does when its reader is slow."""
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        held: list[Delta] = []
+        async with aclosing(super().generate(prompt, sampling, adapter=adapter, salt=salt)) as deltas:
+            async for delta in deltas:
+                held.append(delta)
+                if len(held) == 3 or delta.finish_reason is not None:
+                    yield Delta(
+                        "".join(one.text for one in held),
+                        [token for one in held for token in one.token_ids],
+                        [logprob for one in held for logprob in one.logprobs],
+                        delta.finish_reason,
+                    )
+                    held = []
+
+
+def test_tokens_that_come_in_bursts_change_nothing_but_what_was_dropped() -> None:
+    scripts = {"ada_0": Script(LONG, logprob=-0.5), "ada_1": Script(LONG)}
+    burst = asyncio.run(answered(running(Bursts(None), scripts)))
+    single = asyncio.run(answered(engine_of(**scripts)))
+    assert (burst.text, lifts(burst)) == (single.text, lifts(single))
+    assert burst.selection is not None
+    assert burst.selection.dropped_tokens == 6
+
+
+def test_log_probabilities_asked_for_reach_every_candidate() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
+    asyncio.run(answered(engine, ask(logprobs=3)))
+    assert [sampling.logprobs for sampling in engine.samplings] == [3, 3]
+
+
+def test_one_adapter_or_none_answers_without_a_choice() -> None:
+    engine = engine_of(ada_0=Script(NEWS))
+    engine.words = ["base"]
+    alone = asyncio.run(answered(engine))
+    assert (alone.text, alone.selection) == ("".join(NEWS), None)
+
+    async def base() -> list[str]:
+        async with select(engine, PROMPT, ask(), ()) as (deltas, _):
+            return [delta.text async for delta in deltas]
+
+    assert asyncio.run(base()) == ["base", ""]
+    assert engine.scored == []
+    assert [sampling.logprobs for sampling in engine.samplings] == [None, None]
+
+
+# ends
+
+
+def test_a_candidate_that_fails_ends_the_others() -> None:
+    failure = EngineUnavailable("the engine died; it is being restarted")
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS[:1], error=failure), ada_2=Script(LONG))
+    with pytest.raises(EngineUnavailable, match="died"):
+        asyncio.run(answered(engine))
+    assert all(engine.scripts[name].ended.startswith("aborted") for name in ("ada_0", "ada_2"))
+
+
+def test_scoring_that_fails_ends_all() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
+    engine.base_logprobs = dict.fromkeys(LONG, -1.0)
+    with pytest.raises(KeyError):
+        asyncio.run(answered(engine))
+    assert all(script.ended.startswith("aborted") for script in engine.scripts.values())
+
+
+def test_leaving_early_aborts_the_winner_before_its_first_token_and_after() -> None:
+    for read in (0, 1, HEAD + 1):
+        engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG))
+
+        async def scenario(engine: ScriptedEngine = engine, read: int = read) -> None:
+            async with select(engine, PROMPT, ask(), prepared(*engine.scripts)) as (deltas, _):
+                for _ in range(read):
+                    await anext(deltas)
+            assert engine.scripts["ada_0"].ended == f"aborted after {max(read, HEAD)}"
+
+        asyncio.run(scenario())
+
+
+def test_cancelling_while_they_begin_aborts_all_and_leaves_no_task() -> None:
+    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS), ada_2=Script(LONG))
+    engine.pause_s = 30
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(answered(engine))
+        while len(engine.prompts) < 3:  # noqa: ASYNC110 the engine has no event for it
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert [script.ended for script in engine.scripts.values()] == ["aborted after 0"] * 3
+
+    asyncio.run(scenario())
+
+
+# slots
+
+
+class Slots(ScriptedEngine):
+    """Runs as vLLM does: at most `slot_count` at once, each to its end whether its reader reads or not."""
+
+    def __init__(self, tokenizer: object) -> None:
+        super().__init__(tokenizer)
+        self.free: asyncio.Semaphore | None = None
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        said: asyncio.Queue[Delta] = asyncio.Queue()
+        self.free = free = self.free or asyncio.Semaphore(self.slot_count)
+        stock = super().generate
+
+        async def run() -> None:
+            async with free, aclosing(stock(prompt, sampling, adapter=adapter, salt=salt)) as deltas:
+                async for delta in deltas:
+                    said.put_nowait(delta)
+
+        running = asyncio.ensure_future(run())
+        try:
+            while True:
+                delta = await said.get()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("slot_count", [1, 2, 4])
+def test_candidates_that_wait_for_slots_held_by_their_siblings_get_them(slot_count: int) -> None:
+    scripts = {f"ada_{n}": Script(LONG, logprob=-1.0 + n / 10) for n in range(4)}
+    engine = Slots(None)
+    engine.slot_count = slot_count
+    running(engine, scripts)
+    chosen = asyncio.run(asyncio.wait_for(answered(engine), 20))
+    assert chosen.text == "".join(LONG)
+    assert chosen.selection is not None
+    assert chosen.selection.winner == 3
+    assert engine.free is not None
+    assert engine.free._value == slot_count  # none is kept
+
+
+def test_two_questions_share_too_few_slots() -> None:
+    engine = running(Slots(None), {"ada_0": Script(LONG), "ada_1": Script(LONG, logprob=-0.1)})
+    engine.slot_count = 1
+
+    async def both() -> tuple[Chosen, Chosen]:
+        return await asyncio.wait_for(asyncio.gather(answered(engine), answered(engine)), 20)
+
+    assert [chosen.selection.winner for chosen in asyncio.run(both()) if chosen.selection] == [1, 1]
+
+
+def route_to(count: int) -> Route:
+    adapters = [RoutedAdapter(f"ada_{n}", "0" * 64, 8, "doc", "", n, 0.5, 1 / count) for n in range(count)]
+    return Route(tuple(adapters), (), {}, {}, {})
+
+
+def test_more_candidates_than_slots_are_refused_with_the_way_out() -> None:
+    with pytest.raises(InvalidValue, match=r"3 adapters .* has 2; use a smaller top_k.* LORAMEM_MAX_LORAS") as refused:
+        check_slots(ask(top_k=3), route_to(3), slots=2)
+    assert refused.value.extra == {"key": "top_k", "value": 3, "allowed": "1 to 2"}
+
+
+@pytest.mark.parametrize(("mode", "compose"), [("lora", "merge"), ("rag", "select"), ("base", "select")])
+def test_what_runs_as_one_row_needs_one_slot(mode: Mode, compose: Compose) -> None:
+    check_slots(ask(top_k=3, mode=mode, compose=compose), route_to(3), slots=1)
+    check_slots(ask(top_k=3), route_to(2), slots=2)  # fewer were found
