@@ -10,6 +10,7 @@ import httpx
 
 from loramem.records import AdapterManifest, ExamResult
 from loramem.store import MANIFEST
+from tests.manifests import manifest
 
 Json = dict[str, Any]
 
@@ -80,26 +81,14 @@ def page(params: Mapping[str, str]) -> Json:
     return {"data": [retired], "has_more": True, "next_cursor": "old"}
 
 
-def manifest(adapter_id: str, fingerprint: str = "f") -> AdapterManifest:
+def learnt(adapter_id: str) -> AdapterManifest:
     exam = ExamResult(questions=4, recall=0.75, base_recall=0.0, loss=0.1, weak=False)
-    return AdapterManifest(
-        adapter_id=adapter_id,
-        document_id="doc",
-        revision=1,
-        chunk=0,
-        base_model="tiny",
-        fingerprint=fingerprint,
-        rank=16,
-        alpha=32,
-        sha256={},
-        exam=exam,
-        training={"steps": 80},
-    )
+    return manifest(adapter_id, "f", rank=16, exam=exam, training={"steps": 80})
 
 
 def archive(adapter_id: str, files: Mapping[str, bytes] | None = None) -> bytes:
     """A tar as a download gives it."""
-    whole = dict(files or {}) | {MANIFEST: manifest(adapter_id).model_dump_json().encode()}
+    whole = dict(files or {}) | {MANIFEST: learnt(adapter_id).model_dump_json().encode()}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, content in whole.items():
