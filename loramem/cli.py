@@ -17,7 +17,7 @@ from loramem.client import Client, ClientError, Event, Json
 from loramem.database import Database
 from loramem.errors import SettingsError
 from loramem.migrate import migrate as migrate_database
-from loramem.records import Compose, Mode
+from loramem.records import AskedMode, Compose
 from loramem.settings import Settings, load_settings
 from loramem.supervise import EXIT_WRONG_SETTINGS, local_url
 from loramem.supervise import serve as supervise
@@ -72,12 +72,12 @@ def upload(
 @app.command()
 def ask(
     question: str,
-    mode: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(Mode))}")] = "lora",
+    mode: Annotated[str, typer.Option(help=f"one of {', '.join(get_args(AskedMode))}")] = "lora",
     top_k: Annotated[
         int | None, typer.Option(min=1, max=8, help="adapters that answer together; empty: the server decides")
     ] = None,
     compose: Annotated[
-        str | None, typer.Option(help=f"of several adapters, one of {', '.join(get_args(Compose))}; empty: merge")
+        str | None, typer.Option(help=f"of several adapters, one of {', '.join(get_args(Compose))}; empty: select")
     ] = None,
     namespace: Namespace = "",
     as_json: AsJson = False,
@@ -85,7 +85,7 @@ def ask(
     api_key: ApiKey = "",
 ) -> None:
     """Ask a question; the answer's route and time go to stderr."""
-    options: dict[str, Any] = {"mode": _one_of(get_args(Mode), mode, "--mode"), "top_k": top_k}
+    options: dict[str, Any] = {"mode": _one_of(get_args(AskedMode), mode, "--mode"), "top_k": top_k}
     if compose is not None:
         options["compose"] = _one_of(get_args(Compose), compose, "--compose")
     with _client(url, api_key, namespace) as client:

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import httpx
 
-from loramem.records import Mode
+from loramem.records import AskedMode
 from loramem.tables import FINAL_JOB_STATES
 
 Json = dict[str, Any]
@@ -132,11 +132,11 @@ class Client:
                     raise
             time.sleep(0.5)  # the stream ended before the job did: the server restarts, or cut a long connection
 
-    def query(self, question: str, mode: Mode = "lora", **options: Any) -> Json:
+    def query(self, question: str, mode: AskedMode = "lora", **options: Any) -> Json:
         """Ask; returns the whole reply. `options` are those of `POST /query`: top_k, compose, merge, ..."""
         return self._json("POST", "/query", json=self._question(question, mode, options))
 
-    def stream(self, question: str, mode: Mode = "lora", **options: Any) -> Iterator[Event]:
+    def stream(self, question: str, mode: AskedMode = "lora", **options: Any) -> Iterator[Event]:
         """The same as events: `route`, `token`..., `done`. A failure after the first token raises too."""
         body = self._question(question, mode, options) | {"stream": True}
         for event in self._events("POST", "/query", json=body):
@@ -158,7 +158,7 @@ class Client:
         """The document cannot be asked from the moment this returns."""
         self._send("DELETE", f"/documents/{document_id}")
 
-    def _question(self, question: str, mode: Mode, options: Json) -> Json:
+    def _question(self, question: str, mode: AskedMode, options: Json) -> Json:
         given = {key: value for key, value in options.items() if value is not None}
         return {"question": question, "mode": mode, **self._namespace, **given}
 

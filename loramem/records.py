@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
+AskedMode = Literal["base", "lora", "rag", "icl", "hybrid", "auto"]
+"""`auto` leaves the mode to the server."""
 MergeMethod = Literal["ties", "linear", "cat", "dare_ties", "dare_linear", "product_ties", "product_linear"]
 SignMethod = Literal["total", "frequency"]
 Weighting = Literal["uniform", "router"]

@@ -1,4 +1,4 @@
-"""The read flow, in order: route, check, prompt, merge, select, generate. An answer is a stream of events."""
+"""The read flow, in order: route, decide, check, prompt, merge, select, generate. An answer is a stream of events."""
 
 import asyncio
 import time
@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from loramem.database import Database
 from loramem.errors import LoramemError
-from server.ask import ADAPTER_MODES, Ask, Done, Event, Prompt, Route, Routed, RoutedAdapter, Token
+from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prompt, Route, Routed, RoutedAdapter, Token
+from server.confidence import MOST
 from server.context import PromptBuilder
+from server.decide import decide, refuse
 from server.engine.engine import Engine, Sampling
 from server.generate import Generation, generate
 from server.merge import Merger
@@ -38,16 +40,20 @@ class Answerer:
         Where adapters are candidates, `Routed` comes once one is chosen. Closing the iterator aborts what runs.
         """
         started = time.perf_counter()
-        route = await asyncio.to_thread(self._route, ask)
-        routed = time.perf_counter()
+        route, decision = await asyncio.to_thread(self._route, ask)
+        generation = Generation(started, time.perf_counter())
+        if decision.refuses:
+            async for event in refuse(decision, _refused(generation, route)):
+                yield event
+            return
+        ask = replace(ask, mode=decision.mode)
         groups = _groups(ask, route)
         prefetch = asyncio.create_task(self._prefetch(ask, groups))  # not waited for: it runs between engine steps
         prompt = await asyncio.to_thread(self.prompts.build, ask, route)
-        prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merge) for group in groups))
+        prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merging) for group in groups))
         await prefetch
-        generation = Generation(started, routed)
         async with select(self.engine, prompt.token_ids, ask, prepared) as (deltas, selection):
-            head = Routed(route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)
+            head = Routed(decision, route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)
             yield head
             async with aclosing(generate(deltas, ask, generation)) as tokens:
                 async for token in tokens:
@@ -59,7 +65,7 @@ class Answerer:
         started = time.perf_counter()
         generation = Generation(started, started)
         prompt = await asyncio.to_thread(self.prompts.plain, text, sampling)
-        ask, head = Ask(text, "base", "", sampling), Routed((), (), ())
+        ask, head = Ask(text, "base", "", sampling), Routed(Decision("base"))
         yield head
         async with (
             select(self.engine, prompt.token_ids, ask, ()) as (deltas, _),
@@ -69,19 +75,23 @@ class Answerer:
                 yield token
         yield _done(generation, EMPTY_ROUTE, head, prompt)
 
-    def _route(self, ask: Ask) -> Route:
+    def _route(self, ask: Ask) -> tuple[Route, Decision]:
         if ask.mode == "base":
-            return EMPTY_ROUTE
-        route = self.router.route(ask.question, namespace=ask.namespace, document_ids=ask.document_ids, top_k=ask.top_k)
-        check_ready(self.database, ask, route)
+            return EMPTY_ROUTE, decide(ask, EMPTY_ROUTE)
+        at_most = self.engine.slots if ask.compose == "select" else MOST
+        route = self.router.route(
+            ask.question, namespace=ask.namespace, document_ids=ask.document_ids, top_k=ask.top_k, at_most=at_most
+        )
+        decision = decide(ask, route)
+        check_ready(self.database, replace(ask, mode=decision.mode), route)
         check_slots(ask, route, self.engine.slots)
-        return route
+        return route, decision
 
     async def _prefetch(self, ask: Ask, groups: Groups) -> None:
         """What goes wrong here goes wrong again when the group is prepared, which says so."""
         for group in groups:
             with suppress(LoramemError):
-                await self.merger.prefetch(group, ask.merge)
+                await self.merger.prefetch(group, ask.merging)
 
 
 def _groups(ask: Ask, route: Route) -> Groups:
@@ -91,6 +101,12 @@ def _groups(ask: Ask, route: Route) -> Groups:
     if ask.compose == "merge":
         return [route.adapters]
     return [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+
+
+def _refused(generation: Generation, route: Route) -> dict[str, float]:
+    routing = generation.routing_ms()
+    rest = routing - sum(route.timings_ms.values())
+    return {**route.timings_ms, "route": rest, "ttft": routing, "total": routing}
 
 
 def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) -> Done:

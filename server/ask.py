@@ -1,11 +1,11 @@
 """The types of the read flow: what is asked, what each step hands to the next, and the events of an answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from loramem.prompts import Message
-from loramem.records import Compose, MergeMethod, Mode, Recipe, SignMethod, Weighting
+from loramem.records import AskedMode, Compose, MergeMethod, Mode, Recipe, SignMethod, Weighting
 from server.engine.engine import EngineAdapter, Sampling, Tiers, TokenLogprob
 
 ADAPTER_MODES = frozenset({"lora", "hybrid"})
@@ -21,7 +21,8 @@ class MergeOptions:
     density: float = 0.5
     sign_method: SignMethod = "total"
     weights: Weighting = "uniform"
-    strength: float = 1.0
+    strength: float | None = None
+    """None takes the mode's."""
     seed: int = 0
 
 
@@ -30,13 +31,13 @@ class Ask:
     """One question with everything that decides its answer. `history` holds the turns before it."""
 
     question: str
-    mode: Mode
+    mode: AskedMode
     namespace: str
     sampling: Sampling
     history: tuple[Message, ...] = ()
     document_ids: tuple[str, ...] | None = None
-    top_k: int = 1
-    compose: Compose = "merge"
+    top_k: int | Literal["auto"] = "auto"
+    compose: Compose = "select"
     merge: MergeOptions = field(default_factory=MergeOptions)
     context: Literal["rag", "icl"] = "rag"
     truncate: bool = False
@@ -48,8 +49,15 @@ class Ask:
             return self.context
         return self.mode if self.mode in ("rag", "icl") else None
 
+    @property
+    def merging(self) -> MergeOptions:
+        """`merge` with its strength."""
+        if self.merge.strength is not None:
+            return self.merge
+        return replace(self.merge, strength=STRENGTHS.get(self.mode, 1.0))
 
-Confidence = Literal["confident", "unsure", "weak", "none"]
+
+Confidence = Literal["confident", "unsure", "weak", "untrained", "none"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,15 @@ class Choice:
 
 
 NO_CHOICE = Choice("none", 0, 1.0, "nothing is stored")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The mode that answers, and why; `refuses`: nothing stored is about the question, so nothing answers it."""
+
+    mode: Mode
+    choice: Choice | None = None
+    refuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,9 +173,10 @@ class Routed:
     """First event: what will answer. `prepared` holds a merge or the one adapter, or all that were candidates of a
     `selection`."""
 
-    adapters: tuple[RoutedAdapter, ...]
-    prepared: tuple[Prepared, ...]
-    spans: tuple[Span, ...]
+    decision: Decision
+    adapters: tuple[RoutedAdapter, ...] = ()
+    prepared: tuple[Prepared, ...] = ()
+    spans: tuple[Span, ...] = ()
     selection: Selection | None = None
 
     @property

@@ -52,8 +52,11 @@ class Observed:
     elsewhere: float | None
 
 
-def choose(scores: Sequence[float], thresholds: Thresholds = DEFAULTS) -> Choice:
-    """What scores of different adapters, best first, call for."""
+def choose(scores: Sequence[float], thresholds: Thresholds = DEFAULTS, *, untrained: float = 0.0) -> Choice:
+    """What scores of different adapters, best first, call for; `untrained` is the best of chunks that have none yet."""
+    if untrained >= thresholds.relevant and (not scores or scores[0] < untrained):
+        count = _count(scores, thresholds.margin) if scores else 0
+        return Choice("untrained", count, _margin(scores), "what is most about this has no adapter yet")
     if not scores or scores[0] < thresholds.relevant:
         best = f"the best score is {scores[0]:.2f}, below {thresholds.relevant:.2f}" if scores else "nothing is stored"
         return Choice("none", min(1, len(scores)), _margin(scores), f"nothing stored is about this: {best}")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 
 from loramem.base_model import BaseModel, max_positions, resolve_base_model
@@ -26,6 +27,7 @@ from server.route import Router
 log = logging.getLogger(__name__)
 
 RECONCILE_S = 5.0
+CALIBRATE_S = 5.0
 WATCH_S = 1.0
 
 
@@ -47,7 +49,8 @@ class Gateway:
 
     def start(self) -> None:
         """Start the engine and the housekeeping; uploads are taken while the engine still loads."""
-        self.tasks = [asyncio.create_task(step()) for step in (self._start_engine, self._reconcile, self._watch_engine)]
+        steps = (self._start_engine, self._reconcile, self._calibrate, self._watch_engine)
+        self.tasks = [asyncio.create_task(step()) for step in steps]
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -74,6 +77,18 @@ class Gateway:
                 await asyncio.to_thread(self.queue.reconcile)
             except Exception:  # a database that is away for a while must not end the housekeeping
                 log.exception("reconciling the queue failed; trying again in %.0f s", RECONCILE_S)
+
+    async def _calibrate(self) -> None:
+        """Namespaces that are asked learn their routing thresholds anew when they have changed, in 5 % of the time."""
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(CALIBRATE_S, 20 * took))
+            started = time.perf_counter()
+            try:
+                await asyncio.to_thread(self.answerer.router.calibrations.renew)
+            except Exception:  # the thresholds known so far go on being used
+                log.exception("calibrating the router failed; trying again")
+            took = time.perf_counter() - started
 
     async def _watch_engine(self) -> None:
         while not self.engine.dead:  # noqa: ASYNC110 vLLM offers no event to wait for

@@ -48,7 +48,7 @@ class Merger:
         recipe = recipe_of(adapters, options)
         adapter = self._adapter(recipe)
         activation = await self._engine.activate(adapter)
-        merged = len(adapters) > 1 or options.strength != 1
+        merged = len(adapters) > 1 or options.strength not in (None, 1.0)
         return Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers)
 
     async def prefetch(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
@@ -77,8 +77,8 @@ def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recip
 
     `strength` scales the whole update.
     """
-    count = len(adapters)
-    gain = options.strength * (count if options.method in ELECTS_SIGNS else 1)
+    count, strength = len(adapters), 1.0 if options.strength is None else options.strength
+    gain = strength * (count if options.method in ELECTS_SIGNS else 1)
     shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]
     sources = [
         Source(adapter_id=adapter.adapter_id, sha256=adapter.sha256, weight=gain * share)

@@ -63,15 +63,20 @@ class Metrics:
         )
         self.route_score = Histogram(
             "loramem_route_score",
-            "cosine of the best adapter",
+            "score of the best adapter",
             buckets=[i / 20 for i in range(21)],
             registry=self.registry,
+        )
+        self.choices = Counter(
+            "loramem_route_choices", "how sure the router was", ["confidence"], registry=self.registry
         )
         self._pool = _Pool()
         self.registry.register(self._pool)
         self.registry.register(_Stores(queue, database))
 
     def observe_route(self, routed: Routed) -> None:
+        if routed.decision.choice is not None:
+            self.choices.labels(routed.decision.choice.confidence).inc()
         if routed.adapters:
             self.route_score.observe(routed.adapters[0].score)
         for prepared in routed.prepared:

@@ -38,13 +38,19 @@ class Router:
         self.calibrations = Calibrations(index, embedder, fingerprint)
 
     def route(
-        self, question: str, *, namespace: str, document_ids: Sequence[str] | None, top_k: int | Literal["auto"]
+        self,
+        question: str,
+        *,
+        namespace: str,
+        document_ids: Sequence[str] | None,
+        top_k: int | Literal["auto"],
+        at_most: int = MOST,
     ) -> Route:
         """Up to `top_k` adapters and up to 64 passages, of the whole namespace or of the documents named.
 
-        `auto` takes as many adapters as the namespace's thresholds call for. Everything is read in one transaction, so
-        a route never mixes two revisions. Nothing indexed: an empty route. Raises `NotFound` for a document that is not
-        in the namespace.
+        `auto` takes as many adapters as the namespace's thresholds call for, of `at_most`. Everything is read in one
+        transaction, so a route never mixes two revisions. Nothing indexed: an empty route. Raises `NotFound` for a
+        document that is not in the namespace.
         """
         started = time.perf_counter()
         vector = self._embedder.embed_query(question)
@@ -55,8 +61,9 @@ class Router:
             hits, found = _search(search, MOST if top_k == "auto" else top_k)
             passages = _passages(view.session, _distinct(hits, PASSAGES))
         usable = [one.adapter for one in found if one.adapter is not None]
-        choice = choose([adapter.score for adapter in usable], self.calibrations.of(namespace))
-        adapters = _weighted(usable[: choice.count if top_k == "auto" else top_k])
+        untrained = max((one.score for one in found if one.adapter is None), default=0.0)
+        choice = choose([one.score for one in usable], self.calibrations.of(namespace), untrained=untrained)
+        adapters = _weighted(usable[: min(choice.count, at_most) if top_k == "auto" else top_k])
         timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
         revisions = named | {hit.document_id: hit.revision for hit in hits}
         revisions |= {one.document_id: one.revision for one in found}

@@ -24,7 +24,7 @@ Answering = tuple[AsyncGenerator[Delta, None], Selection | None]
 def check_slots(ask: Ask, route: Route, slots: int) -> None:
     """Raises `InvalidValue` for more candidates than the engine runs in one batch."""
     candidates = len(route.adapters)
-    if ask.compose == "select" and ask.mode in ADAPTER_MODES and candidates > slots:
+    if ask.compose == "select" and ask.mode in (*ADAPTER_MODES, "auto") and candidates > slots:
         raise InvalidValue(
             f"selecting among {candidates} adapters needs as many of the engine's slots, and it has {slots}; "
             "use a smaller top_k, compose merge, or raise LORAMEM_MAX_LORAS",

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from loramem.errors import InvalidValue, LoramemError, NotFound
 from loramem.prompts import Message
-from loramem.records import Mode
+from loramem.records import AskedMode
 from loramem.tables import Namespace
 from server.answer import whole
 from server.api import openai_replies as replies
@@ -23,14 +23,14 @@ from server.api.common import TheGateway
 from server.api.errors import openai_error
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import observed
-from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Routed, Token
+from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import sse_response, while_connected
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
-MODES: tuple[Mode, ...] = ("lora", "rag", "icl", "hybrid", "base")
+MODES: tuple[AskedMode, ...] = ("lora", "rag", "icl", "hybrid", "auto", "base")
 ERRORS: dict[int | str, Json] = {code: {"model": ErrorOut} for code in (400, 401, 404, 409, 413, 422, 503)}
 STREAMED: Json = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
@@ -89,7 +89,7 @@ async def _all(answers: Sequence[AsyncGenerator[Event, None]]) -> list[tuple[Rou
             task.cancel()
 
 
-def _resolve(gateway: Gateway, model: str) -> tuple[str, Mode]:
+def _resolve(gateway: Gateway, model: str) -> tuple[str, AskedMode]:
     if model == gateway.base.name:
         return "", "base"
     namespace, colon, mode = model.partition(":")
@@ -101,7 +101,7 @@ def _resolve(gateway: Gateway, model: str) -> tuple[str, Mode]:
     raise NotFound("model", model)
 
 
-def _sampling(gateway: Gateway, wanted: GenerationFields, mode: Mode, logprobs: int | None) -> Sampling:
+def _sampling(gateway: Gateway, wanted: GenerationFields, mode: AskedMode, logprobs: int | None) -> Sampling:
     return wanted.sampling(
         max_tokens_limit=gateway.settings.max_tokens_limit,
         default_temperature=1.0 if mode == "base" else 0.0,
@@ -109,7 +109,7 @@ def _sampling(gateway: Gateway, wanted: GenerationFields, mode: Mode, logprobs: 
     )
 
 
-def _chat_ask(wanted: ChatIn, namespace: str, mode: Mode, sampling: Sampling) -> Ask:
+def _chat_ask(wanted: ChatIn, namespace: str, mode: AskedMode, sampling: Sampling) -> Ask:
     turns = [message.flat() for message in wanted.messages]
     if turns[-1]["role"] != "user":
         raise InvalidValue(
@@ -118,13 +118,12 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: Mode, sampling: Sampling) ->
     return _ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
 
 
-def _ask(question: str, mode: Mode, namespace: str, sampling: Sampling, history: tuple[Message, ...] = ()) -> Ask:
-    merge = MergeOptions(strength=STRENGTHS.get(mode, 1.0))
-    return Ask(question, mode, namespace, sampling, history=history, merge=merge)
+def _ask(question: str, mode: AskedMode, namespace: str, sampling: Sampling, history: tuple[Message, ...] = ()) -> Ask:
+    return Ask(question, mode, namespace, sampling, history=history)
 
 
 def _completion_events(
-    gateway: Gateway, prompt: str, namespace: str, mode: Mode, sampling: Sampling
+    gateway: Gateway, prompt: str, namespace: str, mode: AskedMode, sampling: Sampling
 ) -> AsyncGenerator[Event, None]:
     if namespace:
         return observed(gateway, _ask(prompt, mode, namespace, sampling))

@@ -13,8 +13,19 @@ from loramem.errors import InvalidValue, LoramemError
 from server.answer import whole
 from server.api.common import TheGateway, problems
 from server.api.errors import problem
-from server.api.schemas import AnswerHead, AnswerOut, MergeOut, QueryIn, RoutedOut, SpanOut, Timings, TokenOut, Usage
-from server.ask import STRENGTHS, Ask, Done, Event, MergeOptions, Prepared, Routed, RoutedAdapter, Token
+from server.api.schemas import (
+    AnswerHead,
+    AnswerOut,
+    ChoiceOut,
+    MergeOut,
+    QueryIn,
+    RoutedOut,
+    SpanOut,
+    Timings,
+    TokenOut,
+    Usage,
+)
+from server.ask import Ask, Choice, Done, Event, MergeOptions, Prepared, Routed, RoutedAdapter, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import event, sse_response, while_connected
@@ -60,27 +71,24 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         sampling=Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p, wanted.seed),
         history=tuple(turns[:-1]),
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
-        top_k=1 if wanted.top_k == "auto" else wanted.top_k,
+        top_k=wanted.top_k,
         compose=wanted.compose,
-        merge=_merge_options(wanted),
+        merge=MergeOptions(**wanted.merge.model_dump(exclude_none=True)),
         context=wanted.context,
         truncate=wanted.truncate,
     )
 
 
-def _merge_options(wanted: QueryIn) -> MergeOptions:
-    given = wanted.merge.model_dump(exclude_none=True)
-    return MergeOptions(**{"strength": STRENGTHS.get(wanted.mode, 1.0), **given})
-
-
 async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
     """The answer's events, noted in the metrics as they pass."""
     async with aclosing(gateway.answerer.answer(ask)) as events:
+        mode: str = ask.mode
         async for item in events:
             if isinstance(item, Routed):
+                mode = item.decision.mode
                 gateway.metrics.observe_route(item)
             elif isinstance(item, Done):
-                gateway.metrics.observe_answer(ask.mode, item)
+                gateway.metrics.observe_answer(mode, item)
             yield item
 
 
@@ -107,13 +115,19 @@ def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
     spans = [SpanOut(document_id=s.document_id, chunk=s.chunk, start=s.start, end=s.end) for s in routed.spans]
     return AnswerHead(
         id=answer_id,
-        mode=ask.mode,
+        mode=routed.decision.mode,
+        choice=_choice_out(routed.decision.choice),
+        refused=routed.decision.refuses,
         compose=ask.compose if routed.prepared else None,
         selected=routed.adapters[routed.winner].adapter_id if selecting else None,
         routed=adapters,
         merge=_merge_out(routed.prepared[routed.winner]) if routed.prepared else None,
         context=spans,
     )
+
+
+def _choice_out(choice: Choice | None) -> ChoiceOut | None:
+    return None if choice is None else ChoiceOut(**vars(choice) | {"margin": round(choice.margin, 4)})
 
 
 def _routed_out(adapter: RoutedAdapter, lift: float | None) -> RoutedOut:

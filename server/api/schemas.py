@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from loramem.records import (
     MIN_DENSITY,
+    AskedMode,
     Compose,
     ExamResult,
     MergeMethod,
@@ -19,6 +20,7 @@ from loramem.records import (
     TrainingOptions,
     Weighting,
 )
+from server.ask import Confidence
 
 METADATA_BYTES = 16_384
 
@@ -198,14 +200,18 @@ class MergeIn(Schema):
 class QueryIn(Schema):
     question: FilledText | None = Field(None, max_length=200_000)
     messages: list[MessageIn] | None = Field(None, min_length=1, max_length=200, description="the last one is asked")
-    mode: Mode = "lora"
+    mode: AskedMode = Field(
+        "lora",
+        description="`auto` decides by how sure the router is: one adapter, the best of several, weights and text, or "
+        "saying that nothing stored is about the question",
+    )
     namespace: NamespaceName = "default"
     document_ids: list[Text] | None = Field(None, min_length=1, max_length=64, description="ask only these")
-    top_k: TopK = Field("auto", description="adapters that answer together; auto: the single best")
+    top_k: TopK = Field("auto", description="adapters to answer from; auto: one to three, by the router's lead")
     compose: Compose = Field(
-        "merge",
-        description="of several adapters, in modes lora and hybrid: `merge` makes one of them; `select` has each begin "
-        "its answer and goes on with the one whose words gained most over the base model. Other modes ignore it",
+        "select",
+        description="of several adapters, in modes lora and hybrid: `select` has each begin its answer and goes on "
+        "with the one whose words gained most over the base model; `merge` makes one adapter of them. Others ignore it",
     )
     merge: MergeIn = Field(default_factory=lambda: MergeIn())
     context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
@@ -275,11 +281,23 @@ class Timings(Schema):
     total: float = 0.0
 
 
+class ChoiceOut(Schema):
+    """How sure the router is. `confident`: one adapter leads; `unsure`: several may know; `weak`: little speaks for
+    the best, or it failed its exam; `untrained`: what matches best has no adapter yet; `none`: nothing is."""
+
+    confidence: Confidence
+    count: int = Field(description="adapters that this calls for")
+    margin: float = Field(description="lead of the best over the next, as a share of its score")
+    reason: str
+
+
 class AnswerHead(Schema):
     """The `route` event: known before the first token. With `compose: select` it comes after the choice."""
 
     id: str
-    mode: Mode
+    mode: Mode = Field(description="what answers; where `auto` was asked for, what it decided on")
+    choice: ChoiceOut | None = Field(description="how sure the router is; null in mode base")
+    refused: bool = Field(description="mode auto found nothing about the question, and no model was asked")
     compose: Compose | None = Field(None, description="how the adapters became one answer; null: no adapter")
     selected: str | None = Field(None, description="with compose select: the id of the adapter that answers")
     routed: list[RoutedOut]

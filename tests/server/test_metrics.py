@@ -19,7 +19,7 @@ from loramem.queue import JobQueue
 from loramem.records import MergeMethod, Mode, Recipe, Source
 from loramem.settings import Settings
 from loramem.tables import Job, JobState
-from server.ask import Done, Prepared, Routed, RoutedAdapter, Selection
+from server.ask import Choice, Decision, Done, Prepared, Routed, RoutedAdapter, Selection
 from server.engine.engine import EngineAdapter
 from server.metrics import STAGES, Metrics
 from tests.rows import add_adapters, add_document, serve
@@ -78,7 +78,7 @@ def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float
     other = Source(adapter_id="ada_b", sha256="0" * 64, weight=1.0)
     recipe = Recipe.of(method or "linear", [source, other] if method else [source])
     prepared = Prepared(EngineAdapter("a", 1, "p"), recipe, method is not None, hit, 0.03, TIERS)
-    return Routed((adapter,), (prepared,), ())
+    return Routed(Decision("lora", Choice("confident", 1, 0.5, "it leads")), (adapter,), (prepared,))
 
 
 def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
@@ -118,6 +118,12 @@ def test_a_route_shows_its_score_and_its_merge(metrics: Metrics) -> None:
     assert value(metrics, "loramem_route_score", "loramem_route_score_bucket", le="0.6") == 1
 
 
+def test_how_sure_the_router_was_is_counted_where_it_was_asked(metrics: Metrics) -> None:
+    for one in (routed(), routed(), Routed(Decision("base"))):
+        metrics.observe_route(one)
+    assert value(metrics, "loramem_route_choices", "loramem_route_choices_total", confidence="confident") == 2
+
+
 def test_every_candidate_of_a_selection_is_counted_and_so_is_what_was_dropped(metrics: Metrics) -> None:
     (one,), (other,) = routed("linear").prepared, routed("linear", hit=True).prepared
     metrics.observe_route(replace(routed(), prepared=(one, other), selection=Selection(1, (0.5, 2.0), 4, 0.05)))
@@ -150,7 +156,7 @@ def test_the_pool_is_shown_as_it_was_last_told(metrics: Metrics) -> None:
 
 def test_a_single_adapter_counts_as_such_and_base_has_no_route(metrics: Metrics) -> None:
     metrics.observe_route(routed())
-    metrics.observe_route(Routed((), (), ()))
+    metrics.observe_route(Routed(Decision("base")))
     assert value(metrics, "loramem_merges", "loramem_merges_total", method="single", cache="miss") == 1
     assert value(metrics, "loramem_route_score", "loramem_route_score_count") == 1
 

@@ -241,7 +241,7 @@ def test_cat_whose_summed_rank_exceeds_the_engines(memory: Memory) -> None:
     memory.teach(LIGHTHOUSE, rank=32)
     memory.teach(BAKERY, rank=32)
     memory.teach(LIGHTHOUSE.upper(), rank=32)
-    body = {"question": QUESTION, "top_k": 3, "merge": {"method": "cat"}}
+    body = {"question": QUESTION, "top_k": 3, "compose": "merge", "merge": {"method": "cat"}}
     problem = refused(memory, "POST", "/query", 422, json=body)
     assert named(problem) == ("merge.method", "cat")
     assert "needs rank 96" in problem["detail"]

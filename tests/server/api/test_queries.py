@@ -68,7 +68,7 @@ def test_icl_reads_the_documents_named_however_far_from_the_question(memory: Mem
 def test_top_k_merges_by_a_recipe_that_repeats(memory: Memory, weights: str, gain: float) -> None:
     memory.teach(LIGHTHOUSE)
     memory.teach(BAKERY)
-    body = {"mode": "lora", "top_k": 2, "merge": {"method": "ties", "weights": weights}}
+    body = {"mode": "lora", "top_k": 2, "compose": "merge", "merge": {"method": "ties", "weights": weights}}
     first, second = memory.ask(**body), memory.ask(**body)
     assert [answer["merge"]["cache"] for answer in (first, second)] == ["miss", "hit"]
     recipe = Recipe.model_validate(first["merge"]["recipe"])
@@ -153,7 +153,10 @@ def test_a_stream_is_route_then_tokens_then_done(memory: Memory) -> None:
     assert [kind for kind, _ in found] == ["route", "token", "token", "token", "done"]
     route, done = found[0][1], found[-1][1]
     assert "".join(data["text"] for kind, data in found if kind == "token") == done["answer"] == ANSWER
-    assert route == {key: done[key] for key in ("id", "mode", "compose", "selected", "routed", "merge", "context")}
+    assert route == {
+        key: done[key]
+        for key in ("id", "mode", "compose", "choice", "refused", "selected", "routed", "merge", "context")
+    }
     assert route["routed"]
     assert route["context"]
     assert done["usage"]["completion_tokens"] == 3

@@ -66,9 +66,9 @@ def test_a_stream_tells_the_choice_and_then_its_tokens(memory: Memory) -> None:
     assert all(whole[key] == done[key] for key in whole if key not in ("id", "timings_ms"))
 
 
-def test_merging_is_what_happens_when_nothing_is_said(memory: Memory) -> None:
+def test_merging_is_for_those_who_ask_for_it(memory: Memory) -> None:
     teach_two(memory)
-    answer = memory.ask(mode="lora", top_k=2)
+    answer = memory.ask(mode="lora", top_k=2, compose="merge")
     assert (answer["compose"], answer["selected"], answer["usage"]["dropped_tokens"]) == ("merge", None, 0)
     assert [hit["lift"] for hit in answer["routed"]] == [None, None]
     assert answer["timings_ms"]["select"] == 0
@@ -109,7 +109,8 @@ def test_more_candidates_than_slots_are_refused_before_anything_is_loaded(memory
     assert (reply.json()["key"], reply.json()["value"], reply.json()["allowed"]) == ("top_k", 2, "1 to 1")
     assert "LORAMEM_MAX_LORAS" in reply.json()["detail"]
     assert memory.engine.prefetched == memory.engine.activated == []
-    assert memory.ask(mode="lora", top_k=2)["compose"] == "merge"
+    assert memory.ask(mode="lora", top_k=2, compose="merge")["compose"] == "merge"
+    assert len(memory.ask(mode="lora")["routed"]) == 1  # left to the server, it takes no more than it has slots
 
 
 FAILURES: list[tuple[dict[str, Any], int]] = [

@@ -1,0 +1,36 @@
+"""Mode `auto`: what answers a question, by how sure the router is of what is stored."""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+
+from loramem.records import Mode
+from server.ask import Ask, Confidence, Decision, Done, Event, Route, Routed, Token
+
+UNKNOWN = "I do not know: nothing stored is about this."
+"""Not generated: a small model that is told to say so goes on to invent (`docs/decisions/`)."""
+MODES: Mapping[Confidence, Mode] = {
+    "confident": "lora",
+    "unsure": "lora",
+    "weak": "hybrid",
+    "untrained": "rag",
+    "none": "base",
+}
+
+
+def decide(ask: Ask, route: Route) -> Decision:
+    """The mode asked for; of `auto`, the one that the route calls for."""
+    if ask.mode == "base":
+        return Decision("base")
+    if ask.mode != "auto":
+        return Decision(ask.mode, route.choice)
+    choice = route.choice
+    if choice.confidence in ("confident", "unsure") and any(adapter.weak for adapter in route.adapters):
+        choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but an adapter failed its exam")
+    return Decision(MODES[choice.confidence], choice, refuses=choice.confidence == "none")
+
+
+async def refuse(decision: Decision, timings_ms: Mapping[str, float]) -> AsyncGenerator[Event, None]:
+    """Say that nothing is known; events as of an answer."""
+    yield Routed(decision)
+    yield Token(UNKNOWN)
+    yield Done("stop", 0, 0, timings_ms)

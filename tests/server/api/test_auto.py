@@ -1,0 +1,66 @@
+"""`mode: auto` over HTTP: what answers, and what is told of the decision."""
+
+from sqlalchemy import update
+
+from loramem.tables import Adapter, AdapterState, Namespace
+from server.decide import UNKNOWN
+from tests.server.api.memory import BAKERY, QUESTION, Memory, events_of
+
+UNRELATED = "Which comet did the Harlan probe photograph near Jupiter?"
+
+
+def test_a_question_about_what_is_stored_is_answered_from_the_weights(memory: Memory) -> None:
+    memory.teach()
+    memory.teach(BAKERY)
+    answer = memory.ask(mode="auto")
+    assert (answer["mode"], answer["refused"], len(answer["routed"])) == ("lora", False, 1)
+    assert answer["choice"]["confidence"] == "confident"
+    assert answer["choice"]["count"] == 1
+    assert answer["choice"]["margin"] > 0
+    assert "leads" in answer["choice"]["reason"]
+
+
+def test_a_question_about_nothing_stored_is_refused_and_no_model_is_asked(memory: Memory) -> None:
+    memory.teach()
+    reply = memory.client.post("/query", json={"question": UNRELATED, "mode": "auto"}).json()
+    assert (reply["mode"], reply["refused"], reply["answer"]) == ("base", True, UNKNOWN)
+    assert reply["choice"]["confidence"] == "none"
+    assert (reply["routed"], reply["context"], reply["merge"], reply["compose"]) == ([], [], None, None)
+    assert reply["usage"]["total_tokens"] == 0
+    assert reply["timings_ms"]["total"] >= reply["timings_ms"]["embed"] > 0
+    assert memory.engine.prompts == []
+
+
+def test_a_refusal_streams_as_an_answer_does(memory: Memory) -> None:
+    memory.teach()
+    text = memory.client.post("/query", json={"question": UNRELATED, "mode": "auto", "stream": True}).text
+    found = events_of(text)
+    assert [kind for kind, _ in found] == ["route", "token", "done"]
+    assert found[0][1]["refused"] is True
+    assert found[-1][1]["answer"] == UNKNOWN
+
+
+def test_text_without_an_adapter_yet_is_read(memory: Memory) -> None:
+    memory.teach(BAKERY)
+    document_id = memory.teach()
+    with memory.gateway.database.write() as session:
+        session.execute(update(Adapter).where(Adapter.document_id == document_id).values(state=AdapterState.RETIRED))
+        session.execute(update(Namespace).values(generation=Namespace.generation + 1))
+    answer = memory.ask(mode="auto")
+    assert (answer["mode"], answer["choice"]["confidence"], answer["routed"]) == ("rag", "untrained", [])
+    assert answer["context"][0]["document_id"] == document_id
+
+
+def test_an_empty_namespace_is_not_ready_rather_than_ignorant(memory: Memory) -> None:
+    memory.upload()
+    reply = memory.client.post("/query", json={"question": QUESTION, "mode": "auto"})
+    assert reply.status_code == 409
+    assert reply.json()["job_id"]
+
+
+def test_a_refusal_reaches_an_openai_client_as_a_message(memory: Memory) -> None:
+    memory.teach()
+    body = {"model": "default:auto", "messages": [{"role": "user", "content": UNRELATED}]}
+    reply = memory.client.post("/v1/chat/completions", json=body).json()
+    assert reply["choices"][0]["message"]["content"] == UNKNOWN
+    assert reply["choices"][0]["finish_reason"] == "stop"
