@@ -19,7 +19,7 @@ from loramem.queue import JobQueue
 from loramem.records import MergeMethod, Mode, Recipe, Source
 from loramem.settings import Settings
 from loramem.tables import Job, JobState
-from server.ask import Choice, Decision, Done, Prepared, Routed, RoutedAdapter, Selection
+from server.ask import Choice, Confidence, Decision, Done, Prepared, Routed, RoutedAdapter, Selection
 from server.engine.engine import EngineAdapter
 from server.metrics import STAGES, Metrics
 from tests.rows import add_adapters, add_document, serve
@@ -175,6 +175,7 @@ def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
         "tier": {"disk", "host", "device"},
         "kind": {"prompt", "completion"},
         "state": {*JobState, "pending", "indexed", "live", "retired"},
+        "confidence": set(get_args(Confidence)),
         "version": {__version__},
     }
     for family in scraped(metrics).values():
