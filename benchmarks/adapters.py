@@ -1,5 +1,6 @@
 """Trained adapters from a running server or from a folder of downloaded archives."""
 
+import argparse
 import io
 import json
 import tarfile
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from benchmarks.recall_plan import Drawn, draw_plan
+from loramem.client import Client
 from loramem.records import AdapterManifest
 from loramem.store import CONFIG, MANIFEST, WEIGHTS
 
@@ -79,6 +82,28 @@ class Adapters:
 
     def _get(self, path: str, **params: str) -> httpx.Response:
         return self._http.get(path, params=params).raise_for_status()
+
+
+def live_draw(client: Client, options: argparse.Namespace) -> list[tuple[Drawn, str]]:
+    """The draw that `options` (dataset, documents, questions_per_document, seed) mean, with the server's document ids.
+
+    Raises `SystemExit` for a document that is not live in the client's namespace.
+    """
+    plan = draw_plan(
+        options.dataset,
+        None,
+        [options.seed],
+        [],
+        documents=options.documents,
+        questions=options.questions_per_document,
+        max_tokens=None,
+        max_seconds=None,
+    )
+    live = {one["external_id"]: one["id"] for one in client.documents() if one["state"] == "live"}
+    drawn = plan.draws[options.seed]
+    if missing := [one.key for one in drawn if one.key not in live]:
+        raise SystemExit(f"not live in namespace {options.namespace!r}: {', '.join(missing)}")
+    return [(one, live[one.key]) for one in drawn]
 
 
 def read_archives(folder: Path) -> list[Archive]:

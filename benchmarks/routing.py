@@ -92,8 +92,9 @@ KINDS: dict[str, Callable[[Evidence], float]] = {
     "windows": lambda one: one.window,
     "questions": lambda one: one.question,
     "words": lambda one: one.words,
+    "words together": lambda one: one.together,
     "words of questions": lambda one: one.asked,
-    "text": lambda one: (one.window + 2 * one.words) / 3,
+    "text": lambda one: (one.window + one.words + one.together) / 3,
     "all": lambda one: one.score,
 }
 

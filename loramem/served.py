@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, select
+from sqlalchemy import String, and_, cast, select
 from sqlalchemy.orm import Session
 
 from loramem.lexical import Entry
@@ -46,7 +46,7 @@ def windows_of(
     columns = select(Window.document_id, Window.id, Window.embedder, Window.embedding)
     served = and_(Document.id == Window.document_id, Document.serving_revision == Window.revision)
     wanted = columns.join(Document, served).order_by(Window.document_id, Window.id)
-    return _grouped(_batched(session, wanted, Window.document_id, documents), documents, embedder, dim)
+    return _grouped(batched(session, wanted, Window.document_id, documents), documents, embedder, dim)
 
 
 def questions_of(
@@ -55,27 +55,47 @@ def questions_of(
     """Ids of the questions that these adapters learnt, and their vectors, as `windows_of`."""
     columns = select(Question.adapter_id, Question.id, Question.embedder, Question.embedding)
     wanted = columns.where(Question.held_out.is_(False)).order_by(Question.adapter_id, Question.id)
-    return _grouped(_batched(session, wanted, Question.adapter_id, adapters), adapters, embedder, dim)
+    return _grouped(batched(session, wanted, Question.adapter_id, adapters), adapters, embedder, dim)
 
 
 def chunk_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry]:
     """Title and text of each chunk that is served; a unit is the chunk's id."""
-    served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
-    places = select(Chunk.document_id, Chunk.id, Chunk.start, Chunk.end).join(Document, served)
-    read = and_(Document.id == Revision.document_id, Document.serving_revision == Revision.number)
-    texts = select(Document.id, Revision.title, Revision.text).join(Revision, read)
     for some in _batches(document_ids, TEXTS):
-        found = {row[0]: row[1:] for row in session.execute(texts.where(Document.id.in_(some)))}
-        for document_id, chunk_id, start, end in session.execute(places.where(Chunk.document_id.in_(some))):
+        found = _texts(session, some)
+        for document_id, chunk_id, start, end in _places(session, Chunk, Chunk.id, some):
             title, text = found[document_id]
             yield Entry(document_id, chunk_id, f"{title}\n{text[start:end]}")
+
+
+def window_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry]:
+    """Text of each window that is served; a unit is `window_unit`."""
+    for some in _batches(document_ids, TEXTS):
+        found = _texts(session, some)
+        columns = Window.chunk_id + " " + cast(Window.id, String)
+        for document_id, unit, start, end in _places(session, Window, columns, some):
+            yield Entry(document_id, unit, found[document_id][1][start:end])
+
+
+def _texts(session: Session, document_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Title and text that these documents serve."""
+    read = and_(Document.id == Revision.document_id, Document.serving_revision == Revision.number)
+    texts = select(Document.id, Revision.title, Revision.text).join(Revision, read)
+    rows = session.execute(texts.where(Document.id.in_(document_ids)))
+    return {document_id: (title, text) for document_id, title, text in rows}
+
+
+def _places(session: Session, table: type[Chunk | Window], unit: Any, document_ids: Sequence[str]) -> Iterable[Any]:
+    """Document, unit, start and end of the chunks or windows that these documents serve."""
+    served = and_(Document.id == table.document_id, Document.serving_revision == table.revision)
+    places = select(table.document_id, unit, table.start, table.end).join(Document, served)
+    return session.execute(places.where(table.document_id.in_(document_ids)))
 
 
 def question_texts(session: Session, adapter_ids: Iterable[str]) -> Iterator[Entry]:
     """Question and answer of what these adapters learnt; a unit is `question_unit`."""
     wanted = select(Question.adapter_id, Question.id, Question.question, Question.answer)
     wanted = wanted.where(Question.held_out.is_(False))
-    for adapter_id, question_id, question, answer in _batched(session, wanted, Question.adapter_id, adapter_ids):
+    for adapter_id, question_id, question, answer in batched(session, wanted, Question.adapter_id, adapter_ids):
         yield Entry(adapter_id, question_unit(adapter_id, question_id), f"{question} {answer}")
 
 
@@ -83,7 +103,8 @@ def question_unit(adapter_id: str, question_id: int) -> str:
     return f"{adapter_id} {question_id}"
 
 
-def adapter_of_unit(unit: str) -> str:
+def owner_of(unit: str) -> str:
+    """The adapter of a question's unit, the chunk of a window's."""
     return unit.split(" ")[0]
 
 
@@ -113,7 +134,8 @@ def _grouped(
     return {key: Group(wanted[key], np.array(found, dtype=np.int64)) for key, found in ids.items()}, vectors
 
 
-def _batched(session: Session, statement: Any, column: Any, keys: Iterable[str]) -> Iterator[Any]:
+def batched(session: Session, statement: Any, column: Any, keys: Iterable[str]) -> Iterator[Any]:
+    """Rows of the statement where the column is one of the keys, of which there may be any number."""
     for some in _batches(keys, BATCH):
         yield from session.execute(statement.where(column.in_(some)).execution_options(yield_per=BATCH))
 

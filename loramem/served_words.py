@@ -1,4 +1,4 @@
-"""One namespace's words: of its chunks, and of the questions that its live adapters learnt."""
+"""One namespace's words: of its chunks, of their windows, and of the questions that its live adapters learnt."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from loramem.lexical import Entry, Lexicon, Words
-from loramem.served import chunk_texts, question_texts
+from loramem.served import chunk_texts, question_texts, window_texts
 from loramem.vector_state import NEVER
 
 Read = Callable[[Session, Iterable[str]], Iterator[Entry]]
@@ -17,6 +17,7 @@ class NamespaceWords:
     """Words of one moment; None where there is no text at all."""
 
     chunks: Words | None = None
+    windows: Words | None = None
     questions: Words | None = None
 
 
@@ -48,6 +49,7 @@ class ServedWords:
 
     def __init__(self) -> None:
         self._chunks = _Following(chunk_texts)
+        self._windows = _Following(window_texts)
         self._questions = _Following(question_texts)
         self._generation = NEVER
 
@@ -57,6 +59,7 @@ class ServedWords:
         """Take over what this transaction serves, keys with their versions, unless a later one's is held already."""
         if generation > self._generation:
             self._chunks.follow(session, documents)
+            self._windows.follow(session, documents)
             self._questions.follow(session, adapters)
             self._generation = generation
-        return NamespaceWords(self._chunks.words(), self._questions.words())
+        return NamespaceWords(self._chunks.words(), self._windows.words(), self._questions.words())

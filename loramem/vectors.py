@@ -75,12 +75,19 @@ class View:
         """
         return _matches(self.words.chunks, question, limit, document_ids, chunk_ids)
 
+    def match_windows(
+        self, question: str, limit: int, document_ids: Collection[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Chunk id and share, as `match`, of up to `limit` windows; one entry a window."""
+        matches = _matches(self.words.windows, question, limit, document_ids, None)
+        return [(served.owner_of(unit), share) for unit, share in matches]
+
     def match_questions(
         self, question: str, limit: int, adapter_ids: Collection[str] | None = None
     ) -> list[tuple[str, float]]:
         """Adapter id and share, as `match`, of learnt questions with their answers; one entry a question."""
         matches = _matches(self.words.questions, question, limit, adapter_ids, None)
-        return [(served.adapter_of_unit(unit), share) for unit, share in matches]
+        return [(served.owner_of(unit), share) for unit, share in matches]
 
 
 class VectorIndex:

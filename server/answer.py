@@ -80,7 +80,12 @@ class Answerer:
             return EMPTY_ROUTE, decide(ask, EMPTY_ROUTE)
         at_most = self.engine.slots if ask.compose == "select" else MOST
         route = self.router.route(
-            ask.question, namespace=ask.namespace, document_ids=ask.document_ids, top_k=ask.top_k, at_most=at_most
+            ask.question,
+            namespace=ask.namespace,
+            document_ids=ask.document_ids,
+            metadata=ask.metadata,
+            top_k=ask.top_k,
+            at_most=at_most,
         )
         decision = decide(ask, route)
         check_ready(self.database, replace(ask, mode=decision.mode), route)

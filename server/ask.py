@@ -8,6 +8,7 @@ from loramem.prompts import Message
 from loramem.records import AskedMode, Compose, MergeMethod, Mode, Recipe, SignMethod, Weighting
 from server.engine.engine import EngineAdapter, Sampling, Tiers, TokenLogprob
 
+Scalar = str | int | float | bool
 ADAPTER_MODES = frozenset({"lora", "hybrid"})
 """Modes that answer from weights."""
 STRENGTHS: Mapping[str, float] = {"hybrid": 0.25}
@@ -36,6 +37,8 @@ class Ask:
     sampling: Sampling
     history: tuple[Message, ...] = ()
     document_ids: tuple[str, ...] | None = None
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    """Only documents that have these values are looked at."""
     top_k: int | Literal["auto"] = "auto"
     compose: Compose = "select"
     merge: MergeOptions = field(default_factory=MergeOptions)

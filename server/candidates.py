@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Row, and_, or_, select
 
+from loramem import served
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
 from loramem.vectors import Hit, View
 from server.ask import RoutedAdapter
 
 FOUND = 64
-"""Questions, and chunks by words, looked at in the whole namespace."""
+"""Questions, and chunks and windows by words, looked at in the whole namespace."""
 KEPT = 24
 """Candidates scored by everything, for each adapter wanted at least three."""
+WINDOWS = 64
+"""Windows by words for each candidate."""
 QUESTIONS = 64
 """Learnt questions of one adapter at most."""
 BEST = 3
@@ -34,12 +37,14 @@ class Evidence:
     window: float = 0.0  # cosine of the nearest window
     question: float = 0.0  # mean cosine of the nearest questions that its adapter learnt, up to three
     words: float = 0.0  # share of what the question's words could score, in the chunk
+    together: float = 0.0  # the same in its best window
     asked: float = 0.0  # the same in the best learnt questions with their answers, mean of up to three
 
     @property
     def score(self) -> float:
-        """A third for the best by meaning, two for the best by words, which misleads less (`benchmarks/LOG.md`)."""
-        return (max(self.window, self.question) + 2 * max(self.words, self.asked)) / 3
+        """A third each for what is near by meaning, shares words, and has them together (`benchmarks/LOG.md`)."""
+        meaning = max(self.window, self.question)
+        return (meaning + max(self.words, self.asked) + max(self.together, self.asked)) / 3
 
 
 @dataclass(frozen=True)
@@ -75,29 +80,35 @@ class Search:
     def candidates(self, hits: Sequence[Hit], most: int) -> list[Candidate]:
         """Best first: those of `hits`, which are the nearest windows, and what the other searches find."""
         adapters = self._named_adapters()
-        windows = _best(hits)
-        words = dict(self.view.match(self.question, FOUND, self.document_ids))
-        questions = _best_of(self.view.search_questions(self.vector, FOUND, adapters))
-        asked = _best_of(self.view.match_questions(self.question, FOUND, adapters))
-        found = [
-            one.given(_evidence(one, windows, questions, words, asked))
-            for one in self._read({*windows, *words}, {*questions, *asked})
-        ]
+        scores = _Scores(
+            windows=_best((hit.chunk_id, hit.score) for hit in hits),
+            words=_best(self.view.match(self.question, FOUND, self.document_ids)),
+            together=_best(self.view.match_windows(self.question, FOUND, self.document_ids)),
+            questions=_best_of(self.view.search_questions(self.vector, FOUND, adapters)),
+            asked=_best_of(self.view.match_questions(self.question, FOUND, adapters)),
+        )
+        chunks = scores.windows.keys() | scores.words.keys() | scores.together.keys()
+        found = [scores.of(one) for one in self._read(chunks, scores.questions.keys() | scores.asked.keys())]
         kept = sorted(found, key=_order)[: max(KEPT, 3 * most)]
-        return sorted(self._completed(kept, windows, words), key=_order)
+        return sorted(self._completed(kept, scores), key=_order)
 
-    def _completed(
-        self, kept: Sequence[Candidate], windows: Mapping[str, float], words: Mapping[str, float]
-    ) -> list[Candidate]:
+    def _completed(self, kept: Sequence[Candidate], scores: "_Scores") -> list[Candidate]:
         chunks = {one.chunk_id for one in kept}
+        documents = {one.document_id for one in kept}
         adapters = {one.adapter.adapter_id for one in kept if one.adapter}
-        windows = {**windows, **self._windows(chunks - windows.keys())}
-        if unmatched := chunks - words.keys():
-            words = {**words, **dict(self.view.match(self.question, len(unmatched), chunk_ids=unmatched))}
+        windows = self._windows(chunks - scores.windows.keys())
+        unmatched = chunks - scores.words.keys()
+        words = self.view.match(self.question, len(unmatched), chunk_ids=unmatched) if unmatched else ()
+        together = self.view.match_windows(self.question, WINDOWS * len(kept), documents) if kept else ()
         limit = QUESTIONS * len(adapters)
-        questions = _best_of(self.view.search_questions(self.vector, limit, adapters)) if adapters else {}
-        asked = _best_of(self.view.match_questions(self.question, limit, adapters)) if adapters else {}
-        return [one.given(_evidence(one, windows, questions, words, asked)) for one in kept]
+        complete = _Scores(
+            windows={**scores.windows, **windows},
+            words={**scores.words, **_best(words)},
+            together=_best(together),
+            questions=_best_of(self.view.search_questions(self.vector, limit, adapters)) if adapters else {},
+            asked=_best_of(self.view.match_questions(self.question, limit, adapters)) if adapters else {},
+        )
+        return [complete.of(one) for one in kept]
 
     def _windows(self, chunk_ids: Collection[str]) -> dict[str, float]:
         """Cosine of each chunk's nearest window, of chunks that no near window led to."""
@@ -112,8 +123,9 @@ class Search:
     def _named_adapters(self) -> list[str] | None:
         if self.document_ids is None:
             return None
-        wanted = select(Adapter.id).where(Adapter.document_id.in_(self.document_ids), *self._usable())
-        return list(self.view.session.scalars(wanted))
+        wanted = select(Adapter.id).where(*self._usable())
+        rows = served.batched(self.view.session, wanted, Adapter.document_id, self.document_ids)
+        return [adapter_id for (adapter_id,) in rows]
 
     def _usable(self) -> tuple[ColumnElement[bool], ...]:
         return Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint
@@ -149,27 +161,33 @@ def _routed(adapter: Adapter, chunk: Chunk, title: str) -> RoutedAdapter:
     )
 
 
-def _evidence(
-    one: Candidate,
-    windows: Mapping[str, float],
-    questions: Mapping[str, float],
-    words: Mapping[str, float],
-    asked: Mapping[str, float],
-) -> Evidence:
-    adapter_id = one.adapter.adapter_id if one.adapter else ""
-    return Evidence(
-        windows.get(one.chunk_id, 0.0),
-        questions.get(adapter_id, 0.0),
-        words.get(one.chunk_id, 0.0),
-        asked.get(adapter_id, 0.0),
-    )
+@dataclass(frozen=True)
+class _Scores:
+    """What each search found, by chunk id, and by adapter id for what was asked."""
+
+    windows: Mapping[str, float]
+    words: Mapping[str, float]
+    together: Mapping[str, float]
+    questions: Mapping[str, float]
+    asked: Mapping[str, float]
+
+    def of(self, one: Candidate) -> Candidate:
+        adapter_id = one.adapter.adapter_id if one.adapter else ""
+        evidence = Evidence(
+            window=self.windows.get(one.chunk_id, 0.0),
+            question=self.questions.get(adapter_id, 0.0),
+            words=self.words.get(one.chunk_id, 0.0),
+            together=self.together.get(one.chunk_id, 0.0),
+            asked=self.asked.get(adapter_id, 0.0),
+        )
+        return one.given(evidence)
 
 
-def _best(hits: Iterable[Hit]) -> dict[str, float]:
-    """Of each chunk, from windows that come best first."""
+def _best(found: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Of each chunk, from hits that come best first."""
     best: dict[str, float] = {}
-    for hit in hits:
-        best.setdefault(hit.chunk_id, hit.score)
+    for chunk_id, score in found:
+        best.setdefault(chunk_id, score)
     return best
 
 

@@ -1,19 +1,20 @@
 """From a question to what answers it: the adapters most likely to know, with their weights, and the passages."""
 
+import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, String, and_, cast, func, select
 from sqlalchemy.orm import Session
 
 from loramem.embed import Embedder
 from loramem.errors import NotFound
 from loramem.tables import Chunk, Document, Revision, Window
 from loramem.vectors import Hit, VectorIndex
-from server.ask import Passage, Route, RoutedAdapter
+from server.ask import Passage, Route, RoutedAdapter, Scalar
 from server.calibrate import Calibrations
 from server.candidates import Candidate, Search
 from server.confidence import MOST, choose
@@ -43,20 +44,23 @@ class Router:
         *,
         namespace: str,
         document_ids: Sequence[str] | None,
+        metadata: Mapping[str, Scalar] | None = None,
         top_k: int | Literal["auto"],
         at_most: int = MOST,
     ) -> Route:
-        """Up to `top_k` adapters and up to 64 passages, of the whole namespace or of the documents named.
+        """Up to `top_k` adapters and up to 64 passages, of all documents, those named, or those with this metadata.
 
         `auto` takes as many adapters as the namespace's thresholds call for, of `at_most`. Everything is read in one
         transaction, so a route never mixes two revisions. Nothing indexed: an empty route. Raises `NotFound` for a
-        document that is not in the namespace.
+        document that is not in the namespace, and where none has the metadata.
         """
         started = time.perf_counter()
         vector = self._embedder.embed_query(question)
         embedded = time.perf_counter()
         with self._index.view(namespace) as view:
             named = _named(view.session, namespace, document_ids or ())
+            if metadata:
+                document_ids = _with_metadata(view.session, namespace, document_ids, metadata)
             search = Search(view, question, vector, self._embedder.name, self._fingerprint, document_ids)
             hits, found = _search(search, MOST if top_k == "auto" else top_k)
             passages = _passages(view.session, _distinct(hits, PASSAGES))
@@ -144,6 +148,27 @@ def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dic
         if document_id not in found:
             raise NotFound("document", document_id)
     return {document_id: revision for document_id, revision in found.items() if revision is not None}
+
+
+def _with_metadata(
+    session: Session, namespace: str, document_ids: Sequence[str] | None, metadata: Mapping[str, Scalar]
+) -> list[str]:
+    """Of the documents named, or of all."""
+    wanted = select(Document.id).where(Document.namespace == namespace)
+    wanted = wanted.where(*(_has(key, value) for key, value in metadata.items()))
+    if document_ids is not None:
+        wanted = wanted.where(Document.id.in_(document_ids))
+    found = list(session.scalars(wanted))
+    if not found:
+        raise NotFound("document", f"with metadata {json.dumps(dict(metadata), ensure_ascii=False)}")
+    return found
+
+
+def _has(key: str, value: Scalar) -> ColumnElement[bool]:
+    """A value as text: SQLite says 1 and 0 for JSON's true and false, PostgreSQL says true and false."""
+    texts = [value] if isinstance(value, str) else [json.dumps(value)]
+    texts += [str(int(value))] if isinstance(value, bool) else []
+    return cast(Document.meta[key].as_string(), String).in_(texts)
 
 
 def _best_by_document(found: Sequence[Candidate]) -> dict[str, float]:

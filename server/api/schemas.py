@@ -64,6 +64,8 @@ Text = Annotated[str, AfterValidator(_storable)]
 FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)]
 NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small_json)]
+FilterKey = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r'^[^"\\\x00]+$')]
+Filter = Annotated[dict[FilterKey, bool | int | float | Text], Field(max_length=16)]
 Title = Annotated[Text, StringConstraints(max_length=500)]
 ExternalId = Annotated[FilledText, StringConstraints(max_length=256)]
 
@@ -207,6 +209,9 @@ class QueryIn(Schema):
     )
     namespace: NamespaceName = "default"
     document_ids: list[Text] | None = Field(None, min_length=1, max_length=64, description="ask only these")
+    metadata: Filter = Field(
+        default_factory=dict, description="ask only documents whose metadata has these values, compared as text"
+    )
     top_k: TopK = Field("auto", description="adapters to answer from; auto: one to three, by the router's lead")
     compose: Compose = Field(
         "select",

@@ -171,6 +171,22 @@ def test_matches_of_chosen_documents_and_chunks(database: Database, open_index: 
         assert len(view.match("title", 3)) == 3
 
 
+def test_windows_are_matched_by_their_own_text_and_tell_their_chunk(database: Database, open_index: Open) -> None:
+    add_text(database, "doc_1", "red basaltgrey chalkwhite sandmore chalkblue slatepink loams")  # ten characters each
+    add_text(database, "doc_2", "black lavared basalt" + "x" * 40)
+    with open_index().view("default") as view:
+        found = [chunk_of(database, chunk) for chunk, _ in view.match_windows("chalk", 9)]
+        assert sorted(found) == [("doc_1", 0), ("doc_1", 1)]
+        assert len(view.match_windows("red basalt", 9)) == 2
+        of_one = view.match_windows("red basalt", 9, document_ids={"doc_2"})
+        assert [chunk_of(database, chunk) for chunk, _ in of_one] == [("doc_2", 0)]
+        assert view.match_windows("title", 9) == []  # titles are of chunks
+    replace_revision(database, "doc_1", "clay alone", vectors(1), "test")
+    with open_index().view("default") as view:
+        assert view.match_windows("chalk", 9) == []
+        assert [chunk_of(database, chunk)[0] for chunk, _ in view.match_windows("clay", 9)] == ["doc_1"]
+
+
 def test_learnt_questions_are_matched_with_their_answers_whatever_the_embedder(
     database: Database, open_index: Open
 ) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from loramem.embed import Embedder, load_embedder
 from loramem.errors import NotFound
 from loramem.queue import JobQueue
 from loramem.settings import Settings
-from loramem.tables import Adapter, Revision
+from loramem.tables import Adapter, Document, Revision
 from loramem.vectors import VectorIndex
-from server.ask import Route
+from server.ask import Route, Scalar
 from server.route import Router, weights_of
 from tests.backends import database, database_url
 from tests.rows import FINGERPRINT, add_adapters, add_document, delete_document, replace_revision
@@ -262,3 +263,46 @@ def test_weights_follow_the_lead() -> None:
     assert weights_of([0.5, 0.5]) == [0.5, 0.5]
     assert weights_of([0.6, 0.5]) == [14 / 16, 2 / 16]
     assert weights_of([0.9, 0.1, 0.1]) == [14 / 16, 1 / 16, 1 / 16]
+
+
+def test_metadata_chooses_the_documents(router: Router, upload: Upload, database: Database) -> None:
+    for document_id, text in DOCUMENTS.items():
+        upload(document_id, text)
+    values: dict[str, dict[str, Any]] = {
+        "doc_light": {"year": 1931, "region": "coast"},
+        "doc_bread": {"year": 1931, "open": True},
+        "doc_pears": {"year": "1931", "share": 0.5},
+    }
+    with database.write() as session:
+        for document_id, meta in values.items():
+            session.execute(update(Document).where(Document.id == document_id).values(meta=meta))
+
+    def found(**metadata: Scalar) -> set[str]:
+        route = router.route(
+            "Which animals pick the pears?", namespace="default", document_ids=None, metadata=metadata, top_k=8
+        )
+        assert {passage.document_id for passage in route.passages} == {one.document_id for one in route.adapters}
+        return {one.document_id for one in route.adapters}
+
+    assert found(region="coast") == {"doc_light"}
+    assert found(year=1931) == {"doc_light", "doc_bread", "doc_pears"}  # compared as text
+    assert found(year=1931, open=True) == {"doc_bread"}
+    assert found(share=0.5) == {"doc_pears"}
+    for missing in ({"region": "inland"}, {"open": False}, {"nothing": "x"}, {"year": 193}):
+        with pytest.raises(NotFound, match="with metadata"):
+            found(**missing)  # type: ignore[arg-type]
+
+
+def test_metadata_and_names_both_have_to_fit(router: Router, upload: Upload, database: Database) -> None:
+    for document_id, text in DOCUMENTS.items():
+        upload(document_id, text)
+    with database.write() as session:
+        session.execute(update(Document).values(meta={"kind": "place"}))
+    route = router.route(
+        "Which animals pick the pears?",
+        namespace="default",
+        document_ids=["doc_bread"],
+        metadata={"kind": "place"},
+        top_k=8,
+    )
+    assert {one.document_id for one in route.adapters} == {"doc_bread"}
