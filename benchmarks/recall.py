@@ -2,18 +2,22 @@
 
     python -m benchmarks.recall --dataset squad --documents 20 --questions-per-document 5 --methods base,rag,lora
                                 --json [--smoke] [--url http://127.0.0.1:8000] [--data FILE] [--seeds 0 1 2]
-                                [--namespace NAME] [--out FILE [--resume]] [--keep] [--max-tokens N]
+                                [--unanswerable N] [--namespace NAME] [--out FILE [--resume]] [--keep] [--max-tokens N]
                                 [--max-seconds S] [--judge-url URL --judge-model NAME] [--check 'lora.f1>=0.6*rag.f1']
 
 Documents and their questions are drawn with the seed and uploaded as text alone, each seed into a namespace of its own;
 questions are asked in random order, for each the methods in random order, greedily. Methods are in
 `benchmarks.recall_methods` (`table2` are the rows of the paper's Table 2), question sets in `benchmarks.datasets`,
 scores in `benchmarks.answer_scores`. Intervals are 95 % bootstraps that redraw whole documents; `minus` has paired
-differences to rag, lora and lora-top3, where these are asked.
+differences to rag, lora, lora-top3 and lora:oracle, where these are asked.
 
 `router_first` is how often the right document is the first of those an answer is from, `router_inside` how often it is
 among them; for text in the prompt these are the documents that the text is from. A method that the server refuses
 (HTTP status 422) is `refused`, with the reason.
+
+Method `auto` may say that nothing stored is about a question: `refused_answerable` is how often it does so where a
+document has the answer. With `--unanswerable N` it is also asked N questions, drawn with the seed, of documents that
+share no title with the draw's: `refused_unanswerable`, and counted in nothing else.
 
 With `--out FILE` every answer goes at once to `FILE` with the suffix .jsonl, and `--resume` goes on with what is there.
 Documents in `--namespace` that have the same text are used as they are, not learnt again. At the end the documents that
@@ -26,33 +30,38 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
-from typing import TypeVar, cast
 from uuid import uuid4
 
 import httpx
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.answer_scores import CHOICE_METRICS, TEXT_METRICS, scores
+from benchmarks.answer_scores import CHOICE_METRICS, TEXT_METRICS
 from benchmarks.circumstances import circumstances
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.judge import Judge
 from benchmarks.passages import follow
+from benchmarks.recall_ask import Learnt, ask_all, bar
 from benchmarks.recall_journal import Journal, Line, key_of
-from benchmarks.recall_methods import GROUPS, Corpus, chosen_methods
-from benchmarks.recall_plan import Plan, Step, draw_plan, joined, smoke_plan, steps
+from benchmarks.recall_methods import GROUPS, Corpus, Method, chosen_methods
+from benchmarks.recall_plan import Plan, draw_plan, joined, smoke_plan, steps
 from benchmarks.recall_smoke import SMOKE_METHODS
-from benchmarks.recall_summary import COST, ROUTING, Bound, checks, parse_bound, summary, table
-from loramem.client import Client, Refused
-from loramem.records import Mode
+from benchmarks.recall_summary import (
+    COST,
+    REFUSING,
+    ROUTING,
+    UNANSWERABLE,
+    Bound,
+    checks,
+    parse_bound,
+    summary,
+    table,
+)
+from loramem.client import Client
 
 Connect = Callable[[str], Client]
 """A client of one namespace."""
-T = TypeVar("T")
 
 
 def main(
@@ -91,7 +100,7 @@ def served_model(url: str, api_key: str | None, transport: httpx.BaseTransport |
         with httpx.Client(base_url=url, headers=headers, transport=transport) as http:
             name = http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
     except httpx.HTTPError as error:
-        raise SystemExit(f"benchmarks.recall: no loramem server at {url}: {error}") from error
+        raise SystemExit(f"no loramem server at {url}: {error}") from error
     return Path(name).name if Path(name).is_absolute() else str(name)
 
 
@@ -99,19 +108,12 @@ def run(connect: Connect, plan: Plan, journal: Journal, *, keep: bool, resumable
     """Learn and ask what the journal does not hold yet. A method that was refused is not tried again."""
     for seed, items in plan.draws.items():
         methods = [method for method in plan.methods if method.name not in journal.refused]
-        todo = [step for step in steps(seed, items, methods) if step.key not in journal.answers]
+        every = steps(seed, items, methods, plan.unanswerable.get(seed, ()))
+        todo = [step for step in every if step.key not in journal.answers]
         if todo:
             needed = {step.method.corpus for step in todo}
             with learnt(connect, plan, journal, seed, needed, keep=keep, resumable=resumable) as corpora:
-                ask_all(corpora, plan, journal, todo)
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """A corpus on the server; `ids` are the server's document ids by key."""
-
-    client: Client
-    ids: dict[str, str]
+                ask_all(corpora, journal, todo, plan.max_tokens)
 
 
 @contextmanager
@@ -159,7 +161,7 @@ def learn(corpus: Learnt, plan: Plan, journal: Journal, seed: int, kind: Corpus)
         journal.add("document", line)
         if created or document["state"] != "live":
             waiting.append(accepted["job"]["id"])
-    for job in _bar(waiting, f"learning, {kind}"):
+    for job in bar(waiting, f"learning, {kind}"):
         follow(corpus.client, job)
     journal.add("learnt", {"namespace": namespace, "waited_for": len(waiting), "seconds": _since(started)})
 
@@ -168,51 +170,12 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 1)
 
 
-def ask_all(corpora: Mapping[Corpus, Learnt], plan: Plan, journal: Journal, todo: Sequence[Step]) -> None:
-    for step in _bar(todo, "asking"):
-        if step.method.name in journal.refused:
-            continue
-        try:
-            journal.add("answer", ask(corpora[step.method.corpus], step, plan.max_tokens))
-        except Refused as error:
-            if error.status != HTTPStatus.UNPROCESSABLE_ENTITY:
-                raise
-            journal.add("refused", {"method": step.method.name, "reason": str(error)})  # the others stand
-
-
-def ask(corpus: Learnt, step: Step, max_tokens: int) -> Line:
-    """The answer with its scores and where it is from."""
-    method, asked = step.method, step.asked
-    right = corpus.ids.get(step.drawn.key, "")
-    named = {"document_ids": [right]} if method.oracle else {}
-    mode = cast(Mode, method.mode)
-    reply = corpus.client.query(asked.prompt, mode, **method.options, **named, max_tokens=max_tokens)
-    sources = [one["document_id"] for one in reply["routed"] or reply["context"]]
-    return {
-        "seed": step.seed,
-        "document": step.drawn.key,
-        "question_number": step.number,
-        "method": method.name,
-        "level": asked.level,
-        "question": asked.question,
-        "references": list(asked.answers),
-        "answer": reply["answer"],
-        "mode": reply["mode"],
-        "scores": scores(reply["answer"], asked),
-        "right_document": right,
-        "routed": [one["document_id"] for one in reply["routed"]],
-        "first": sources[:1] == [right] if method.routes else None,
-        "inside": right in sources if method.routes else None,
-        "usage": reply["usage"],
-        "timings_ms": reply["timings_ms"],
-    }
-
-
 def judge_all(judge: Judge, plan: Plan, journal: Journal) -> None:
-    """Every answer without a judgement yet. Raises `NoJudgement`; what was judged so far is in the journal."""
+    """Every scored answer without a judgement yet. Raises `NoJudgement`; what was judged so far is in the journal."""
     names = {method.name for method in plan.methods}
-    lines = [line for key, line in journal.answers.items() if line["method"] in names and key not in journal.judgements]
-    for line in _bar(lines, "judging"):
+    waiting = [line for key, line in journal.answers.items() if line["scores"] and key not in journal.judgements]
+    lines = [line for line in waiting if line["method"] in names]
+    for line in bar(lines, "judging"):
         opinion = judge.judge(line["question"], line["references"], line["answer"])
         place = {name: line[name] for name in ("seed", "document", "question_number", "method")}
         journal.add("judgement", place | {"score": opinion.score, "reason": opinion.reason})
@@ -233,11 +196,6 @@ def _judged(line: Line, journal: Journal) -> Line:
     return line | {"scores": line["scores"] | {"judge": float(opinion["score"])}} if opinion else line
 
 
-def _bar(steps: Sequence[T], name: str) -> Iterator[T]:
-    """A progress bar, where somebody looks on."""
-    return iter(tqdm(steps, desc=name, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True))
-
-
 def _journal_file(out: Path | None) -> Path | None:
     return out.with_suffix(".jsonl") if out else None
 
@@ -249,6 +207,7 @@ def _command(options: argparse.Namespace) -> str:
     what = "--smoke" if options.smoke else what
     what += f" --methods {','.join(options.methods)} --seeds {' '.join(map(str, options.seeds))}"
     what += f" --data {options.data.name}" if options.data else ""
+    what += f" --unanswerable {options.unanswerable}" if options.unanswerable else ""
     what += f" --max-tokens {options.max_tokens}" if options.max_tokens else ""
     what += f" --max-seconds {options.max_seconds:g}" if options.max_seconds else ""
     what += f" --judge-model {options.judge_model}" if options.judge_url else ""
@@ -279,8 +238,10 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]
 
 def _plan(options: argparse.Namespace) -> Plan:
     methods = chosen_methods(options.methods)
+    if options.unanswerable and not any(method.takes_unanswerable for method in methods):
+        raise ValueError("--unanswerable asks methods that may refuse to answer, and none is chosen: add auto")
     if options.smoke:
-        return smoke_plan(options.seeds[0], methods)
+        return smoke_plan(options.seeds[0], methods, options.unanswerable)
     return draw_plan(
         options.dataset,
         options.data,
@@ -290,6 +251,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         questions=options.questions_per_document,
         max_tokens=options.max_tokens,
         max_seconds=options.max_seconds,
+        unanswerable=options.unanswerable,
     )
 
 
@@ -298,13 +260,18 @@ def _check_bounds(options: argparse.Namespace, plan: Plan) -> None:
     asked = [question for items in plan.draws.values() for one in items for question in one.item.questions]
     metrics = TEXT_METRICS if all(one.options is None for one in asked) else CHOICE_METRICS
     judged = ("judge",) if options.judge_url else ()
-    routing = {method.name: tuple(ROUTING) if method.routes else () for method in plan.methods}
+    shares = {method.name: _shares(method, plan) for method in plan.methods}
     for method, metric in [named for bound in options.check for named in bound.named]:
-        known = (*metrics, *judged, *COST, *routing.get(method, ()))
-        if method not in routing:
-            raise ValueError(f"--check names {method!r}, which is not asked; there are {', '.join(routing)}")
+        known = (*metrics, *judged, *COST, *shares.get(method, ()))
+        if method not in shares:
+            raise ValueError(f"--check names {method!r}, which is not asked; there are {', '.join(shares)}")
         if metric not in known:
             raise ValueError(f"--check names {metric!r}; {method} has {', '.join(known)}")
+
+
+def _shares(method: Method, plan: Plan) -> tuple[str, ...]:
+    routing, refusing = ROUTING if method.routes else (), REFUSING if method.can_refuse else ()
+    return *routing, *refusing, *((UNANSWERABLE,) if method.takes_unanswerable and plan.unanswerable else ())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -316,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
     add("--documents", type=_positive, default=20, help="how many are drawn, of as many as there are")
     add("--questions-per-document", type=_positive, metavar="N", help="how many are drawn of each; default: all")
+    add("--unanswerable", type=_positive, default=0, metavar="N", help="further questions, of documents not drawn")
     add("--methods", type=lambda names: names.split(","), metavar="NAME,...", help=f"names, or {', '.join(GROUPS)}")
     add("--seeds", "--seed", type=int, nargs="+", default=[0], help="of the draws; each is learnt and asked by itself")
     add("--namespace", help="documents there with the same text are used as they are; default: a fresh one")

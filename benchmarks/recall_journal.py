@@ -4,7 +4,7 @@ settings   what the run asks; the first line
 document   one that the server has: its id there, and whether this run put it there
 learnt     a namespace whose documents are live, and after how many seconds
 refused    a method that the server does not know, and what it said
-answer     an answer with its scores
+answer     an answer with its scores, or to a question that nothing uploaded answers (`answerable` is false)
 judgement  a judge's opinion on an answer
 """
 

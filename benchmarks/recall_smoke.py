@@ -1,4 +1,4 @@
-"""Two short documents with five questions each, made up: what a server answers about them it has from them."""
+"""Short documents with five questions each, made up: what a server answers about them it has from them."""
 
 from benchmarks.datasets import Asked, Item
 
@@ -35,3 +35,16 @@ SMOKE_ITEMS = (
         ("From what are the wheels on which the dome on Mount Senna turns?", "a railway carriage"),
     ),
 )
+
+SMOKE_OTHER = _item(
+    "The bridge of Halm",
+    "The bridge of Halm has eleven arches of red sandstone. It was opened in 1688 by the abbess Thea Morland. "
+    "A lantern burns at its northern end from dusk to dawn. Carts pay two pennies, and geese go over free. "
+    "The river below it is called the Vesk.",
+    ("How many arches does the bridge of Halm have?", "eleven"),
+    ("Who opened the bridge of Halm?", "Thea Morland"),
+    ("In which year was the bridge of Halm opened?", "1688"),
+    ("How much do carts pay on the bridge of Halm?", "two pennies"),
+    ("What is the river below the bridge of Halm called?", "the Vesk"),
+)
+"""Where a third is wanted, or one that is not uploaded."""

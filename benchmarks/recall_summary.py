@@ -14,9 +14,15 @@ from benchmarks.scores import mean
 
 Figures = dict[str, Any]
 ROUTING = {"router_first": "first", "router_inside": "inside"}
+REFUSING = {"refused_answerable": "refused"}
 """Figure, and which part of an answer it is the share of."""
+UNANSWERABLE = "refused_unanswerable"
+"""The same share of the answers to questions that nothing uploaded answers; no other figure counts these."""
+NAME_WIDTH = 32
 COST = ("answer_tokens", "mean_k", "latency_ms_p50", "latency_ms_p95")
-_BOUND = re.compile(r"\s*([\w:-]+)\.(\w+)\s*(>=|<=)\s*(?:([\d.]+)\s*\*\s*)?(?:([\d.]+)|([\w:-]+)\.(\w+))\s*")
+_FIGURE = r"([\w:-]+(?:\.\d[\w:-]*)?)\.(\w+)"
+"""Of a method, whose name may hold a number as 1.5."""
+_BOUND = re.compile(rf"\s*{_FIGURE}\s*(>=|<=)\s*(?:([\d.]+)\s*\*\s*)?(?:([\d.]+)|{_FIGURE})\s*")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ def parse_bound(text: str) -> Bound:
 
 def summary(answers: Sequence[Line], methods: Sequence[str], refused: Mapping[str, str], seed: int) -> Figures:
     """By method, in the order given. Answers hold `scores` by metric, 0 to 1 (`judge`: 0 to 10)."""
-    by_method = {name: [line for line in answers if line["method"] == name] for name in methods}
+    by_method = _by_method([line for line in answers if _answerable(line)], methods)
+    unanswerable = _by_method([line for line in answers if not _answerable(line)], methods)
     figures: Figures = {}
     for name, lines in by_method.items():
         if name in refused:
@@ -55,8 +62,18 @@ def summary(answers: Sequence[Line], methods: Sequence[str], refused: Mapping[st
             references = {one: by_method[one] for one in REFERENCES if by_method.get(one) and one != name}
             asked = {one: others for one, others in references.items() if one not in refused}
             minus = {one: _differences(lines, others, seed) for one, others in asked.items()}
-            figures[name] = {"state": "done"} | _figures(lines, seed) | {"minus": minus}
+            beyond = _shares({UNANSWERABLE: "refused"}, unanswerable[name], seed)
+            figures[name] = {"state": "done"} | _figures(lines, seed) | beyond | {"minus": minus}
     return figures
+
+
+def _by_method(answers: Sequence[Line], methods: Sequence[str]) -> dict[str, list[Line]]:
+    return {name: [line for line in answers if line["method"] == name] for name in methods}
+
+
+def _answerable(line: Line) -> bool:
+    """Journals of before the others were asked do not say so."""
+    return bool(line.get("answerable", True))
 
 
 def _figures(lines: Sequence[Line], seed: int) -> Figures:
@@ -70,11 +87,15 @@ def _figures(lines: Sequence[Line], seed: int) -> Figures:
         "latency_ms_p50": round(percentile(total, 50), 1),
         "latency_ms_p95": round(percentile(total, 95), 1),
     }
-    for name, place in ROUTING.items():
-        routed = [line for line in lines if line[place] is not None]
-        figures |= {name: _estimate(routed, _number(place), seed)} if routed else {}
+    figures |= _shares(ROUTING | REFUSING, lines, seed)
     figures |= _parts("levels", lines, lambda line: line["level"]) | _parts("seeds", lines, lambda line: line["seed"])
     return figures
+
+
+def _shares(places: Mapping[str, str], lines: Sequence[Line], seed: int) -> Figures:
+    """Of the answers for which there is such a thing, where there are any."""
+    held = {name: [line for line in lines if line.get(place) is not None] for name, place in places.items()}
+    return {name: _estimate(some, _number(places[name]), seed) for name, some in held.items() if some}
 
 
 def _parts(name: str, lines: Sequence[Line], part: Callable[[Line], Any]) -> Figures:
@@ -87,9 +108,9 @@ def _parts(name: str, lines: Sequence[Line], part: Callable[[Line], Any]) -> Fig
 
 def _means(lines: Sequence[Line]) -> Figures:
     means = {metric: round(mean([_scored(metric)(line) for line in lines]), 4) for metric in _metrics(lines)}
-    for name, place in ROUTING.items():
-        routed = [float(line[place]) for line in lines if line[place] is not None]
-        means |= {name: round(mean(routed), 4)} if routed else {}
+    for name, place in (ROUTING | REFUSING).items():
+        held = [float(line[place]) for line in lines if line.get(place) is not None]
+        means |= {name: round(mean(held), 4)} if held else {}
     return {"questions": len(lines)} | means
 
 
@@ -159,7 +180,7 @@ def _checked(bound: Bound, figures: Figures) -> dict[str, Any]:
 
 
 def value_of(figures: Figures, method: str, metric: str) -> float | None:
-    """A score's or the router's mean, or a figure of cost."""
+    """A score's mean, a share, or a figure of cost."""
     of_method = figures.get(method, {})
     estimate = of_method.get("scores", {}).get(metric, of_method.get(metric))
     value = estimate["mean"] if isinstance(estimate, dict) else estimate
@@ -170,18 +191,18 @@ def table(figures: Figures) -> str:
     """A line a method, a column a score with its interval."""
     done = [one for one in figures.values() if one["state"] == "done"]
     metrics = list(dict.fromkeys(metric for one in done for metric in one["scores"]))
-    head = f"{'method':<22}" + "".join(f"{metric:>24}" for metric in metrics)
+    head = f"{'method':<{NAME_WIDTH}}" + "".join(f"{metric:>24}" for metric in metrics)
     head += f"{'routed first':>14}{'tokens':>8}{'p50 ms':>9}"
     return "\n".join([head, *(_row(name, one, metrics) for name, one in figures.items())])
 
 
 def _row(name: str, one: Figures, metrics: Sequence[str]) -> str:
     if one["state"] != "done":
-        return f"{name:<22}{one['state']}: {one['reason']}"
+        return f"{name:<{NAME_WIDTH}}{one['state']}: {one['reason']}"
     scores = "".join(f"{_shown(one['scores'].get(metric)):>24}" for metric in metrics)
     first = one.get("router_first")
     routed = f"{first['mean']:>14.3f}" if first else f"{'':>14}"
-    return f"{name:<22}{scores}{routed}{one['answer_tokens']:>8.1f}{one['latency_ms_p50']:>9.0f}"
+    return f"{name:<{NAME_WIDTH}}{scores}{routed}{one['answer_tokens']:>8.1f}{one['latency_ms_p50']:>9.0f}"
 
 
 def _shown(estimate: Figures | None) -> str:

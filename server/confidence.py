@@ -19,9 +19,9 @@ MARGINS = tuple(step / 100 for step in range(5, 31))
 """Tried in this order; a lead is a share of the best score."""
 UNANSWERED = 0.95
 """Share of the questions without an answer that are to be known as such."""
-RELEVANT = (0.25, 0.40)
+RELEVANT = (0.24, 0.30)
 """Where the least relevant score may lie: held-out questions are not users' questions, so they do not decide alone."""
-STRONG_BY = 0.10
+STRONG_BY = 0.08
 """Above the least relevant score."""
 ENOUGH = 20
 """Held-out questions; with fewer the defaults stay."""
@@ -34,8 +34,8 @@ class Thresholds:
     """
 
     margin: float = 0.15
-    relevant: float = 0.35
-    strong: float = 0.45
+    relevant: float = 0.27
+    strong: float = 0.35
     questions: int = 0
 
 

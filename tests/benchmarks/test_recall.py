@@ -1,7 +1,7 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 import pytest
@@ -10,9 +10,8 @@ from benchmarks.recall import main
 from benchmarks.recall_journal import Journal, NotThisRun
 from benchmarks.recall_methods import GROUPS, METHODS, chosen_methods
 from benchmarks.recall_plan import smoke_plan, steps
-from loramem.records import Mode
 from server.api.schemas import QueryIn
-from tests.benchmarks.fake_server import FakeServer
+from tests.benchmarks.fake_server import MemoryServer
 
 Json = dict[str, Any]
 DOCUMENTS: list[Json] = [
@@ -20,65 +19,6 @@ DOCUMENTS: list[Json] = [
     {"title": "Roof", "text": "The roof is copper.", "questions": [{"question": "Roof what?", "answer": "copper"}]},
     {"title": "Barn", "text": "The barn is brick.", "questions": [{"question": "Barn what?", "answer": "brick"}]},
 ]
-
-
-class MemoryServer(FakeServer):
-    """Routes a question to the document whose title it begins with, `Roof` to the mill first. Knows no `select`.
-
-    The same external id in a namespace is the same document. `dies_after` so many answers it is gone.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(lambda question, text, training: "", refuses={}, fails={})
-        self.dies_after = 10**6
-
-    def reply(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "/models/tiny"}, {"id": "default:lora"}]})
-        return super().reply(request)
-
-    def _accept(self, body: Json) -> httpx.Response:
-        same = [one for one in self.documents.values() if self._place(one) == self._place(body)]
-        if same:
-            known = {"id": same[0]["id"], "state": "live"}
-            return httpx.Response(202, json={"document": known, "job": {"id": "none"}, "created": False})
-        reply = super()._accept(body)
-        found = json.loads(reply.content)
-        return httpx.Response(202, json=found | {"document": found["document"] | {"state": "pending"}})
-
-    def _place(self, one: Json) -> tuple[str, str]:
-        return one["namespace"], one["external_id"]
-
-    def _answered(self, body: Json) -> httpx.Response:
-        if len(self.asked) >= self.dies_after:
-            raise httpx.ConnectError("gone")
-        if body.get("compose") == "select":
-            return httpx.Response(422, json={"detail": "compose must be merge"})
-        self.asked.append(body)
-        here = [one for one in self.documents.values() if one["namespace"] == body["namespace"]]
-        named = body.get("document_ids", [one["id"] for one in here])
-        candidates = sorted((one for one in here if one["id"] in named), key=lambda one: self._order(body, one))
-        used = candidates[: body.get("top_k", 1)] if body["mode"] != "base" else []
-        weights = body["mode"] in ("lora", "hybrid")
-        spans = [{"document_id": one["id"]} for one in used if body["mode"] != "lora"]
-        reply = {
-            "answer": self._said(used[0]["text"]) if used else "I do not know",
-            "mode": body["mode"],
-            "routed": [{"document_id": one["id"]} for one in used] if weights else [],
-            "context": spans,
-            "usage": {"completion_tokens": 4},
-            "timings_ms": {"total": 100.0 + len(self.asked)},
-        }
-        return httpx.Response(200, json=reply)
-
-    def _order(self, body: Json, one: Json) -> int:
-        first = body["question"].split()[0]
-        if first == "Roof" and body["mode"] == "lora":
-            return ["Mill", "Roof", "Barn", "Joined"].index(one["title"])
-        return 0 if one["title"] == first else 1
-
-    def _said(self, text: str) -> str:
-        return "Jon Ask" if text.startswith("Jon") else text.split()[-1].rstrip(".")
 
 
 @pytest.fixture
@@ -122,7 +62,7 @@ def test_methods_are_compared_on_the_same_questions(
     assert (methods["lora-top3"]["mean_k"], methods["rag"]["mean_k"], methods["lora"]["answer_tokens"]) == (3, 0, 4)
     assert methods["lora"]["minus"]["rag"]["em"]["mean"] == -0.3333
     assert methods["lora"]["minus"]["rag"]["em"]["interval"] == [-1.0, 0.0]
-    assert list(methods["rag"]["minus"]) == ["lora", "lora-top3"]
+    assert list(methods["rag"]["minus"]) == ["lora", "lora-top3", "lora:oracle"]
     assert not server.documents
     assert (report["settings"]["file"], report["settings"]["model"]) == ("own.jsonl", "tiny")
     assert str(data.parent) not in json.dumps(report)
@@ -144,8 +84,7 @@ def test_every_question_is_asked_by_every_method_once_in_mixed_order(
 
 def test_what_the_server_is_asked_is_what_it_takes() -> None:
     for method in METHODS.values():
-        if method.mode in get_args(Mode):  # `auto` is for servers that know it
-            QueryIn.model_validate({"question": "Q", "mode": method.mode, **method.options})
+        QueryIn.model_validate({"question": "Q", "mode": method.mode, **method.options})
     assert [method.name for method in chosen_methods(["lora", "table2", "lora"])][:2] == ["lora", "base"]
     assert chosen_methods(["hybrid-icl:oracle"])[0].oracle
     with pytest.raises(ValueError, match=r"no method is called 'dora'; there are base, .*table2"):
@@ -173,9 +112,9 @@ def test_single_adapters_are_in_namespaces_of_their_own(
 def test_a_method_that_the_server_refuses_leaves_the_others(
     server: MemoryServer, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments(data, "--methods", "rag,lora-select", "--check", "lora-select.em>=0.1")
+    given = arguments(data, "--methods", "rag,lora-top3-cat", "--check", "lora-top3-cat.em>=0.1")
     report = ask(server, capsys, given, status=1)
-    assert report["methods"]["lora-select"] == {"state": "refused", "reason": "compose must be merge"}
+    assert report["methods"]["lora-top3-cat"] == {"state": "refused", "reason": "cat needs more rank"}
     assert report["methods"]["rag"]["questions"] == 3
     assert [one["ok"] for one in report["checks"]] == [False]
 
@@ -183,7 +122,7 @@ def test_a_method_that_the_server_refuses_leaves_the_others(
 def test_a_refused_method_is_not_learnt_for_again(
     server: MemoryServer, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = arguments(data, "--methods", "rag,lora-select", "--out", str(tmp_path / "out.json"))
+    given = arguments(data, "--methods", "rag,lora-top3-cat", "--out", str(tmp_path / "out.json"))
     first = ask(server, capsys, given)
     assert ask(server, capsys, [*given, "--resume"])["methods"] == first["methods"]
     assert len(server.uploaded) == 3
@@ -274,6 +213,11 @@ def test_checks_are_those_that_were_asked_for(
         (["--methods", "rag", "--check", "lora.f1>=1"], "'lora', which is not asked; there are rag"),
         (["--methods", "rag", "--check", "rag.accuracy>=1"], "rag has em, f1, rouge_l"),
         (["--resume"], "--resume needs --out"),
+        (["--unanswerable", "1"], "none is chosen: add auto"),
+        (["--unanswerable", "0"], "must be 1 or more"),
+        (["--unanswerable", "1", "--methods", "auto"], "0 questions are of documents with other titles"),
+        (["--methods", "auto", "--check", "auto.refused_unanswerable>=1"], "router_inside, refused_answerable"),
+        (["--methods", "lora:oracle3"], "there is lora:oracle"),
         (["--out", "x.jsonl"], "with the suffix .jsonl"),
         (["--judge-url", "http://judge/v1"], "go together"),
         (["--documents", "0"], "must be 1 or more"),
@@ -349,11 +293,11 @@ def test_a_smoke_run_brings_its_own_documents(server: MemoryServer, capsys: pyte
 def test_the_table_has_a_line_for_each_method(
     server: MemoryServer, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(arguments(data, "--methods", "rag,lora-select")[1:], server.transport)
-    head, rag, select = capsys.readouterr().out.splitlines()
+    main(arguments(data, "--methods", "rag,lora-top3-cat")[1:], server.transport)
+    head, rag, cat = capsys.readouterr().out.splitlines()
     assert head.split() == ["method", "em", "f1", "rouge_l", "routed", "first", "tokens", "p50", "ms"]
     assert rag.split()[:4] == ["rag", "1.000", "[1.000,", "1.000]"]
-    assert select.split(maxsplit=1) == ["lora-select", "refused: compose must be merge"]
+    assert cat.split(maxsplit=1) == ["lora-top3-cat", "refused: cat needs more rank"]
 
 
 def test_a_damaged_journal_is_not_gone_on_with(tmp_path: Path) -> None:
