@@ -97,12 +97,13 @@ class Trainer(Base):
         layers = lora.placed(self.model, self.recipe.placement, lower)
         parts = self._parts(layers, rank)
         groups = [self._groups(lesson) for lesson in lessons]
+        draw = self._draw(groups, [self._neighbours(lesson) for lesson in lessons])  # asks the base, so before adapters
         asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
         with lora.attached(
             self.model, layers.__contains__, count=len(lessons), rank=rank, scaling=ALPHA_PER_RANK, less=parts
         ) as parameters:
             live = self._started(parameters, parts)
-            loop = self._loop(list(live.values()), groups, [self._neighbours(lesson) for lesson in lessons], lower)
+            loop = self._loop(list(live.values()), draw, lower)
             if keep is not None:
                 on_step = self._kept(loop, keep, self._digest(lessons, rank), on_step)
             earlier_s = loop.spent_s
@@ -120,17 +121,9 @@ class Trainer(Base):
             for index, lesson in enumerate(lessons)
         ]
 
-    def _loop(
-        self,
-        live: Sequence[Tensor],
-        groups: Sequence[Sequence[Sequence[Row]]],
-        neighbours: Sequence[Sequence[Row]],
-        lower: int,
-    ) -> Loop:
+    def _loop(self, live: Sequence[Tensor], draw: Draw, lower: int) -> Loop:
         compute = self._compute(lower if self.recipe.placement == "late" else 0)
-        return Loop(
-            compute, live, self._draw(groups, neighbours), self.recipe, self.seed, learning_rate=self.learning_rate
-        )
+        return Loop(compute, live, draw, self.recipe, self.seed, learning_rate=self.learning_rate)
 
     def _kept(self, loop: Loop, keep: Keeper, of: str, on_step: OnStep) -> OnStep:
         """Take the loop to where `keep` has it; gives the `on_step` that saves when it is due."""

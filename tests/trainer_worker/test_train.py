@@ -54,6 +54,15 @@ def test_the_base_is_as_before_after_training(trainer: Trainer) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("count", [3, 7])
+def test_the_first_training_of_a_process_may_be_of_any_number_side_by_side(folder: Path, count: int) -> None:
+    """The base answers anchors and neighbours then, which must not happen through the adapters in training."""
+    fresh = Trainer(str(folder), seed=0, recipe=replace(QUICK, anchors=0.5, min_steps=1, epochs=0.1), base_name="tiny")
+    lesson = Lesson(LESSONS, (), [Example("What is the colour of snow?", "", "user")])
+    trained = fresh.train_all([lesson] * count, rank=8, max_seconds=60, on_step=ignore)
+    assert len(trained) == count
+
+
 def test_stopping_in_mid_training_leaves_the_base_as_before(trainer: Trainer) -> None:
     def cancel(step: int, total: int, loss: float) -> None:
         if step == 3:
