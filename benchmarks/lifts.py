@@ -28,6 +28,7 @@ from benchmarks.circumstances import check, circumstances
 from benchmarks.datasets import DATA_SETS
 from benchmarks.scores import mean, token_f1
 from loramem.client import Client
+from server.route import TEMPERATURE
 
 if TYPE_CHECKING:
     from trainer_worker.base import Base
@@ -43,9 +44,11 @@ Lift = Callable[["Answer", int], float]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one adapter said, and the log-probability of each token with it and without, in nats."""
+    """What one adapter said, and the log-probability of each token with it and without, in nats; `prior` is the
+    router's, up to a constant: its score over the temperature of its weights."""
 
     text: str
+    prior: float
     own: Sequence[float]
     base: Sequence[float]
     f1: float
@@ -60,17 +63,22 @@ CRITERIA: dict[str, Lift] = {
     "summed lift": lambda answer, head: sum(_lifts(answer, head)),
     "greatest lift": lambda answer, head: max(_lifts(answer, head), default=0.0),
     "mean log-probability": lambda answer, head: mean(answer.own[:head]),
+    "router": lambda answer, head: answer.prior,
+    "router + mean log-probability": lambda answer, head: answer.prior + mean(answer.own[:head]),
+    "router + summed log-probability": lambda answer, head: answer.prior + sum(answer.own[:head]),
+    "router + mean lift": lambda answer, head: answer.prior + mean(_lifts(answer, head)),
 }
 
 
 @dataclass
 class Asking:
-    """A question with the adapters that may answer; `answers` by adapter id."""
+    """A question with the adapters that may answer; `answers` and the router's `scores` by adapter id."""
 
     question: str
     references: Sequence[str]
     right: set[str]
     others: list[str]
+    scores: dict[str, float]
     answers: dict[str, Answer] = field(default_factory=dict)
 
 
@@ -107,8 +115,9 @@ def askings(client: Client, adapters: Adapters, options: argparse.Namespace) -> 
         right = {one["id"] for one in adapters.of(document)}
         for asked in drawn.item.questions:
             reply = client.query(asked.question, "lora", top_k=8, compose="merge", max_tokens=1)
-            others = [one["adapter_id"] for one in reply["routed"] if one["adapter_id"] not in right]
-            found.append(Asking(asked.question, asked.answers, right, others[: CANDIDATES - 1]))
+            scores = {one["adapter_id"]: one["score"] for one in reply["routed"]}
+            others = [one for one in scores if one not in right]
+            found.append(Asking(asked.question, asked.answers, right, others[: CANDIDATES - 1], scores))
     return found
 
 
@@ -138,7 +147,8 @@ def answer_with(base: "Base", archive: Archive, adapter_id: str, asked: Sequence
     without = base.surprises(rows)
     for one, text, row in zip(asked, texts, rows, strict=True):
         f1 = best(token_f1, text, one.references)
-        one.answers[adapter_id] = Answer(text, _negated(own[row]), _negated(without[row]), f1)
+        score = one.scores.get(adapter_id, min(one.scores.values()))  # what was not routed at all scores no better
+        one.answers[adapter_id] = Answer(text, score / TEMPERATURE, _negated(own[row]), _negated(without[row]), f1)
 
 
 def _negated(values: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from server.engine.engine import Engine, Sampling
 from server.generate import Generation, generate
 from server.merge import Merger
 from server.readiness import check_ready
-from server.route import Router
+from server.route import Router, priors
 from server.select import check_slots, select
 
 EMPTY_ROUTE = Route((), (), {}, {}, {})
@@ -52,7 +52,7 @@ class Answerer:
         prompt = await asyncio.to_thread(self.prompts.build, ask, route)
         prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merging) for group in groups))
         await prefetch
-        async with select(self.engine, prompt.token_ids, ask, prepared) as (deltas, selection):
+        async with select(self.engine, prompt.token_ids, ask, prepared, priors(route)) as (deltas, selection):
             head = Routed(decision, route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)
             yield head
             async with aclosing(generate(deltas, ask, generation)) as tokens:

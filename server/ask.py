@@ -143,14 +143,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of several adapters answers. `winner` counts among `lifts`, which are in the order of the route.
+    """Which of several adapters answers. `winner` counts among `logprobs`, which are in the order of the route.
 
-    A lift is the mean, over the first tokens of an adapter's answer, of how much more likely it made each than the base
-    model alone, in nats; `dropped_tokens` is what the others had said by then.
+    Each is the mean log-probability of the first tokens of an adapter's answer, in nats; minus infinity where it said
+    nothing. `dropped_tokens` is what the others had said by then.
     """
 
     winner: int
-    lifts: tuple[float, ...]
+    logprobs: tuple[float, ...]
     dropped_tokens: int
     seconds: float
 

@@ -107,6 +107,11 @@ def weights_of(scores: Sequence[float]) -> list[float]:
     return [part / PARTS for part in parts]
 
 
+def priors(route: Route) -> list[float]:
+    """Log of what the weights are in proportion to, before they are rounded."""
+    return [adapter.score / TEMPERATURE for adapter in route.adapters]
+
+
 def _weighted(adapters: Sequence[RoutedAdapter]) -> tuple[RoutedAdapter, ...]:
     weights = weights_of([adapter.score for adapter in adapters]) if adapters else []
     return tuple(replace(adapter, weight=weight) for adapter, weight in zip(adapters, weights, strict=True))

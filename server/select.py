@@ -1,6 +1,12 @@
-"""Let several adapters begin their answers side by side, and go on with the one that gained most over the base."""
+"""Let several adapters begin their answers side by side, and go on with the one that most likely knows.
+
+The router's score is the prior, how sure an adapter is of its first words the evidence; their sum decides: the score
+over the temperature of the router's weights, and the mean log-probability of the words. How far an adapter departs
+from the base model says less: one that invents departs as far as one that knows (`benchmarks.lifts`).
+"""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -36,14 +42,14 @@ def check_slots(ask: Ask, route: Route, slots: int) -> None:
 
 @asynccontextmanager
 async def select(
-    engine: Engine, prompt: list[int], ask: Ask, prepared: Sequence[Prepared]
+    engine: Engine, prompt: list[int], ask: Ask, prepared: Sequence[Prepared], priors: Sequence[float] = ()
 ) -> AsyncGenerator[Answering, None]:
     """Start the answer of the best of `prepared`, or the only one, or the base model where there is none.
 
-    Candidates share the prompt and the way of sampling. Each says `HEAD` tokens; the highest mean lift wins, of equals
-    the first, and the others are aborted. KV blocks are shared within a namespace only. A candidate that waits for a
-    slot needs nothing from its siblings: the engine runs them to their end whether they are read or not. Leaving the
-    context aborts whatever still runs.
+    Candidates share the prompt and the way of sampling; `priors` are theirs, in nats up to a constant. Each says `HEAD`
+    tokens; of equals the first wins, and the others are aborted. KV blocks are shared within a namespace only. A
+    candidate that waits for a slot needs nothing from its siblings: the engine runs them to their end whether they are
+    read or not. Leaving the context aborts whatever still runs.
     """
     if len(prepared) < 2:
         adapter = prepared[0].adapter if prepared else None
@@ -57,12 +63,13 @@ async def select(
         for one in prepared:
             deltas = engine.generate(prompt, sampling, adapter=one.adapter, salt=ask.namespace)
             candidates.append(_Candidate(await opened.enter_async_context(aclosing(deltas))))
-        lifts = await _together(candidate.lift(engine, prompt, ask.namespace) for candidate in candidates)
-        winner = lifts.index(max(lifts))
+        sure = await _together(candidate.begin() for candidate in candidates)
+        scores = [prior + logprob for prior, logprob in zip(priors, sure, strict=True)]
+        winner = scores.index(max(scores))
         chosen = candidates.pop(winner)
         await _together(loser.drop() for loser in candidates)
         dropped = sum(loser.said for loser in candidates)
-        selection = Selection(winner, tuple(lifts), dropped, time.perf_counter() - started)
+        selection = Selection(winner, tuple(sure), dropped, time.perf_counter() - started)
         yield await opened.enter_async_context(aclosing(chosen.answer())), selection
 
 
@@ -75,18 +82,14 @@ class _Candidate:
     def said(self) -> int:
         return sum(delta.token_count for delta in self.head)
 
-    async def lift(self, engine: Engine, prompt: list[int], salt: str) -> float:
-        """Mean gain in nats per token of the head over the base model; 0 where nothing is said."""
+    async def begin(self) -> float:
+        """Mean log-probability of the head's tokens, in nats; minus infinity where nothing is said."""
         async for delta in self.deltas:
             self.head.append(delta)
             if self.said >= HEAD:
                 break
-        tokens = [token for delta in self.head for token in delta.token_ids][:HEAD]
-        if not tokens:
-            return 0.0
-        own = [item.logprob for delta in self.head for item in delta.logprobs][:HEAD]
-        base = await engine.score(prompt, tokens, salt=salt)
-        return fmean(with_adapter - without for with_adapter, without in zip(own, base, strict=True))
+        logprobs = [item.logprob for delta in self.head for item in delta.logprobs][:HEAD]
+        return fmean(logprobs) if logprobs else -math.inf
 
     async def drop(self) -> None:
         await self.deltas.aclose()

@@ -1,6 +1,7 @@
 """/query: ask the memory."""
 
 import json
+import math
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -111,8 +112,8 @@ async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> Asyn
 
 def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
     selecting = ask.compose == "select" and bool(routed.prepared)
-    lifts = routed.selection.lifts if routed.selection else [None] * len(routed.adapters)
-    adapters = [_routed_out(adapter, lift) for adapter, lift in zip(routed.adapters, lifts, strict=True)]
+    sure = routed.selection.logprobs if routed.selection else [None] * len(routed.adapters)
+    adapters = [_routed_out(adapter, logprob) for adapter, logprob in zip(routed.adapters, sure, strict=True)]
     spans = [SpanOut(document_id=s.document_id, chunk=s.chunk, start=s.start, end=s.end) for s in routed.spans]
     return AnswerHead(
         id=answer_id,
@@ -131,9 +132,10 @@ def _choice_out(choice: Choice | None) -> ChoiceOut | None:
     return None if choice is None else ChoiceOut(**vars(choice) | {"margin": round(choice.margin, 4)})
 
 
-def _routed_out(adapter: RoutedAdapter, lift: float | None) -> RoutedOut:
-    fields = {name: getattr(adapter, name) for name in RoutedOut.model_fields if name != "lift"}
-    return RoutedOut(**fields, lift=None if lift is None else round(lift, 4))
+def _routed_out(adapter: RoutedAdapter, logprob: float | None) -> RoutedOut:
+    fields = {name: getattr(adapter, name) for name in RoutedOut.model_fields if name != "logprob"}
+    said = logprob is not None and math.isfinite(logprob)
+    return RoutedOut(**fields, logprob=round(logprob, 4) if said and logprob is not None else None)
 
 
 def _merge_out(prepared: Prepared) -> MergeOut | None:

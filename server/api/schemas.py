@@ -216,7 +216,7 @@ class QueryIn(Schema):
     compose: Compose = Field(
         "select",
         description="of several adapters, in modes lora and hybrid: `select` has each begin its answer and goes on "
-        "with the one whose words gained most over the base model; `merge` makes one adapter of them. Others ignore it",
+        "with the one that most likely knows, by its words and the router; `merge` makes one of them. Others ignore it",
     )
     merge: MergeIn = Field(default_factory=lambda: MergeIn())
     context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
@@ -243,9 +243,8 @@ class RoutedOut(Schema):
     chunk: int
     score: float
     weight: float
-    lift: float | None = Field(
-        None,
-        description="of a candidate that was compared: nats per token by which it beat the base model at the start",
+    logprob: float | None = Field(
+        None, description="of a candidate that was compared: mean log-probability of its first tokens, in nats"
     )
 
 

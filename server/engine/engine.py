@@ -192,37 +192,18 @@ class Engine:
 
         `salt` keeps prefix-cache blocks of one namespace from being shared with another.
         """
-        async with aclosing(self._outputs(prompt, _sampling_params(sampling), adapter, salt)) as outputs:
-            async for output in outputs:
-                yield _delta(output)
-
-    async def score(self, prompt: list[int], continuation: list[int], *, salt: str | None = None) -> list[float]:
-        """Natural-log probability of each token of `continuation` after `prompt`, by the base model without adapter.
-
-        A request for each token, which may sample nothing else; what comes before is in the prefix cache. (vLLM 0.32
-        dies of `prompt_logprobs` in a batch while LoRA is on.) Raises `EngineUnavailable`.
-        """
-        work = [self._score(prompt + continuation[:n], token, salt) for n, token in enumerate(continuation)]
-        return await asyncio.gather(*work)
-
-    async def _score(self, prompt: list[int], token: int, salt: str | None) -> float:
-        async with aclosing(self._outputs(prompt, _scoring_params(token), None, salt)) as outputs:
-            logprobs = [output.outputs[0].logprobs async for output in outputs][-1]
-        return float(logprobs[0][token].logprob)
-
-    async def _outputs(
-        self, prompt: list[int], params: Any, adapter: EngineAdapter | None, salt: str | None
-    ) -> AsyncGenerator[Any, None]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         inputs: dict[str, Any] = {"prompt_token_ids": prompt}
         if salt:
             inputs["cache_salt"] = salt
-        outputs = self._live().generate(inputs, params, uuid.uuid4().hex, lora_request=_lora_request(adapter))
+        outputs = self._live().generate(
+            inputs, _sampling_params(sampling), uuid.uuid4().hex, lora_request=_lora_request(adapter)
+        )
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    yield output
+                    yield _delta(output)
         except EngineDeadError as error:
             raise errors.EngineUnavailable("the engine died; it is being restarted") from error
 
@@ -305,21 +286,6 @@ def _sampling_params(sampling: Sampling) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         output_kind=RequestOutputKind.DELTA,
-    )
-
-
-def _scoring_params(token: int) -> Any:
-    """The log-probability told is the one before all other tokens are ruled out."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        logprobs=0,
-        allowed_token_ids=[token],
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 

@@ -75,13 +75,14 @@ def test_the_adapter_that_knows_is_selected_and_answers_as_it_does_alone(live: L
     assert len(reply["routed"]) == 3
     (chosen,) = [hit for hit in reply["routed"] if hit["adapter_id"] == reply["selected"]]
     assert chosen["document_id"] == library.harbour
-    assert chosen["lift"] == max(hit["lift"] for hit in reply["routed"]) > 0
+    assert all(hit["logprob"] < 0 for hit in reply["routed"])
+    assert chosen["logprob"] > -1  # it was taught this
     assert reply["answer"] == live.ask(QUESTION, mode="lora", namespace="library")["answer"]
     assert reply["merge"] is None
     assert reply["usage"]["dropped_tokens"] >= 2
     assert 0 < reply["timings_ms"]["select"] < reply["timings_ms"]["total"]
-    assert [hit["lift"] for hit in live.ask(QUESTION, **asked)["routed"]] == pytest.approx(
-        [hit["lift"] for hit in reply["routed"]], abs=0.05
+    assert [hit["logprob"] for hit in live.ask(QUESTION, **asked)["routed"]] == pytest.approx(
+        [hit["logprob"] for hit in reply["routed"]], abs=0.05
     )
     _wait_idle(live)
 

@@ -1,7 +1,7 @@
 """An engine that says what a test tells it to, under the interface of `server.engine.engine.Engine`. For tests only.
 
 What it is asked is kept (`prompts`, `activated`), and so is how each generation came to its end (`ended`). Adapters may
-have scripts of their own (`scripts`, by the adapter id in their recipe); `base_logprobs` is what `score` says of words.
+have scripts of their own (`scripts`, by the adapter id in their recipe).
 """
 
 import asyncio
@@ -46,8 +46,6 @@ class ScriptedEngine(Engine):
         self.used: list[EngineAdapter | None] = []
         self.ended: list[str] = []
         self.scripts: dict[str, Script] = {}
-        self.base_logprobs: dict[str, float] = {}
-        self.scored: list[tuple[list[int], list[str], str | None]] = []
         self.slot_count = 8
         self.up = False
         self.broken = False
@@ -110,12 +108,6 @@ class ScriptedEngine(Engine):
         except (GeneratorExit, asyncio.CancelledError):
             self._end(script, f"aborted after {said}")
             raise
-
-    async def score(self, prompt: list[int], continuation: list[int], *, salt: str | None = None) -> list[float]:
-        self._need()
-        words = [self._vocabulary[token] for token in continuation]
-        self.scored.append((prompt, words, salt))
-        return [self.base_logprobs[word] for word in words]
 
     def _script(self, adapter: EngineAdapter | None) -> "Script":
         for adapter_id, script in self.scripts.items():

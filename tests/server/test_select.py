@@ -1,6 +1,7 @@
 """Choosing among adapters that begin their answers side by side, on an engine that follows a script."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -37,9 +38,7 @@ def engine_of(**scripts: Script) -> ScriptedEngine:
 
 
 def running(engine: ScriptedEngine, scripts: dict[str, Script]) -> ScriptedEngine:
-    """The base model gives every word -2."""
     engine.scripts = scripts
-    engine.base_logprobs = {word: -2.0 for script in scripts.values() for word in script.words}
     engine.up = True
     return engine
 
@@ -52,27 +51,35 @@ class Chosen:
     tokens: int
 
 
-async def answered(engine: ScriptedEngine, wanted: Ask | None = None) -> Chosen:
-    async with select(engine, PROMPT, wanted or ask(), prepared(*engine.scripts)) as (deltas, selection):
+async def answered(engine: ScriptedEngine, wanted: Ask | None = None, *priors: float) -> Chosen:
+    given = priors or [0.0] * len(engine.scripts)
+    async with select(engine, PROMPT, wanted or ask(), prepared(*engine.scripts), given) as (deltas, selection):
         said = [delta async for delta in deltas]
     tokens = sum(delta.token_count for delta in said)
     return Chosen("".join(delta.text for delta in said), selection, said[-1].finish_reason, tokens)
 
 
-def lifts(chosen: Chosen) -> tuple[float, ...]:
+def sure(chosen: Chosen) -> tuple[float, ...]:
     assert chosen.selection is not None
-    return chosen.selection.lifts
+    return chosen.selection.logprobs
 
 
-def test_the_winner_gained_most_over_the_base_model_however_sure_the_others_are() -> None:
-    engine = engine_of(ada_0=Script(KNOWN, logprob=-0.01), ada_1=Script(NEWS, logprob=-1.5))
-    engine.base_logprobs = dict.fromkeys(KNOWN, -0.02) | dict.fromkeys(NEWS, -9.0)
+def test_of_equal_priors_the_one_that_is_surest_of_its_first_words_wins() -> None:
+    engine = engine_of(ada_0=Script(KNOWN, logprob=-1.5), ada_1=Script(NEWS, logprob=-0.5))
     chosen = asyncio.run(answered(engine))
     assert chosen.text == "".join(NEWS)
     assert (chosen.finish_reason, chosen.tokens) == ("stop", len(NEWS))
-    assert lifts(chosen) == pytest.approx((0.01, 7.5))
+    assert sure(chosen) == pytest.approx((-1.5, -0.5))
     assert chosen.selection is not None
     assert (chosen.selection.winner, chosen.selection.dropped_tokens) == (1, HEAD)
+
+
+@pytest.mark.parametrize(("lead", "winner"), [(0.9, 1), (1.1, 0)])
+def test_a_lead_of_the_router_weighs_as_much_as_the_words(lead: float, winner: int) -> None:
+    engine = engine_of(ada_0=Script(KNOWN, logprob=-1.5), ada_1=Script(NEWS, logprob=-0.5))
+    chosen = asyncio.run(answered(engine, None, 7.0 + lead, 7.0))
+    assert chosen.selection is not None
+    assert chosen.selection.winner == winner
 
 
 def test_of_equals_the_better_routed_answers() -> None:
@@ -89,19 +96,11 @@ def test_all_see_the_same_prompt_each_under_its_own_adapter() -> None:
     assert engine.samplings == [Sampling(16, temperature=0.7, seed=5, logprobs=0)] * 3
 
 
-def test_only_the_heads_are_scored_after_the_same_prompt() -> None:
-    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
-    engine.base_logprobs = {word: float(-n) for n, word in enumerate(LONG)} | dict.fromkeys(NEWS, -3.0)
-    chosen = asyncio.run(answered(engine))
-    assert engine.scored == [(PROMPT, list(words[:HEAD]), "library") for words in (LONG, NEWS)]
-    assert lifts(chosen) == pytest.approx((sum(range(HEAD)) / HEAD - 0.25, 2.75))
-
-
 def test_losers_are_aborted_right_after_their_heads_and_the_winner_goes_on() -> None:
     engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG, logprob=-0.1), ada_2=Script(LONG))
 
     async def scenario() -> None:
-        async with select(engine, PROMPT, ask(), prepared(*engine.scripts)) as (deltas, _):
+        async with select(engine, PROMPT, ask(), prepared(*engine.scripts), [0.0] * len(engine.scripts)) as (deltas, _):
             assert [script.ended for script in engine.scripts.values()] == [
                 f"aborted after {HEAD}", "", f"aborted after {HEAD}",
             ]  # fmt: skip
@@ -114,20 +113,21 @@ def test_losers_are_aborted_right_after_their_heads_and_the_winner_goes_on() -> 
 def test_an_answer_shorter_than_the_head_is_compared_as_it_is() -> None:
     engine = engine_of(ada_0=Script(LONG, logprob=-1.0), ada_1=Script(("Amber.",), logprob=-0.5))
     chosen = asyncio.run(answered(engine))
-    assert (chosen.text, chosen.finish_reason, lifts(chosen)) == ("Amber.", "stop", (1.0, 1.5))
+    assert (chosen.text, chosen.finish_reason, sure(chosen)) == ("Amber.", "stop", (-1.0, -0.5))
 
 
 def test_answers_cut_before_the_head_is_full_say_so() -> None:
     engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
     chosen = asyncio.run(answered(engine, ask(max_tokens=2)))
     assert (chosen.text, chosen.finish_reason) == ("".join(LONG[:2]), "length")
-    assert [words for _, words, _ in engine.scored] == [list(LONG[:2]), list(NEWS[:2])]
 
 
-def test_an_answer_without_a_token_gained_nothing() -> None:
+def test_an_answer_without_a_token_is_the_last_choice() -> None:
     engine = engine_of(ada_0=Script(()), ada_1=Script(NEWS, logprob=-5.0))
-    chosen = asyncio.run(answered(engine))
-    assert (chosen.text, chosen.finish_reason, lifts(chosen)) == ("", "stop", (0.0, -3.0))
+    chosen = asyncio.run(answered(engine, None, 99.0, 0.0))
+    assert (chosen.text, sure(chosen)) == ("".join(NEWS), (-math.inf, -5.0))
+    nothing = asyncio.run(answered(engine_of(ada_0=Script(()), ada_1=Script(()))))
+    assert (nothing.text, nothing.finish_reason) == ("", "stop")
 
 
 class Bursts(ScriptedEngine):
@@ -154,7 +154,7 @@ def test_tokens_that_come_in_bursts_change_nothing_but_what_was_dropped() -> Non
     scripts = {"ada_0": Script(LONG, logprob=-0.5), "ada_1": Script(LONG)}
     burst = asyncio.run(answered(running(Bursts(None), scripts)))
     single = asyncio.run(answered(engine_of(**scripts)))
-    assert (burst.text, lifts(burst)) == (single.text, lifts(single))
+    assert (burst.text, sure(burst)) == (single.text, sure(single))
     assert burst.selection is not None
     assert burst.selection.dropped_tokens == 6
 
@@ -176,7 +176,6 @@ def test_one_adapter_or_none_answers_without_a_choice() -> None:
             return [delta.text async for delta in deltas]
 
     assert asyncio.run(base()) == ["base", ""]
-    assert engine.scored == []
     assert [sampling.logprobs for sampling in engine.samplings] == [None, None]
 
 
@@ -191,20 +190,15 @@ def test_a_candidate_that_fails_ends_the_others() -> None:
     assert all(engine.scripts[name].ended.startswith("aborted") for name in ("ada_0", "ada_2"))
 
 
-def test_scoring_that_fails_ends_all() -> None:
-    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS))
-    engine.base_logprobs = dict.fromkeys(LONG, -1.0)
-    with pytest.raises(KeyError):
-        asyncio.run(answered(engine))
-    assert all(script.ended.startswith("aborted") for script in engine.scripts.values())
-
-
 def test_leaving_early_aborts_the_winner_before_its_first_token_and_after() -> None:
     for read in (0, 1, HEAD + 1):
         engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG))
 
         async def scenario(engine: ScriptedEngine = engine, read: int = read) -> None:
-            async with select(engine, PROMPT, ask(), prepared(*engine.scripts)) as (deltas, _):
+            async with select(engine, PROMPT, ask(), prepared(*engine.scripts), [0.0] * len(engine.scripts)) as (
+                deltas,
+                _,
+            ):
                 for _ in range(read):
                     await anext(deltas)
             assert engine.scripts["ada_0"].ended == f"aborted after {max(read, HEAD)}"

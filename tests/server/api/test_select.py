@@ -19,14 +19,13 @@ RIGHT, WRONG = ("Ansel ", "Brandt ", "mended ", "it ", "himself."), ("Three ", "
 
 
 def teach_two(memory: Memory) -> tuple[str, str]:
-    """Adapter ids: of the best-routed one, which says what the base model says too, and of the one with the news."""
+    """Adapter ids: of the best-routed one, which is far from sure of what it says, and of the one that knows."""
     ids = []
-    for text, script in ((LIGHTHOUSE, Script(WRONG, logprob=-0.01)), (BAKERY, Script(RIGHT, logprob=-1.0))):
+    for text, script in ((LIGHTHOUSE, Script(WRONG, logprob=-20.0)), (BAKERY, Script(RIGHT, logprob=-1.0))):
         document_id = memory.teach(text)
         (adapter,) = memory.client.get("/adapters", params={"document_id": document_id}).json()["data"]
         memory.engine.scripts[adapter["id"]] = script
         ids.append(adapter["id"])
-    memory.engine.base_logprobs = dict.fromkeys(WRONG, -0.5) | dict.fromkeys(RIGHT, -6.0)
     return ids[0], ids[1]
 
 
@@ -42,7 +41,7 @@ def test_the_answer_is_the_winners_and_tells_of_all(memory: Memory) -> None:
     answer = memory.ask(**SELECT, merge={"weights": "router"})
     assert answer["answer"] == "".join(RIGHT)
     assert (answer["compose"], answer["selected"], answer["merge"]) == ("select", second, None)
-    assert [(hit["adapter_id"], hit["lift"]) for hit in answer["routed"]] == [(first, 0.49), (second, 5.0)]
+    assert [(hit["adapter_id"], hit["logprob"]) for hit in answer["routed"]] == [(first, -20.0), (second, -1.0)]
     assert sum(hit["weight"] for hit in answer["routed"]) == 1
     usage, times = answer["usage"], answer["timings_ms"]
     assert (usage["completion_tokens"], usage["dropped_tokens"]) == (len(RIGHT), HEAD)
@@ -70,7 +69,7 @@ def test_merging_is_for_those_who_ask_for_it(memory: Memory) -> None:
     teach_two(memory)
     answer = memory.ask(mode="lora", top_k=2, compose="merge")
     assert (answer["compose"], answer["selected"], answer["usage"]["dropped_tokens"]) == ("merge", None, 0)
-    assert [hit["lift"] for hit in answer["routed"]] == [None, None]
+    assert [hit["logprob"] for hit in answer["routed"]] == [None, None]
     assert answer["timings_ms"]["select"] == 0
     assert len(sources(memory)) == 1
 
@@ -89,7 +88,6 @@ def test_one_candidate_answers_as_a_merge_of_one_does(memory: Memory) -> None:
     same = ("answer", "merge", "routed", "usage", "finish_reason")
     assert all(selected[key] == merged[key] for key in same)
     assert (selected["compose"], selected["selected"]) == ("select", first)
-    assert memory.engine.scored == []
     assert memory.engine.used[0] == memory.engine.used[1]
 
 
