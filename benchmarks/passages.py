@@ -3,6 +3,7 @@
 Data is looked for in LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
 """
 
+import errno
 import json
 import os
 import random
@@ -31,7 +32,10 @@ class Passage:
 
 def read_passages(data: Path) -> list[Passage]:
     """SQuAD's. Raises `OSError` when the data is not there."""
-    (file,) = sorted((data / "squad11").glob("*.json"))
+    folder = data / "squad11"
+    file = next(iter(sorted(folder.glob("*.json"))), None)
+    if file is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     return [Passage(one["title"], one["context"], one["questions"]) for one in json.loads(file.read_text())]
 
 

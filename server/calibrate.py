@@ -1,15 +1,17 @@
 """The routing thresholds of each namespace, learnt from its held-out questions and kept until it changes."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, select
 
 from loramem.embed import Embedder
 from loramem.tables import Adapter, AdapterState, Question
+from loramem.vector_state import NEVER
 from loramem.vectors import VectorIndex, View
 from server.ask import RoutedAdapter
 from server.candidates import Candidate, Search
@@ -43,14 +45,27 @@ class Calibrations:
         return known.thresholds
 
     def renew(self) -> int:
-        """Learn anew for every namespace that was asked and has changed since; returns how many. Seconds each."""
+        """Learn anew for every namespace that was asked and has changed since; returns how many. Seconds each.
+
+        Namespaces that do not exist are forgotten.
+        """
         changed = 0
         for namespace in list(self._known):
-            with self._index.view(namespace) as view:
-                if view.state.generation != self._known[namespace].generation:
-                    self._known[namespace] = self._learnt(namespace, view)
-                    changed += 1
+            try:
+                changed += self._renew(namespace)
+            except Exception:  # its thresholds known so far go on being used, and the others are not kept waiting
+                log.exception("namespace %s: calibrating the router failed; it is tried again", namespace)
         return changed
+
+    def _renew(self, namespace: str) -> bool:
+        with self._index.view(namespace) as view:
+            if view.state.generation == NEVER:
+                self._known.pop(namespace, None)
+                return False
+            if view.state.generation == self._known[namespace].generation:
+                return False
+            self._known[namespace] = self._learnt(namespace, view)
+            return True
 
     def _learnt(self, namespace: str, view: View) -> _Calibration:
         started = time.perf_counter()
@@ -71,10 +86,10 @@ class Calibrations:
         live = (Adapter.namespace == namespace, Adapter.state == AdapterState.LIVE)
         asked = (Question.held_out, Question.embedder == self._embedder.name)
         usable = (*live, Adapter.fingerprint == self._fingerprint, *asked)
-        total = view.session.scalar(select(func.count(Question.id)).join(Adapter).where(*usable)) or 0
+        ids = view.session.scalars(select(Question.id).join(Adapter).where(*usable).order_by(Question.id)).all()
         wanted = select(Question.question, Question.embedding, Adapter.id, Adapter.document_id).join(Adapter)
-        wanted = wanted.where(*usable, Question.id % max(1, total // ASKED) == 0).order_by(Question.id).limit(ASKED)
-        return view.session.execute(wanted).all()
+        some = ids[:: max(1, math.ceil(len(ids) / ASKED))]
+        return view.session.execute(wanted.where(Question.id.in_(some)).order_by(Question.id)).all()
 
     def _observe(self, view: View, row: Row[str, bytes, str, str]) -> Observed:
         question, embedding, adapter_id, document_id = row

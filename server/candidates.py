@@ -121,9 +121,12 @@ class Search:
         return best
 
     def _named_adapters(self) -> list[str] | None:
-        if self.document_ids is None:
-            return None
+        """None for all. Those of another base model would take the places of ours among what is found."""
         wanted = select(Adapter.id).where(*self._usable())
+        if self.document_ids is None:
+            foreign = Adapter.state == AdapterState.LIVE, Adapter.fingerprint != self.fingerprint
+            some = self.view.session.scalar(select(Adapter.id).where(*foreign).limit(1))
+            return list(self.view.session.scalars(wanted)) if some else None
         rows = served.batched(self.view.session, wanted, Adapter.document_id, self.document_ids)
         return [adapter_id for (adapter_id,) in rows]
 

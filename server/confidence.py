@@ -5,6 +5,7 @@ held out of its training. Asked of the whole namespace they say how far the righ
 with their own document left out, how high a question scores that nothing stored answers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,9 @@ MARGINS = tuple(step / 100 for step in range(5, 31))
 """Tried in this order; a lead is a share of the best score."""
 UNANSWERED = 0.95
 """Share of the questions without an answer that are to be known as such."""
-RELEVANT = (0.24, 0.30)
+RELEVANT = (0.22, 0.27)
 """Where the least relevant score may lie: held-out questions are not users' questions, so they do not decide alone."""
-STRONG_BY = 0.08
+STRONG_BY = 0.05
 """Above the least relevant score."""
 ENOUGH = 20
 """Held-out questions; with fewer the defaults stay."""
@@ -34,8 +35,8 @@ class Thresholds:
     """
 
     margin: float = 0.15
-    relevant: float = 0.27
-    strong: float = 0.35
+    relevant: float = 0.26
+    strong: float = 0.31
     questions: int = 0
 
 
@@ -89,13 +90,17 @@ def _relevant(elsewhere: Sequence[float]) -> float:
         return DEFAULTS.relevant
     ranked = sorted(elsewhere)
     least, most = RELEVANT
-    return min(most, max(least, ranked[int(UNANSWERED * (len(ranked) - 1))]))
+    above = min(len(ranked) - 1, math.ceil(UNANSWERED * len(ranked)))  # as many lie below this one
+    return min(most, max(least, ranked[above]))
 
 
 def _count(scores: Sequence[float], margin: float) -> int:
-    return sum(score >= scores[0] * (1 - margin) for score in scores[:MOST])
+    least = scores[0] - margin * abs(scores[0])
+    return sum(score >= least for score in scores[:MOST])
 
 
 def _margin(scores: Sequence[float]) -> float:
     """The lead of the best, as a share of its score; 1 for the only one."""
-    return 1 - max(0.0, scores[1]) / scores[0] if len(scores) > 1 and scores[0] > 0 else 1.0
+    if len(scores) < 2:
+        return 1.0
+    return 1 - max(0.0, scores[1]) / scores[0] if scores[0] > 0 else 0.0

@@ -84,10 +84,7 @@ class Gateway:
         while True:
             await asyncio.sleep(max(CALIBRATE_S, 20 * took))
             started = time.perf_counter()
-            try:
-                await asyncio.to_thread(self.answerer.router.calibrations.renew)
-            except Exception:  # the thresholds known so far go on being used
-                log.exception("calibrating the router failed; trying again")
+            await asyncio.to_thread(self.answerer.router.calibrations.renew)
             took = time.perf_counter() - started
 
     async def _watch_engine(self) -> None:
