@@ -63,7 +63,7 @@ def answer(mode: str, text: str, routed_to: str) -> AnswerOut:
     hit = RoutedOut(adapter_id="ada_1", document_id=routed_to, title="Organ", chunk=0, score=0.7, weight=1)
     routed = [hit] if mode in ("lora", "hybrid") else []
     return AnswerOut(
-        id="ans_1", mode=mode, routed=routed, merge=None, context=[], answer=text,
+        id="ans_1", mode=mode, choice=None, refused=False, routed=routed, merge=None, context=[], answer=text,
         usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2),
         timings_ms=Timings(ttft=40, total=120), finish_reason="stop",
     )  # fmt: skip

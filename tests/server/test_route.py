@@ -290,7 +290,7 @@ def test_metadata_chooses_the_documents(router: Router, upload: Upload, database
     assert found(share=0.5) == {"doc_pears"}
     for missing in ({"region": "inland"}, {"open": False}, {"nothing": "x"}, {"year": 193}):
         with pytest.raises(NotFound, match="with metadata"):
-            found(**missing)  # type: ignore[arg-type]
+            found(**missing)
 
 
 def test_metadata_and_names_both_have_to_fit(router: Router, upload: Upload, database: Database) -> None:
