@@ -32,6 +32,8 @@ DELETED_SHARE = 1 / 8
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts without spaces between words: each letter, with its marks, is a token."""
 TOKEN = rf"[{UNSPACED}][\p{{M}}ー]*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+"
+READ_CHARS, READ_TOKENS = 4096, 64
+"""Of a question; each token costs a look-up in every search."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 ASKING = frozenset(
@@ -125,9 +127,9 @@ class Lexicon:
 
 
 def tokens_of(question: str) -> list[str]:
-    """Distinct tokens in the question's order, without those of `ASKING` unless nothing else is left."""
-    tokens = list(dict.fromkeys(_analyzer().analyze(_normal(question))))
-    return [token for token in tokens if token not in ASKING] or tokens
+    """Distinct tokens in order, without those of `ASKING` unless nothing else is left; of a long question the first."""
+    tokens = list(dict.fromkeys(_analyzer().analyze(_normal(question[:READ_CHARS]))))
+    return ([token for token in tokens if token not in ASKING] or tokens)[:READ_TOKENS]
 
 
 def _any_of(tokens: Sequence[str]) -> Query:

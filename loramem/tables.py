@@ -136,7 +136,11 @@ class Adapter(Base):
     """An immutable PEFT folder. Rows of retired adapters outlive their document until the files are gone."""
 
     __tablename__ = "adapter"
-    __table_args__ = (Index("ix_adapter_document", "document_id", "revision"),)
+    __table_args__ = (
+        Index("ix_adapter_document", "document_id", "revision"),
+        Index("ix_adapter_chunk", "chunk_id"),
+        Index("ix_adapter_namespace", "namespace", "state"),
+    )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     document_id: Mapped[str] = mapped_column(String(32))
     namespace: Mapped[str] = mapped_column(String(64))

@@ -88,8 +88,8 @@ class Answerer:
             at_most=at_most,
         )
         decision = decide(ask, route)
-        check_ready(self.database, replace(ask, mode=decision.mode), route)
-        check_slots(ask, route, self.engine.slots)
+        check_ready(self.database, ask, route, decision.mode)
+        check_slots(replace(ask, mode=decision.mode), route, self.engine.slots)
         return route, decision
 
     async def _prefetch(self, ask: Ask, groups: Groups) -> None:

@@ -119,7 +119,8 @@ class Passage:
 @dataclass(frozen=True)
 class Route:
     """All best first. `documents` gives the best score of each document, `revisions` the one that serves, of documents
-    found or named; `timings_ms` has `embed` and `search`; `choice` is of the adapters."""
+    found or named; `timings_ms` has `embed` and `search`; `choice` is of the adapters. `chosen`: the documents that
+    were looked at, where they were named or chosen by metadata."""
 
     adapters: tuple[RoutedAdapter, ...]
     passages: tuple[Passage, ...]
@@ -127,6 +128,7 @@ class Route:
     revisions: Mapping[str, int]
     timings_ms: Mapping[str, float]
     choice: Choice = NO_CHOICE
+    chosen: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

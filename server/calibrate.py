@@ -1,7 +1,6 @@
 """The routing thresholds of each namespace, learnt from its held-out questions and kept until it changes."""
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Calibrations:
 
     def _learnt(self, namespace: str, view: View) -> _Calibration:
         started = time.perf_counter()
-        observed = [self._observe(view, row) for row in self._held_out(namespace, view)]
+        observed = [self._observe(namespace, view, row) for row in self._held_out(namespace, view)]
         thresholds = calibrated(observed)
         log.info(
             "namespace %s: one adapter with a lead of %.0f %%, relevant from %.2f, learnt from %d questions in %.1f s",
@@ -88,13 +87,14 @@ class Calibrations:
         usable = (*live, Adapter.fingerprint == self._fingerprint, *asked)
         ids = view.session.scalars(select(Question.id).join(Adapter).where(*usable).order_by(Question.id)).all()
         wanted = select(Question.question, Question.embedding, Adapter.id, Adapter.document_id).join(Adapter)
-        some = ids[:: max(1, math.ceil(len(ids) / ASKED))]
+        count = min(ASKED, len(ids))
+        some = [ids[place * len(ids) // count] for place in range(count)]
         return view.session.execute(wanted.where(Question.id.in_(some)).order_by(Question.id)).all()
 
-    def _observe(self, view: View, row: Row[str, bytes, str, str]) -> Observed:
+    def _observe(self, namespace: str, view: View, row: Row[str, bytes, str, str]) -> Observed:
         question, embedding, adapter_id, document_id = row
         vector = np.frombuffer(embedding, dtype="<f4").astype(np.float32)
-        search = Search(view, question, vector, self._embedder.name, self._fingerprint)
+        search = Search(view, namespace, question, vector, self._embedder.name, self._fingerprint)
         found = _adapters(search.candidates(view.search(vector, WINDOWS), MOST))
         ids = [one.adapter_id for one in found]
         elsewhere = [one.score for one in found if one.document_id != document_id]

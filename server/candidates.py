@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, and_, or_, select
+from sqlalchemy import ColumnElement, Row, and_, select
 
 from loramem import served
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
@@ -71,6 +71,7 @@ class Search:
     """One question in one view. `vector` is its unit vector, shape (dim,); None of `document_ids` means all."""
 
     view: View
+    namespace: str
     question: str
     vector: NDArray[np.float32]
     embedder: str
@@ -124,14 +125,15 @@ class Search:
         """None for all. Those of another base model would take the places of ours among what is found."""
         wanted = select(Adapter.id).where(*self._usable())
         if self.document_ids is None:
-            foreign = Adapter.state == AdapterState.LIVE, Adapter.fingerprint != self.fingerprint
-            some = self.view.session.scalar(select(Adapter.id).where(*foreign).limit(1))
+            live = select(Adapter.id).where(Adapter.namespace == self.namespace, Adapter.state == AdapterState.LIVE)
+            some = self.view.session.scalar(live.where(Adapter.fingerprint != self.fingerprint).limit(1))
             return list(self.view.session.scalars(wanted)) if some else None
         rows = served.batched(self.view.session, wanted, Adapter.document_id, self.document_ids)
         return [adapter_id for (adapter_id,) in rows]
 
     def _usable(self) -> tuple[ColumnElement[bool], ...]:
-        return Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint
+        ours = Adapter.namespace == self.namespace, Adapter.state == AdapterState.LIVE
+        return *ours, Adapter.fingerprint == self.fingerprint
 
     def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
         """Of chunks, and of adapters: what this transaction knows of them."""
@@ -139,7 +141,8 @@ class Search:
         served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
         of_chunk = and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision)
         wanted = select(Chunk, Adapter, Revision.title).join(Document, served).join(Revision, of_chunk)
-        wanted = wanted.outerjoin(Adapter, live).where(or_(Chunk.id.in_(chunk_ids), Adapter.id.in_(adapter_ids)))
+        asked = self.view.session.scalars(select(Adapter.chunk_id).where(Adapter.id.in_(adapter_ids)))
+        wanted = wanted.outerjoin(Adapter, live).where(Chunk.id.in_({*chunk_ids, *asked}))
         return [_candidate(row) for row in self.view.session.execute(wanted)]
 
 

@@ -133,7 +133,7 @@ def _way_out(ask: Ask) -> str:
 
 def _wanted_documents(ask: Ask, route: Route) -> list[str]:
     """The documents named, else the best-routed one."""
-    return list(ask.document_ids) if ask.document_ids is not None else list(route.documents)[:1]
+    return list(route.chosen or ask.document_ids) if ask.document_ids is not None else list(route.documents)[:1]
 
 
 def _document_messages(ask: Ask, texts: Sequence[FullText]) -> list[Message]:

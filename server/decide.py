@@ -26,6 +26,9 @@ def decide(ask: Ask, route: Route) -> Decision:
     choice = route.choice
     if choice.confidence in ("confident", "unsure") and any(adapter.weak for adapter in route.adapters):
         choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but an adapter failed its exam")
+    if choice.confidence == "none" and route.chosen is not None:
+        choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but its documents were chosen")
+        return Decision("hybrid" if route.adapters else "rag", choice)
     return Decision(MODES[choice.confidence], choice, refuses=choice.confidence == "none")
 
 

@@ -5,17 +5,21 @@ from sqlalchemy.orm import Session
 
 from loramem.database import Database
 from loramem.errors import MemoryNotReady
+from loramem.records import Mode
 from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job, JobKind, JobState
 from server.ask import ADAPTER_MODES, Ask, Route
 
 
-def check_ready(database: Database, ask: Ask, route: Route) -> None:
-    """Raises `MemoryNotReady` when a document named has no text or adapters live, or when nothing at all was routed."""
-    if ask.document_ids is not None:
-        _check_documents(database, ask, ask.document_ids)
-    found = route.adapters if ask.mode in ADAPTER_MODES else route.passages
+def check_ready(database: Database, ask: Ask, route: Route, mode: Mode | None = None) -> None:
+    """Raises `MemoryNotReady` when a document named has no text or adapters live, or when nothing at all was routed.
+
+    `mode` is what answers, where it is not the mode asked for: then one of the documents named is enough.
+    """
+    if ask.document_ids is not None and ask.mode != "auto":
+        _check_documents(database, ask, route.chosen or ask.document_ids)
+    found = route.adapters if (mode or ask.mode) in ADAPTER_MODES else route.passages
     if not found:
-        raise _nothing_routed(database, ask)
+        raise _nothing_routed(database, ask, route.chosen)
 
 
 def _check_documents(database: Database, ask: Ask, document_ids: tuple[str, ...]) -> None:
@@ -28,11 +32,13 @@ def _check_documents(database: Database, ask: Ask, document_ids: tuple[str, ...]
             raise _not_ready(f"document {missing!r} cannot answer in mode {ask.mode} yet", job, missing)
 
 
-def _nothing_routed(database: Database, ask: Ask) -> MemoryNotReady:
+def _nothing_routed(database: Database, ask: Ask, chosen: tuple[str, ...] | None) -> MemoryNotReady:
     with database.read() as session:
         documents = select(Document.id).where(Document.namespace == ask.namespace)
+        documents = documents if chosen is None else documents.where(Document.id.in_(chosen))
         job = _job_of(session, Job.document_id.in_(documents))
-    return _not_ready(f"namespace {ask.namespace!r} holds nothing that can answer in mode {ask.mode} yet", job, None)
+    where = f"namespace {ask.namespace!r}" if chosen is None else "what was named or has the metadata"
+    return _not_ready(f"{where} holds nothing that can answer in mode {ask.mode} yet", job, None)
 
 
 def _job_of(session: Session, condition: ColumnElement[bool]) -> Job | None:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, String, and_, cast, func, select
 from sqlalchemy.orm import Session
 
 from loramem.embed import Embedder
 from loramem.errors import NotFound
 from loramem.tables import Chunk, Document, Revision, Window
-from loramem.vectors import Hit, VectorIndex
+from loramem.vectors import Hit, VectorIndex, View
 from server.ask import Passage, Route, RoutedAdapter, Scalar
 from server.calibrate import Calibrations
 from server.candidates import Candidate, Search
@@ -61,7 +63,7 @@ class Router:
             named = _named(view.session, namespace, document_ids or ())
             if metadata:
                 document_ids = _with_metadata(view.session, namespace, document_ids, metadata)
-            search = Search(view, question, vector, self._embedder.name, self._fingerprint, document_ids)
+            search = self._search(view, namespace, question, vector, document_ids)
             hits, found = _search(search, MOST if top_k == "auto" else top_k)
             passages = _passages(view.session, _distinct(hits, PASSAGES))
         usable = [one.adapter for one in found if one.adapter is not None]
@@ -71,25 +73,34 @@ class Router:
         timings = {"embed": _ms(started, embedded), "search": _ms(embedded, time.perf_counter())}
         revisions = named | {hit.document_id: hit.revision for hit in hits}
         revisions |= {one.document_id: one.revision for one in found}
-        return Route(adapters, passages, _best_by_document(found), revisions, timings, choice)
+        chosen = None if document_ids is None else tuple(document_ids)
+        return Route(adapters, passages, _best_by_document(found), revisions, timings, choice, chosen)
 
     def candidates(self, question: str, *, namespace: str) -> list[Candidate]:
         """All that a route would choose from, best first, with the evidence for each."""
         vector = self._embedder.embed_query(question)
         with self._index.view(namespace) as view:
-            search = Search(view, question, vector, self._embedder.name, self._fingerprint)
-            return _search(search, MOST)[1]
+            return _search(self._search(view, namespace, question, vector), MOST)[1]
+
+    def _search(
+        self,
+        view: View,
+        namespace: str,
+        question: str,
+        vector: NDArray[np.float32],
+        document_ids: Sequence[str] | None = None,
+    ) -> Search:
+        return Search(view, namespace, question, vector, self._embedder.name, self._fingerprint, document_ids)
 
 
 def _search(search: Search, top_k: int) -> tuple[list[Hit], list[Candidate]]:
-    """Look at more windows until `top_k` different chunks with an adapter are among what is found."""
+    """Look at more windows until `top_k` different chunks are among the nearest."""
     limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
     while True:
         hits = search.view.search(search.vector, limit, search.document_ids)
-        found = search.candidates(hits, top_k)
-        enough = sum(one.adapter is not None for one in found) >= top_k
+        enough = len({hit.chunk_id for hit in hits}) >= top_k
         if enough or len(hits) < limit or limit >= WINDOWS_AT_MOST:
-            return hits, found
+            return hits, search.candidates(hits, top_k)
         limit = min(8 * limit, WINDOWS_AT_MOST)
 
 
@@ -160,7 +171,8 @@ def _with_metadata(
 ) -> list[str]:
     """Of the documents named, or of all."""
     wanted = select(Document.id).where(Document.namespace == namespace)
-    wanted = wanted.where(*(_has(key, value) for key, value in metadata.items()))
+    escaped = session.get_bind().dialect.name == "sqlite"  # whose paths are compared with JSON's text as it is
+    wanted = wanted.where(*(_has(json.dumps(key)[1:-1] if escaped else key, value) for key, value in metadata.items()))
     if document_ids is not None:
         wanted = wanted.where(Document.id.in_(document_ids))
     found = list(session.scalars(wanted))

@@ -30,7 +30,7 @@ Answering = tuple[AsyncGenerator[Delta, None], Selection | None]
 def check_slots(ask: Ask, route: Route, slots: int) -> None:
     """Raises `InvalidValue` for more candidates than the engine runs in one batch."""
     candidates = len(route.adapters)
-    if ask.compose == "select" and ask.mode in (*ADAPTER_MODES, "auto") and candidates > slots:
+    if ask.compose == "select" and ask.mode in ADAPTER_MODES and candidates > slots:
         raise InvalidValue(
             f"selecting among {candidates} adapters needs as many of the engine's slots, and it has {slots}; "
             "use a smaller top_k, compose merge, or raise LORAMEM_MAX_LORAS",
@@ -83,13 +83,14 @@ class _Candidate:
         return sum(delta.token_count for delta in self.head)
 
     async def begin(self) -> float:
-        """Mean log-probability of the head's tokens, in nats; minus infinity where nothing is said."""
+        """Mean log-probability of the head's tokens, in nats; minus infinity where they say nothing."""
         async for delta in self.deltas:
             self.head.append(delta)
             if self.said >= HEAD:
                 break
         logprobs = [item.logprob for delta in self.head for item in delta.logprobs][:HEAD]
-        return fmean(logprobs) if logprobs else -math.inf
+        said = "".join(delta.text for delta in self.head).strip()
+        return fmean(logprobs) if said and logprobs else -math.inf
 
     async def drop(self) -> None:
         await self.deltas.aclose()

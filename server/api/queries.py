@@ -74,7 +74,7 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
         top_k=wanted.top_k,
         metadata=wanted.metadata,
-        compose=wanted.compose,
+        compose=wanted.compose or ("merge" if wanted.merges else "select"),
         merge=MergeOptions(**wanted.merge.model_dump(exclude_none=True)),
         context=wanted.context,
         truncate=wanted.truncate,

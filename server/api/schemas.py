@@ -1,6 +1,7 @@
 """The HTTP surface as types: what a request may hold and what a reply does. Unknown keys are refused, not ignored."""
 
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -52,6 +53,15 @@ def _small_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _scalar(value: object) -> object:
+    """One message for all types; a union would answer with one per type."""
+    if isinstance(value, str):
+        return _storable(value)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError("must be text, a finite number, true or false")
+
+
 def _top_k(value: object) -> object:
     """One message for both forms; a union would answer with one per form."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8):
@@ -64,8 +74,11 @@ Text = Annotated[str, AfterValidator(_storable)]
 FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)]
 NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small_json)]
-FilterKey = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r'^[^"\\\x00]+$')]
-Filter = Annotated[dict[FilterKey, bool | int | float | Text], Field(max_length=16)]
+FilterKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r'^[^"\\\x00]+$'), AfterValidator(_storable)
+]
+FilterValue = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+Filter = Annotated[dict[FilterKey, FilterValue], Field(max_length=16)]
 Title = Annotated[Text, StringConstraints(max_length=500)]
 ExternalId = Annotated[FilledText, StringConstraints(max_length=256)]
 
@@ -213,10 +226,10 @@ class QueryIn(Schema):
         default_factory=dict, description="ask only documents whose metadata has these values, compared as text"
     )
     top_k: TopK = Field("auto", description="adapters to answer from; auto: one to three, by the router's lead")
-    compose: Compose = Field(
-        "select",
-        description="of several adapters, in modes lora and hybrid: `select` has each begin its answer and goes on "
-        "with the one that most likely knows, by its words and the router; `merge` makes one of them. Others ignore it",
+    compose: Compose | None = Field(
+        None,
+        description="of several adapters: `select` has each begin its answer and goes on with the one that most likely "
+        "knows, by its words and the router; `merge` makes one of them. Default: select, or merge if `merge` is given",
     )
     merge: MergeIn = Field(default_factory=lambda: MergeIn())
     context: Literal["rag", "icl"] = Field("rag", description="the text that hybrid adds to the weights")
@@ -227,10 +240,17 @@ class QueryIn(Schema):
     stream: bool = False
     truncate: bool = Field(False, description="cut a document that does not fit the window, instead of refusing")
 
+    @property
+    def merges(self) -> bool:
+        """Whether `merge` says more than at which strength: that a selection takes too."""
+        return bool(self.merge.model_fields_set - {"strength"})
+
     @model_validator(mode="after")
-    def _one_question(self) -> Self:
+    def _consistent(self) -> Self:
         if (self.question is None) == (self.messages is None):
             raise ValueError("give either question or messages")
+        if self.compose == "select" and self.merges:
+            raise ValueError("`merge` says how to merge, and compose is `select`: leave one of them out")
         if self.messages is not None and self.messages[-1].role != "user":
             raise ValueError("the last of messages must have the role user")
         return self

@@ -113,7 +113,7 @@ def find(index: VectorIndex) -> Find:
         by: VectorIndex = index,
     ) -> list[Candidate]:
         with by.view("default") as view:
-            search = Search(view, question, at(1.0), EMBEDDER, FINGERPRINT, document_ids)
+            search = Search(view, "default", question, at(1.0), EMBEDDER, FINGERPRINT, document_ids)
             return search.candidates(view.search(search.vector, windows, document_ids), most)
 
     return run

@@ -126,6 +126,8 @@ def test_an_answer_without_a_token_is_the_last_choice() -> None:
     engine = engine_of(ada_0=Script(()), ada_1=Script(NEWS, logprob=-5.0))
     chosen = asyncio.run(answered(engine, None, 99.0, 0.0))
     assert (chosen.text, sure(chosen)) == ("".join(NEWS), (-math.inf, -5.0))
+    blank = engine_of(ada_0=Script((" ", "\n"), logprob=-0.01), ada_1=Script(NEWS, logprob=-5.0))
+    assert asyncio.run(answered(blank)).text == "".join(NEWS)
     nothing = asyncio.run(answered(engine_of(ada_0=Script(()), ada_1=Script(()))))
     assert (nothing.text, nothing.finish_reason) == ("", "stop")
 

@@ -40,6 +40,23 @@ def test_a_refusal_streams_as_an_answer_does(memory: Memory) -> None:
     assert found[-1][1]["answer"] == UNKNOWN
 
 
+def test_a_document_that_was_named_is_read_however_little_speaks_for_it(memory: Memory) -> None:
+    document_id = memory.teach(metadata={"place": "Korrin"})
+    for chosen in ({"document_ids": [document_id]}, {"metadata": {"place": "Korrin"}}):
+        reply = memory.client.post("/query", json={"question": UNRELATED, "mode": "auto", **chosen}).json()
+        assert (reply["mode"], reply["refused"], reply["choice"]["confidence"]) == ("hybrid", False, "weak")
+        assert "were chosen" in reply["choice"]["reason"]
+
+
+def test_what_is_read_whole_has_the_metadata_too(memory: Memory) -> None:
+    """`icl` reads the documents named, of which one has other metadata."""
+    first, second = memory.teach(metadata={"Größe": "L"}), memory.teach(BAKERY, metadata={"Größe": "S"})
+    answer = memory.ask(mode="icl", document_ids=[first, second], metadata={"Größe": "S"})
+    assert [span["document_id"] for span in answer["context"]] == [second]
+    missing = memory.client.post("/query", json={"question": QUESTION, "mode": "rag", "metadata": {"Größe": "M"}})
+    assert missing.status_code == 404
+
+
 def test_text_without_an_adapter_yet_is_read(memory: Memory) -> None:
     memory.teach(BAKERY)
     document_id = memory.teach()

@@ -183,7 +183,7 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"seed": -1}, "seed", -1),
         ({"document_ids": []}, "document_ids", "[]"),
         ({"document_ids": ["a\0b"]}, "document_ids.0", "a\0b"),
-        ({"metadata": {"year": [1931]}}, "metadata.year.str", "[1931]"),
+        ({"metadata": {"year": [1931]}}, "metadata.year", "[1931]"),
         ({"metadata": {'a"b': 1}}, 'metadata.a"b.[key]', 'a"b'),
         ({"namespace": "../etc"}, "namespace", "../etc"),
         ({"question": ""}, "question", ""),

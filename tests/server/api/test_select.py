@@ -38,7 +38,7 @@ def sources(memory: Memory) -> list[list[tuple[str, float]]]:
 
 def test_the_answer_is_the_winners_and_tells_of_all(memory: Memory) -> None:
     first, second = teach_two(memory)
-    answer = memory.ask(**SELECT, merge={"weights": "router"})
+    answer = memory.ask(**SELECT)
     assert answer["answer"] == "".join(RIGHT)
     assert (answer["compose"], answer["selected"], answer["merge"]) == ("select", second, None)
     assert [(hit["adapter_id"], hit["logprob"]) for hit in answer["routed"]] == [(first, -20.0), (second, -1.0)]
@@ -63,6 +63,21 @@ def test_a_stream_tells_the_choice_and_then_its_tokens(memory: Memory) -> None:
     assert found[0][1]["routed"] == whole["routed"]
     done = found[-1][1]
     assert all(whole[key] == done[key] for key in whole if key not in ("id", "timings_ms"))
+
+
+def test_selecting_is_what_happens_when_nothing_is_said(memory: Memory) -> None:
+    teach_two(memory)
+    assert memory.ask(mode="lora", top_k=2)["compose"] == "select"
+    assert memory.ask(mode="lora", top_k=2, merge={"strength": 0.5})["compose"] == "select"
+
+
+def test_who_says_how_to_merge_wants_to_merge(memory: Memory) -> None:
+    teach_two(memory)
+    answer = memory.ask(mode="lora", top_k=2, merge={"method": "linear", "weights": "router"})
+    assert (answer["compose"], answer["merge"]["method"]) == ("merge", "linear")
+    reply = memory.client.post("/query", json={"question": QUESTION, **SELECT, "merge": {"method": "ties"}})
+    assert reply.status_code == 422
+    assert "leave one of them out" in reply.json()["detail"]
 
 
 def test_merging_is_for_those_who_ask_for_it(memory: Memory) -> None:
