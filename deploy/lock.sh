@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Writes requirements/{cpu,gpu,dev}.txt anew from pyproject.toml. Needs uv.
 #
+# What runs is locked with the hashes of its files; the development tools, which no image holds, are not.
 # The locks leave out what requirements/overrides.txt names, so they are installed with `pip install --no-deps`.
 # uv does not read pip's configuration: where pip finds packages in a folder (find-links), the folder is handed over.
 set -euo pipefail
@@ -22,13 +23,15 @@ compile() { # OUTPUT PYTHON OPTION...
 wrote() { for file in "$@"; do echo "lock: wrote $file, $(grep -c == "$file") packages"; done; }
 
 cpu=(--override requirements/cpu-overrides.txt --extra cpu --extra postgres)
-compile requirements/cpu.txt 3.11 "${cpu[@]}"
-compile requirements/gpu.txt 3.12 --extra gpu --extra postgres
+compile requirements/cpu.txt 3.11 "${cpu[@]}" --generate-hashes
+compile requirements/gpu.txt 3.12 --extra gpu --extra postgres --generate-hashes
 wrote requirements/cpu.txt requirements/gpu.txt
 
 with_dev=$(mktemp)
-trap 'rm -f "$with_dev"' EXIT
-cp requirements/cpu.txt "$with_dev" # keeps the versions just chosen
+pinned=$(mktemp)
+trap 'rm -f "$with_dev" "$pinned"' EXIT
+grep --only-matching '^[^ ]*==[^ ]*' requirements/cpu.txt >"$pinned"
+cp "$pinned" "$with_dev" # keeps the versions just chosen
 compile "$with_dev" 3.11 "${cpu[@]}" --extra dev
-grep --invert-match --line-regexp --fixed-strings --file requirements/cpu.txt "$with_dev" >requirements/dev.txt
+grep --invert-match --line-regexp --fixed-strings --file "$pinned" "$with_dev" >requirements/dev.txt
 wrote requirements/dev.txt

@@ -76,7 +76,7 @@ pip_install() { .venv/bin/python -m pip install -qq --disable-pip-version-check 
 
 install_torch() { # the CPU build, which is 3 GB smaller: from where pip is set to look, else from PyTorch's own index
   local wanted log
-  wanted=$(grep -m1 '^torch==' "$lock")
+  wanted=$(grep --only-matching '^torch==[^ ]*' "$lock")
   log=$(pip_install "$wanted" 2>&1) && return
   say "$wanted is not where pip is set to look; trying $torch_cpu_index"
   pip_install --index-url "$torch_cpu_index" "$wanted" && return
