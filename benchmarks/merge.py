@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         warm_up()
         results = [measure(shape) for shape in shapes]
-    report = {"results": results, "checks": [one for result in results for one in result.pop("checks")]}
+    promised = [one for result in results for one in result.pop("promised")]
+    exact = [one for result in results for one in result.pop("exact")]
+    report = {"results": results, "checks": exact if options.smoke else [*promised, *exact]}
     suffix = (" --smoke" if options.smoke else "") + (f" --device {options.device}" if options.device != "cpu" else "")
     report |= circumstances("python -m benchmarks.merge --json" + suffix, options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
@@ -100,7 +102,7 @@ def measure(shape: Shape) -> dict[str, Any]:
         "peft_ms": round(1000 * peft_s, 1),
         "speedup": round(peft_s / ours_s, 1),
         "by_k": by_k,
-        "checks": [
+        "promised": [
             check(
                 f"{shape.name}: PEFT / ours, k=3",
                 peft_s / ours_s,
@@ -109,6 +111,8 @@ def measure(shape: Shape) -> dict[str, Any]:
             ),
             check(f"{shape.name}: ours / copy, k=3", ours_s / copy_s, "<= 2.5", ours_s / copy_s <= 2.5),
             check(f"{shape.name}: R2 of a straight line over k", straight, ">= 0.95", straight >= 0.95),
+        ],
+        "exact": [
             check(f"{shape.name}: greatest difference from PEFT, float32", difference, "<= 1e-6", difference <= 1e-6),
         ],
     }
@@ -240,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.merge", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="the embedded model's shapes only")
+    parser.add_argument("--smoke", action="store_true", help="the embedded model's shapes only; no promise of speed")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check("new combination, p50 beyond a cached one", more, f"<= {NEW_BOUND_MS:g} ms", more <= NEW_BOUND_MS)
     )
     command = "python -m benchmarks.overhead --json" + (" --smoke" if options.smoke else "")
+    if options.smoke:
+        checks = []
     report = {"cases": cases, "new_combinations": new, "checks": checks, **circumstances(command, 0)}
     print(json.dumps(report if options.json else cases, indent=None if options.json else 2))
     return 0 if all(item["ok"] for item in checks) else 1
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     parser.add_argument("--questions", type=int, default=60, help="of each kind")
-    parser.add_argument("--smoke", action="store_true", help="six questions of each kind")
+    parser.add_argument("--smoke", action="store_true", help="six questions of each kind; promises nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 

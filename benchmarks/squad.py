@@ -39,13 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
     every = read_passages(options.data)
-    passages = draw(every, 1 if options.smoke else options.passages, options.seed)
+    if options.smoke:
+        options.passages, options.harm = 1, min(options.harm, 1)
+    passages = draw(every, options.passages, options.seed)
     limit = {"training": {"max_seconds": SMOKE_S}} if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}
         print({mode: round(mean_f1(passages, said), 4) for mode, said in answers.items()}, file=sys.stderr)
-        theirs = papers(client, passages[: options.paper], [ready for _, ready in learnt], options.seed)
+        seconds = [SMOKE_S if options.smoke else ready for _, ready in learnt]
+        theirs = papers(client, passages[: options.paper], seconds, options.seed)
         documents = [document for document, _ in learnt]
         harmed = harm_of(options, every, passages, documents[:ADAPTERS])
         for document in documents:

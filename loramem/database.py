@@ -9,10 +9,10 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.ext.compiler import compiles
@@ -48,10 +48,21 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{milliseconds:012x}{uuid.uuid4().hex[:14]}"
 
 
-class Database:
-    """`read()` and `write()` give a session in a transaction; leaving `write()` commits, an exception rolls back."""
+Observe = Callable[[Literal["read", "write"], float], None]
 
-    def __init__(self, url: str) -> None:
+
+def observe_nothing(kind: Literal["read", "write"], seconds: float) -> None:
+    pass
+
+
+class Database:
+    """`read()` and `write()` give a session in a transaction; leaving `write()` commits, an exception rolls back.
+
+    `observe` is told of every transaction and its seconds, from asking for it to its end.
+    """
+
+    def __init__(self, url: str, observe: Observe = observe_nothing) -> None:
+        self._observe = observe
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite and parsed.database:
@@ -70,16 +81,25 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """All that one session reads is of one moment: SQLite's transactions are so, PostgreSQL has to be asked."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._timed("read"), Session(self.engine, expire_on_commit=False) as session:
             if not self.is_sqlite:
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with self._write_lock, Session(self.engine, expire_on_commit=False) as session, session.begin():
+        session = Session(self.engine, expire_on_commit=False)
+        with self._timed("write"), self._write_lock, session, session.begin():
             session.connection(execution_options={"loramem_write": True})
             yield session
+
+    @contextmanager
+    def _timed(self, kind: Literal["read", "write"]) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._observe(kind, time.perf_counter() - started)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -13,7 +13,7 @@ again matches no row: it raises `LeaseLost`. A worker's crash is a lease that ex
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from loramem import transitions
+from loramem import tracing, transitions
 from loramem.database import Database, epoch_now, new_id
 from loramem.doorbell import Doorbell
 from loramem.errors import JobCancelled, LoramemError, WrongJobState
@@ -70,6 +70,7 @@ class JobQueue:
             max_attempts=self._settings.max_attempts,
             not_before=now,
             progress=WAITING.model_dump(),
+            traceparent=tracing.traceparent(),
             created_at=now,
         )
         session.add(job)

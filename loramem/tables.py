@@ -199,6 +199,7 @@ class Job(Base):
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     progress: Mapped[dict[str, Any]]
     error: Mapped[dict[str, Any] | None]  # a problem document
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # W3C context of the request that asked for it
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -32,6 +32,8 @@ class Claim:
     fence: int
     attempts: int  # this one included
     owner: str
+    waited_s: float = 0.0  # since it was due
+    traceparent: str = ""  # W3C context of the request that asked for it; empty: not traced
 
 
 # which rows
@@ -95,6 +97,7 @@ def _lease_lost(claim: Claim) -> LeaseLost:
 def begin(session: Session, job: Job, owner: str, lease_s: float) -> Claim:
     """queued, or running with an expired lease -> running for `owner`."""
     now = now_of(session)
+    waited_s = max(0.0, now - job.not_before)
     job.state = JobState.RUNNING
     job.owner = owner
     job.fence += 1
@@ -103,7 +106,7 @@ def begin(session: Session, job: Job, owner: str, lease_s: float) -> Claim:
     job.started_at = job.started_at or now
     record_state(session, job, now, owner=owner)
     what = (job.kind, job.document_id or "", job.revision or 0)
-    return Claim(job.id, *what, job.fence, job.attempts, owner)
+    return Claim(job.id, *what, job.fence, job.attempts, owner, waited_s, job.traceparent or "")
 
 
 def bury(session: Session, job: Job) -> bool:

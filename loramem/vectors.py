@@ -127,6 +127,10 @@ class VectorIndex:
         with self.view(namespace) as view:
             return sum(1 for group in view.state.windows.groups.values() if not len(group.ids))
 
+    def held(self) -> dict[str, State]:
+        """What is in memory, by namespace; nothing of those that nobody asked yet."""
+        return {namespace: state for namespace, (state, _) in list(self._published.items())}
+
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
         with self._saving:

@@ -4,6 +4,7 @@ from typing import Any
 
 import uvicorn
 
+from loramem import tracing
 from loramem.logs import configure
 from loramem.settings import load_settings
 from server.app import create_app
@@ -22,6 +23,7 @@ class GracefulServer(uvicorn.Server):
 def main() -> None:
     settings = load_settings()
     configure("gateway", settings.log_level)
+    tracing.configure(settings, "gateway")
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

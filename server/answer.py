@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
+from loramem import tracing
 from loramem.database import Database
 from loramem.errors import LoramemError
 from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prompt, Route, Routed, RoutedAdapter, Token
@@ -40,7 +41,8 @@ class Answerer:
         Where adapters are candidates, `Routed` comes once one is chosen. Closing the iterator aborts what runs.
         """
         started = time.perf_counter()
-        route, decision = await asyncio.to_thread(self._route, ask)
+        with tracing.span("route"):
+            route, decision = await asyncio.to_thread(self._route, ask)
         generation = Generation(started, time.perf_counter())
         if decision.refuses:
             async for event in refuse(decision, _refused(generation, route)):
@@ -49,8 +51,10 @@ class Answerer:
         ask = replace(ask, mode=decision.mode)
         groups = _groups(ask, route)
         prefetch = asyncio.create_task(self._prefetch(ask, groups))  # not waited for: it runs between engine steps
-        prompt = await asyncio.to_thread(self.prompts.build, ask, route)
-        prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merging) for group in groups))
+        with tracing.span("prompt"):
+            prompt = await asyncio.to_thread(self.prompts.build, ask, route)
+        with tracing.span("merge", {"loramem.adapters": len(route.adapters), "loramem.slots": len(groups)}):
+            prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merging) for group in groups))
         await prefetch
         async with select(self.engine, prompt.token_ids, ask, prepared, priors(route)) as (deltas, selection):
             head = Routed(decision, route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)

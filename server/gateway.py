@@ -20,6 +20,7 @@ from loramem.vectors import VectorIndex
 from server.answer import Answerer
 from server.context import PromptBuilder
 from server.engine.engine import Engine
+from server.gauges import Process, Stores
 from server.merge import Merger
 from server.metrics import Metrics
 from server.route import Router
@@ -98,7 +99,8 @@ def build_gateway(settings: Settings) -> Gateway:
     """Open stores and load the embedder; blocking, a few seconds. Raises `SettingsError` for what cannot work."""
     base = resolve_base_model(settings)
     _check_window(settings, base)
-    database = Database(settings.sqlalchemy_url)
+    metrics = Metrics()
+    database = Database(settings.sqlalchemy_url, metrics.observe_transaction)
     migrate(database)
     doorbell = make_doorbell(settings)
     embedder = load_embedder(settings)
@@ -115,7 +117,8 @@ def build_gateway(settings: Settings) -> Gateway:
         engine=engine,
     )
     queue = JobQueue(database, doorbell, settings)
-    metrics = Metrics(queue, database)
+    for gauges in (Process(engine), Stores(queue, database, index, settings)):
+        metrics.registry.register(gauges)
     return Gateway(settings, base, database, doorbell, queue, index, store, engine, answerer, metrics)
 
 

@@ -1,18 +1,18 @@
 """Prometheus metrics of the gateway; labels only from closed sets. vLLM's own stand beside them on /metrics."""
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from loramem import __version__
-from loramem.database import Database
-from loramem.queue import JobQueue
-from loramem.tables import Adapter, Document
-from server.ask import Done, Prepared, Routed
-from server.engine.engine import Tiers
+from loramem.errors import LoramemError
+from server.ask import Done, Event, Prepared, Routed
+from server.gauges import Pool
+
+Outcome = Literal["answered", "refused", "rejected", "failed", "aborted"]
+"""`refused` says that nothing stored is about the question, `rejected` is the client's fault, `aborted` its leaving."""
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 60, 120)
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -21,9 +21,9 @@ STAGES = ("embed", "search", "route", "merge", "select", "queue", "prefill", "de
 
 
 class Metrics:
-    """One registry per gateway, so that several can live in one process."""
+    """One registry per gateway, so that several can live in one process; `registry` takes further collectors."""
 
-    def __init__(self, queue: JobQueue, database: Database) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "loramem_http_requests", "HTTP requests", ["route", "method", "status_class"], registry=self.registry
@@ -31,14 +31,14 @@ class Metrics:
         self.request_seconds = Histogram(
             "loramem_http_request_duration_seconds",
             "HTTP request time",
-            ["route", "method"],
+            ["route", "method", "status_class"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.query_seconds = Histogram(
             "loramem_query_duration_seconds",
-            "question to last token",
-            ["mode"],
+            "question to last token, or to whatever else ended it",
+            ["mode", "outcome"],
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -52,6 +52,14 @@ class Metrics:
             buckets=STAGE,
             registry=self.registry,
         )
+        self.overhead_seconds = Histogram(
+            "loramem_query_overhead_seconds",
+            "an answer's time outside the engine",
+            ["mode"],
+            buckets=STAGE,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("loramem_queries_in_flight", "queries being answered", registry=self.registry)
         self.tokens = Counter("loramem_tokens", "tokens of queries", ["mode", "kind"], registry=self.registry)
         self.merges = Counter("loramem_merges", "merged adapters prepared", ["method", "cache"], registry=self.registry)
         self.merge_seconds = Histogram(
@@ -70,13 +78,54 @@ class Metrics:
         self.choices = Counter(
             "loramem_route_choices", "how sure the router was", ["confidence"], registry=self.registry
         )
-        self._pool = _Pool()
+        self.route_margin = Histogram(
+            "loramem_route_margin",
+            "lead of the best adapter over the next, as a share of its score",
+            buckets=[i / 20 for i in range(21)],
+            registry=self.registry,
+        )
+        self.selections = Counter(
+            "loramem_selections",
+            "answers selected among several adapters, by whether the best routed one gave it",
+            ["winner"],
+            registry=self.registry,
+        )
+        self.transaction_seconds = Histogram(
+            "loramem_database_transaction_seconds",
+            "a transaction, its waiting included",
+            ["kind"],
+            buckets=STAGE,
+            registry=self.registry,
+        )
+        self._pool = Pool()
         self.registry.register(self._pool)
-        self.registry.register(_Stores(queue, database))
+
+    def observe_transaction(self, kind: Literal["read", "write"], seconds: float) -> None:
+        self.transaction_seconds.labels(kind).observe(seconds)
+
+    @contextmanager
+    def query(self, mode: str) -> Iterator["Query"]:
+        """Around the answering of one question; the events are to be shown to what it gives."""
+        noted = Query(self, mode)
+        with self.in_flight.track_inprogress():
+            try:
+                yield noted
+            except LoramemError as error:
+                noted.end("rejected" if error.status < 500 else "failed")
+                raise
+            except Exception:
+                noted.end("failed")
+                raise
+            finally:  # `end` counts once: what comes here unended was left by its client
+                noted.end("aborted")
 
     def observe_route(self, routed: Routed) -> None:
         if routed.decision.choice is not None:
             self.choices.labels(routed.decision.choice.confidence).inc()
+            if len(routed.adapters) > 1:
+                self.route_margin.observe(routed.decision.choice.margin)
+        if routed.selection is not None:
+            self.selections.labels("first" if routed.winner == 0 else "other").inc()
         if routed.adapters:
             self.route_score.observe(routed.adapters[0].score)
         for prepared in routed.prepared:
@@ -91,12 +140,15 @@ class Metrics:
         self._pool.tiers = prepared.tiers
 
     def observe_answer(self, mode: str, done: Done) -> None:
-        self.query_seconds.labels(mode).observe(done.timings_ms["total"] / 1000)
+        """Of one that was generated; a refusal is not."""
         if "ttft" in done.timings_ms:
             self.ttft_seconds.labels(mode).observe(done.timings_ms["ttft"] / 1000)
         for stage in STAGES:
             if stage in done.timings_ms:
                 self.stage_seconds.labels(mode, stage).observe(done.timings_ms[stage] / 1000)
+        engine_ms = [done.timings_ms[stage] for stage in ("queue", "prefill", "decode") if stage in done.timings_ms]
+        if engine_ms:
+            self.overhead_seconds.labels(mode).observe(max(0.0, done.timings_ms["total"] - sum(engine_ms)) / 1000)
         self.tokens.labels(mode, "prompt").inc(done.prompt_tokens)
         self.tokens.labels(mode, "completion").inc(done.completion_tokens)
         if done.dropped_tokens:
@@ -107,58 +159,25 @@ class Metrics:
         return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
-class _Pool(Collector):
-    """The adapters in the engine's worker, as it last told; nothing before the first question to an adapter."""
+class Query:
+    """One question on its way; `see` its events, and it is noted once how it ended."""
 
-    def __init__(self) -> None:
-        self.tiers: Tiers = {}
+    def __init__(self, metrics: Metrics, mode: str) -> None:
+        self._metrics, self._mode = metrics, mode
+        self._refused = self._ended = False
+        self._started = time.perf_counter()
 
-    def collect(self) -> Iterator[Metric]:
-        size = GaugeMetricFamily("loramem_adapter_pool_bytes", "bytes of adapters by tier", labels=["tier"])
-        entries = GaugeMetricFamily("loramem_adapter_pool_entries", "adapters by tier", labels=["tier"])
-        asked = CounterMetricFamily("loramem_adapter_pool_requests", "lookups by tier", labels=["tier", "result"])
-        evicted = CounterMetricFamily("loramem_adapter_pool_evictions", "evictions by tier", labels=["tier"])
-        for tier, stats in self.tiers.items():
-            size.add_metric([tier], stats["bytes"])
-            entries.add_metric([tier], stats["entries"])
-            asked.add_metric([tier, "hit"], stats["hits"])
-            asked.add_metric([tier, "miss"], stats["misses"])
-            evicted.add_metric([tier], stats["evictions"])
-        yield from (size, entries, asked, evicted)
+    def see(self, event: Event) -> None:
+        if isinstance(event, Routed):
+            self._mode, self._refused = event.decision.mode, event.decision.refuses
+            self._metrics.observe_route(event)
+        elif isinstance(event, Done):
+            if not self._refused:
+                self._metrics.observe_answer(self._mode, event)
+            self.end("refused" if self._refused else "answered")
 
-
-class _Stores(Collector):
-    """Read from the database at scrape time: it is the authority, whatever process did the work."""
-
-    def __init__(self, queue: JobQueue, database: Database) -> None:
-        self._queue = queue
-        self._database = database
-
-    def describe(self) -> list[Metric]:
-        """Empty, so that registering does not query a database."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        build = GaugeMetricFamily("loramem_build_info", "constant 1, with the version", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
-        jobs = GaugeMetricFamily("loramem_jobs", "jobs by state", labels=["state"])
-        for state, count in self._queue.counts().items():
-            jobs.add_metric([state.value], count)
-        yield jobs
-        oldest = GaugeMetricFamily("loramem_job_queue_oldest_age_seconds", "age of the oldest queued job")
-        oldest.add_metric([], self._queue.oldest_queued_age_s())
-        yield oldest
-        yield from self._counts()
-
-    def _counts(self) -> Iterator[Metric]:
-        documents = GaugeMetricFamily("loramem_documents", "documents by state", labels=["state"])
-        adapters = GaugeMetricFamily("loramem_adapters", "adapters by state", labels=["state"])
-        size = GaugeMetricFamily("loramem_adapter_bytes", "bytes of adapters on disk")
-        with self._database.read() as session:
-            for state, count in session.execute(select(Document.state, func.count()).group_by(Document.state)):
-                documents.add_metric([state], count)
-            for state, count in session.execute(select(Adapter.state, func.count()).group_by(Adapter.state)):
-                adapters.add_metric([state], count)
-            size.add_metric([], session.scalar(select(func.coalesce(func.sum(Adapter.size_bytes), 0))) or 0)
-        yield from (documents, adapters, size)
+    def end(self, outcome: Outcome) -> None:
+        if not self._ended:
+            self._ended = True
+            seconds = time.perf_counter() - self._started
+            self._metrics.query_seconds.labels(self._mode, outcome).observe(seconds)

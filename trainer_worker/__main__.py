@@ -8,6 +8,7 @@ import time
 from functools import partial
 from types import FrameType
 
+from loramem import tracing
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.database import Database
 from loramem.doorbell import make_doorbell
@@ -21,8 +22,10 @@ from trainer_worker.bar import bar
 from trainer_worker.build import Builder
 from trainer_worker.checkpoint import remove_checkpoint, sweep_checkpoints
 from trainer_worker.consume import Hooks, consume
+from trainer_worker.metrics import Metrics
 from trainer_worker.preview import sweep_previews
 from trainer_worker.publish import sweep_retired
+from trainer_worker.traced import traced
 from trainer_worker.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -36,30 +39,38 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop, stop))
+    tracing.configure(settings, "worker")
+    metrics = Metrics()
+    if settings.worker_metrics_port is not None:
+        metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     base = resolve_base_model(settings)
-    database = Database(settings.sqlalchemy_url)
+    database = Database(settings.sqlalchemy_url, metrics.observe_transaction)
     migrate(database)
     store = AdapterStore(settings.adapters_path)
     queue = JobQueue(database, make_doorbell(settings), settings)
-    builder = make_builder(settings, base, database, queue, store)
+    builder = make_builder(settings, base, database, queue, store, metrics)
     chores = (
         partial(sweep_retired, database, store, settings.retired_grace_s),
         partial(store.sweep_temporary, TEMPORARY_AFTER_S),
         partial(sweep_previews, database),
         partial(sweep_checkpoints, database, settings.jobs_path),
     )
-    hooks = Hooks(watch=partial(bar, sys.stderr), forget=partial(remove_checkpoint, settings.jobs_path))
+    hooks = Hooks(
+        observe=metrics.observe_end,
+        watches=(traced, metrics.watch, partial(bar, sys.stderr)),
+        forget=partial(remove_checkpoint, settings.jobs_path),
+    )
     consume(queue, builder.work, settings, stop, chores, hooks)
     database.close()
 
 
 def make_builder(
-    settings: Settings, base: BaseModel, database: Database, queue: JobQueue, store: AdapterStore
+    settings: Settings, base: BaseModel, database: Database, queue: JobQueue, store: AdapterStore, metrics: Metrics
 ) -> Builder:
     """Load the embedder and the base model before the first job, so that no job waits for them."""
     started = time.monotonic()
     writer = Writer(settings.writer_base_url, settings.writer_model or "", settings.writer_key)
-    builder = Builder(settings, base, database, queue, store, load_embedder(settings), writer)
+    builder = Builder(settings, base, database, queue, store, load_embedder(settings), writer, metrics.observe_exam)
     _ = builder.trainer
     log.info("base model %s loaded in %.1f s", base.name, time.monotonic() - started)
     return builder

@@ -22,7 +22,7 @@ from loramem.records import AdapterManifest, ExamResult, Progress, QAPair, Remed
 from loramem.settings import Settings
 from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
-from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.adapter import Facts, TrainedAdapter
 from trainer_worker.assign import assign_pairs, pairs_of
 from trainer_worker.capacity import bits, least_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
@@ -56,6 +56,8 @@ class Builder:
     store: AdapterStore
     embedder: Embedder
     writer: Writer
+    observe: Callable[[Facts, ExamResult], None] = lambda facts, exam: None
+    """Told of every adapter that was trained and examined; for metrics."""
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -287,6 +289,7 @@ class Builder:
         for place, (study, adapter) in enumerate(zip(studies, adapters, strict=True)):
             batch.step("examine", place, len(studies))
             exam = examine(trainer, adapter, study.held_out, learnt=study.examples, unrelated=trainer.unrelated)
+            self.observe(adapter.facts, exam)
             attempts.append(Attempt(study, adapter, exam))
         return attempts
 

@@ -11,16 +11,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from loramem.errors import JobCancelled, LeaseLost, LoramemError, Unavailable
 from loramem.queue import Claim, JobQueue
+from loramem.records import Progress
 from loramem.settings import Settings
-from trainer_worker.lease import Lease, Observer, WorkerStopping, show_nobody
+from trainer_worker.lease import Lease, Observer, WorkerStopping
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,8 @@ FOR_GOOD = frozenset({"succeeded", "cancelled", "failed"})
 """Outcomes after which a job is never taken up where it was."""
 
 
-def observe_nothing(outcome: str, seconds: float) -> None:
+def observe_nothing(claim: Claim, outcome: str, seconds: float) -> None:
     pass
-
-
-def watch_nothing(claim: Claim) -> AbstractContextManager[Observer]:
-    return nullcontext(show_nobody)
 
 
 def forget_nothing(job_id: str) -> None:
@@ -52,10 +49,10 @@ def forget_nothing(job_id: str) -> None:
 class Hooks:
     """Who is told about jobs; nobody unless given."""
 
-    observe: Callable[[str, float], None] = observe_nothing
+    observe: Callable[[Claim, str, float], None] = observe_nothing
     """How a claimed job ended, and how many seconds it ran; for metrics."""
-    watch: Watch = watch_nothing
-    """Entered around a build; what it gives is called with every progress."""
+    watches: Sequence[Watch] = ()
+    """Entered around a build, in order; what each gives is called with every progress."""
     forget: Callable[[str], None] = forget_nothing
     """The job ended for good: nobody needs what it kept for a later attempt."""
 
@@ -104,7 +101,7 @@ def _settle(
     log.info("job %s, %s of %s: attempt %d", claim.job_id, claim.kind, claim.document_id or "a text", claim.attempts)
     started = time.monotonic()
     try:
-        outcome = _run(queue, build, claim, settings, stop, hooks.watch)
+        outcome = _run(queue, build, claim, settings, stop, hooks.watches)
     except LeaseLost as error:
         log.debug("job %s: %s; its output is discarded", claim.job_id, error)
         outcome = "lease_lost"
@@ -113,7 +110,7 @@ def _settle(
         outcome = "unsettled"
     seconds = time.monotonic() - started
     log.info("job %s: %s after %.1f s", claim.job_id, outcome, seconds)
-    hooks.observe(outcome, seconds)
+    hooks.observe(claim, outcome, seconds)
     if outcome in FOR_GOOD:
         _forget(hooks, claim.job_id)
 
@@ -125,10 +122,12 @@ def _forget(hooks: Hooks, job_id: str) -> None:
         log.warning("job %s: what it kept could not be removed: %s", job_id, error)
 
 
-def _run(queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, watch: Watch) -> str:
+def _run(
+    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, watches: Sequence[Watch]
+) -> str:
     """The outcome of one build. Raises `LeaseLost` when it is no longer ours to settle."""
     try:
-        with watch(claim) as show, Lease(queue, claim, settings, stop, show=show) as lease:
+        with _watched(claim, watches) as show, Lease(queue, claim, settings, stop, show=show) as lease:
             build(claim, lease)
         if queue.holds(claim):
             raise RuntimeError("the build returned without ending its job")
@@ -155,6 +154,18 @@ def _run(queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: 
         log.exception("job %s: unexpected error", claim.job_id)
         queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
         return "error"
+
+
+@contextmanager
+def _watched(claim: Claim, watches: Sequence[Watch]) -> Iterator[Observer]:
+    with ExitStack() as stack:
+        observers = [stack.enter_context(watch(claim)) for watch in watches]
+
+        def show(progress: Progress) -> None:
+            for observer in observers:
+                observer(progress)
+
+        yield show
 
 
 class _Periodic:

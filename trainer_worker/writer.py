@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from loramem import tracing
 from loramem.errors import TrainingFailed, WriterUnavailable
 from loramem.prompts import Message
 
@@ -88,7 +89,7 @@ class Writer:
         self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, object] | None = None
     ) -> dict[str, list[dict[str, dict[str, str]]]]:
         try:
-            reply = await client.request(method, self.base_url.rstrip("/") + path, json=body)
+            reply = await client.request(method, self.base_url.rstrip("/") + path, json=body, headers=tracing.headers())
         except httpx.TransportError as error:
             raise WriterUnavailable(f"the writer at {self.base_url} cannot be reached: {error!r}") from error
         if reply.status_code >= 500 or reply.status_code == 429:

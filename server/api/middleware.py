@@ -68,8 +68,9 @@ class RequestContext:
             seconds * 1000,
         )  # fmt: skip
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._metrics.requests.labels(route, method, f"{status // 100}xx").inc()
-        self._metrics.request_seconds.labels(route, method).observe(seconds)
+        labels = (route, method, f"{status // 100}xx" if status else "none")
+        self._metrics.requests.labels(*labels).inc()
+        self._metrics.request_seconds.labels(*labels).observe(seconds)
 
 
 class BodyLimit:

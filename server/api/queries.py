@@ -10,6 +10,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from loramem import tracing
 from loramem.errors import InvalidValue, LoramemError
 from server.answer import whole
 from server.api.common import TheGateway, problems
@@ -83,15 +84,21 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
 
 async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
     """The answer's events, noted in the metrics as they pass."""
-    async with aclosing(gateway.answerer.answer(ask)) as events:
-        mode: str = ask.mode
-        async for item in events:
-            if isinstance(item, Routed):
-                mode = item.decision.mode
-                gateway.metrics.observe_route(item)
-            elif isinstance(item, Done):
-                gateway.metrics.observe_answer(mode, item)
-            yield item
+    with gateway.metrics.query(ask.mode) as noted:
+        async with aclosing(gateway.answerer.answer(ask)) as events:
+            async for item in events:
+                noted.see(item)
+                if isinstance(item, Routed):
+                    tracing.annotate({"loramem.mode": item.decision.mode, "loramem.refused": item.decision.refuses})
+                elif isinstance(item, Done):
+                    tracing.annotate(
+                        {
+                            "gen_ai.usage.input_tokens": item.prompt_tokens,
+                            "gen_ai.usage.output_tokens": item.completion_tokens,
+                            "gen_ai.response.finish_reasons": [item.finish_reason],
+                        }
+                    )
+                yield item
 
 
 async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loramem import errors
+from loramem import errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
@@ -198,7 +198,11 @@ class Engine:
         if salt:
             inputs["cache_salt"] = salt
         outputs = self._live().generate(
-            inputs, _sampling_params(sampling), uuid.uuid4().hex, lora_request=_lora_request(adapter)
+            inputs,
+            _sampling_params(sampling),
+            uuid.uuid4().hex,
+            lora_request=_lora_request(adapter),
+            trace_headers=tracing.headers() or None,
         )
         try:
             async with aclosing(outputs):
@@ -295,6 +299,7 @@ def _set_environment(settings: Settings) -> None:
     os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
     os.environ[DEVICE_BUDGET_VARIABLE] = str(settings.device_pool_bytes)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as our own spans are sent
     os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids
     logging.getLogger("vllm").setLevel(logging.WARNING)
@@ -325,5 +330,6 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,
+        otlp_traces_endpoint=tracing.traces_url(settings),
         **options,
     )

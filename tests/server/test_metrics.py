@@ -11,18 +11,23 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from loramem import __version__
 from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
+from loramem.errors import EngineUnavailable, NotFound
 from loramem.queue import JobQueue
 from loramem.records import MergeMethod, Mode, Recipe, Source
 from loramem.settings import Settings
-from loramem.tables import Job, JobState
-from server.ask import Choice, Confidence, Decision, Done, Prepared, Routed, RoutedAdapter, Selection
+from loramem.tables import Job, JobState, Namespace
+from loramem.vectors import VectorIndex
+from server.ask import Choice, Confidence, Decision, Done, Event, Prepared, Routed, RoutedAdapter, Selection
 from server.engine.engine import EngineAdapter
+from server.gauges import Process, Stores
 from server.metrics import STAGES, Metrics
 from tests.rows import add_adapters, add_document, serve
+from tests.server.scripted_engine import ScriptedEngine
 
 TIMES = {
     "embed": 10.0,
@@ -51,8 +56,22 @@ def queue(database: Database) -> JobQueue:
 
 
 @pytest.fixture
-def metrics(queue: JobQueue, database: Database) -> Metrics:
-    return Metrics(queue, database)
+def index(database: Database, tmp_path: Path) -> VectorIndex:
+    return VectorIndex(database, dim=4, embedder_name="test", snapshot_dir=tmp_path / "cache" / "index")
+
+
+@pytest.fixture
+def metrics(queue: JobQueue, database: Database, index: VectorIndex, tmp_path: Path) -> Metrics:
+    made = Metrics()
+    made.registry.register(Stores(queue, database, index, Settings(home=tmp_path)))
+    made.registry.register(Process(ScriptedEngine(None)))
+    return made
+
+
+def asked(metrics: Metrics, mode: str, *events: Event) -> None:
+    with metrics.query(mode) as noted:
+        for event in events:
+            noted.see(event)
 
 
 TIERS = {
@@ -81,12 +100,48 @@ def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float
     return Routed(Decision("lora", Choice("confident", 1, 0.5, "it leads")), (adapter,), (prepared,))
 
 
+def outcomes(metrics: Metrics) -> dict[tuple[str, str], float]:
+    name = "loramem_query_duration_seconds"
+    counts = (sample for sample in scraped(metrics)[name].samples if sample.name == f"{name}_count")
+    return {(sample.labels["mode"], sample.labels["outcome"]): sample.value for sample in counts}
+
+
+def test_each_question_is_counted_once_by_how_it_ended(metrics: Metrics) -> None:
+    asked(metrics, "auto", routed(), DONE)
+    asked(metrics, "auto", Routed(Decision("base", refuses=True)), replace(DONE, prompt_tokens=0))
+    with pytest.raises(NotFound):
+        ask_in_vain(metrics, NotFound("document", "doc_x"))
+    for broken in (EngineUnavailable("gone"), ZeroDivisionError()):
+        with pytest.raises(type(broken)):
+            ask_in_vain(metrics, broken)
+    with pytest.raises(GeneratorExit):
+        ask_in_vain(metrics, GeneratorExit())
+    assert outcomes(metrics) == {
+        ("lora", "answered"): 1,
+        ("base", "refused"): 1,
+        ("rag", "rejected"): 1,
+        ("rag", "failed"): 2,
+        ("rag", "aborted"): 1,
+    }
+    assert value(metrics, "loramem_queries_in_flight", "loramem_queries_in_flight") == 0
+
+
+def ask_in_vain(metrics: Metrics, error: BaseException) -> None:
+    with metrics.query("rag"):
+        assert value(metrics, "loramem_queries_in_flight", "loramem_queries_in_flight") == 1
+        raise error
+
+
+def test_a_refusal_has_no_stages(metrics: Metrics) -> None:
+    asked(metrics, "auto", Routed(Decision("base", refuses=True)), DONE)
+    assert scraped(metrics)["loramem_query_ttft_seconds"].samples == []
+    assert scraped(metrics)["loramem_tokens"].samples == []
+
+
 def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
     metrics.observe_answer("hybrid", DONE)
-    family = "loramem_query_duration_seconds"
-    assert value(metrics, family, f"{family}_sum", mode="hybrid") == 0.5
-    assert value(metrics, family, f"{family}_bucket", mode="hybrid", le="0.3") == 0
-    assert value(metrics, family, f"{family}_bucket", mode="hybrid", le="0.5") == 1
+    family = "loramem_query_overhead_seconds"
+    assert value(metrics, family, f"{family}_sum", mode="hybrid") == pytest.approx(0.5 - 0.421)
     assert value(metrics, "loramem_query_ttft_seconds", "loramem_query_ttft_seconds_sum", mode="hybrid") == 0.06
     for stage in STAGES:
         family = "loramem_query_stage_duration_seconds"
@@ -122,6 +177,7 @@ def test_how_sure_the_router_was_is_counted_where_it_was_asked(metrics: Metrics)
     for one in (routed(), routed(), Routed(Decision("base"))):
         metrics.observe_route(one)
     assert value(metrics, "loramem_route_choices", "loramem_route_choices_total", confidence="confident") == 2
+    assert value(metrics, "loramem_route_margin", "loramem_route_margin_count") == 0  # of one adapter: no lead
 
 
 def test_every_candidate_of_a_selection_is_counted_and_so_is_what_was_dropped(metrics: Metrics) -> None:
@@ -129,6 +185,7 @@ def test_every_candidate_of_a_selection_is_counted_and_so_is_what_was_dropped(me
     metrics.observe_route(replace(routed(), prepared=(one, other), selection=Selection(1, (0.5, 2.0), 4, 0.05)))
     for cache in ("miss", "hit"):
         assert value(metrics, "loramem_merges", "loramem_merges_total", method="linear", cache=cache) == 1
+    assert value(metrics, "loramem_selections", "loramem_selections_total", winner="other") == 1
     metrics.observe_answer("lora", replace(DONE, dropped_tokens=4))
     assert value(metrics, "loramem_tokens", "loramem_tokens_total", mode="lora", kind="dropped") == 4
     assert value(metrics, "loramem_tokens", "loramem_tokens_total", mode="lora", kind="completion") == 7
@@ -161,9 +218,11 @@ def test_a_single_adapter_counts_as_such_and_base_has_no_route(metrics: Metrics)
     assert value(metrics, "loramem_route_score", "loramem_route_score_count") == 1
 
 
-def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
+def test_labels_come_from_closed_sets(metrics: Metrics, index: VectorIndex) -> None:
     for mode in get_args(Mode):
-        metrics.observe_answer(mode, DONE)
+        asked(metrics, mode, Routed(Decision(mode)), DONE)
+    metrics.observe_transaction("read", 0.1)
+    index.search("default", np.ones(4, dtype=np.float32), 1)
     for method in (None, *get_args(MergeMethod)):
         metrics.observe_route(routed(method))
     allowed = {
@@ -173,7 +232,8 @@ def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
         "cache": {"hit", "miss"},
         "result": {"hit", "miss"},
         "tier": {"disk", "host", "device"},
-        "kind": {"prompt", "completion"},
+        "kind": {"prompt", "completion", "read", "text", "questions", "adapters", "cache", "database", "jobs"},
+        "outcome": {"answered"},
         "state": {*JobState, "pending", "indexed", "live", "retired"},
         "confidence": set(get_args(Confidence)),
         "version": {__version__},
@@ -195,15 +255,63 @@ def test_gauges_are_what_the_database_holds(metrics: Metrics, queue: JobQueue, d
     assert value(metrics, "loramem_documents", "loramem_documents", state="live") == 1
     assert value(metrics, "loramem_documents", "loramem_documents", state="pending") == 1
     assert value(metrics, "loramem_adapters", "loramem_adapters", state="live") == 2
-    assert value(metrics, "loramem_adapter_bytes", "loramem_adapter_bytes") == 2
+    assert value(metrics, "loramem_store_bytes", "loramem_store_bytes", kind="adapters") == 2
+    assert value(metrics, "loramem_store_bytes", "loramem_store_bytes", kind="database") > 10_000
     assert value(metrics, "loramem_jobs", "loramem_jobs", state="queued") == 2
     assert value(metrics, "loramem_jobs", "loramem_jobs", state="dead") == 0  # states without a job are there, too
     age = value(metrics, "loramem_job_queue_oldest_age_seconds", "loramem_job_queue_oldest_age_seconds")
     assert 100 <= age < 110
 
 
-def test_two_gateways_live_in_one_process(metrics: Metrics, queue: JobQueue, database: Database) -> None:
-    other = Metrics(queue, database)
+def test_the_index_says_what_it_holds_and_how_far_it_is_behind(
+    metrics: Metrics, index: VectorIndex, database: Database
+) -> None:
+    add_document(database, "doc_a", "text")
+    serve(database, "doc_a", np.eye(4, dtype=np.float32)[:2], per_chunk=1)
+    assert value(metrics, "loramem_index_vectors", "loramem_index_vectors", kind="text") == 0  # nobody asked yet
+    index.search("default", np.ones(4, dtype=np.float32), 1)
+    assert value(metrics, "loramem_index_vectors", "loramem_index_vectors", kind="text") == 2
+    assert value(metrics, "loramem_index_lag", "loramem_index_lag") == 0
+    with database.write() as session:
+        session.execute(update(Namespace).values(generation=Namespace.generation + 3))
+    assert value(metrics, "loramem_index_lag", "loramem_index_lag") == 3
+
+
+def test_the_disk_is_told_and_files_that_were_added(metrics: Metrics, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "job_a").mkdir(parents=True)
+    before = value(metrics, "loramem_store_bytes", "loramem_store_bytes", kind="jobs")
+    (tmp_path / "jobs" / "job_a" / "state").write_bytes(bytes(1000))
+    assert value(metrics, "loramem_store_bytes", "loramem_store_bytes", kind="jobs") == before + 1000
+    free, size = (value(metrics, name, name) for name in ("loramem_disk_free_bytes", "loramem_disk_size_bytes"))
+    assert 0 < free < size
+
+
+def test_a_database_that_is_away_is_told_and_the_rest_still_is(
+    metrics: Metrics, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert value(metrics, "loramem_database_up", "loramem_database_up") == 1
+    gone = OperationalError("SELECT 1", {}, Exception("away"))
+    monkeypatch.setattr(database, "read", lambda: (_ for _ in ()).throw(gone))
+    assert value(metrics, "loramem_database_up", "loramem_database_up") == 0
+    assert "loramem_jobs" not in scraped(metrics)
+    assert value(metrics, "loramem_engine_up", "loramem_engine_up") == 0
+
+
+def test_transactions_are_timed(tmp_path: Path, migrated: Path) -> None:
+    metrics = Metrics()
+    database = Database(f"sqlite:///{shutil.copy(migrated, tmp_path / 'other.db')}", metrics.observe_transaction)
+    with database.read():
+        pass
+    with pytest.raises(ZeroDivisionError), database.write():
+        raise ZeroDivisionError
+    database.close()
+    family = "loramem_database_transaction_seconds"
+    for kind in ("read", "write"):
+        assert value(metrics, family, f"{family}_count", kind=kind) == 1
+
+
+def test_two_gateways_live_in_one_process(metrics: Metrics) -> None:
+    other = Metrics()
     metrics.observe_answer("rag", DONE)
-    assert scraped(other)["loramem_query_duration_seconds"].samples == []
-    assert value(other, "loramem_build_info", "loramem_build_info", version=__version__) == 1
+    assert scraped(other)["loramem_query_ttft_seconds"].samples == []
+    assert value(metrics, "loramem_build_info", "loramem_build_info", version=__version__) == 1

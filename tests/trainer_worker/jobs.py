@@ -43,7 +43,7 @@ def work(queue: JobQueue, build: Build, *, hooks: Hooks = NO_HOOKS) -> list[str]
     stop = threading.Event()
     outcomes: list[str] = []
 
-    def observe(outcome: str, seconds: float) -> None:
+    def observe(claim: Claim, outcome: str, seconds: float) -> None:
         outcomes.append(outcome)
         stop.set()
 

@@ -17,7 +17,7 @@ from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
 from loramem.embed import Embedder, load_embedder
 from loramem.errors import TrainingFailed
-from loramem.queue import JobQueue
+from loramem.queue import Claim, JobQueue
 from loramem.records import ExamResult, Fullness, Remedy
 from loramem.settings import Settings
 from loramem.store import AdapterStore
@@ -88,7 +88,7 @@ class Worker:
     def settle(self) -> str:
         stop, outcomes = threading.Event(), list[str]()
 
-        def observe(outcome: str, seconds: float) -> None:
+        def observe(claim: Claim, outcome: str, seconds: float) -> None:
             outcomes.append(outcome)
             stop.set()
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from sqlalchemy import event
@@ -186,8 +187,24 @@ class TestProgress:
             publish(queue, claim)
 
         job_id = add(queue)
-        work(queue, build, hooks=Hooks(watch=watch))
+        work(queue, build, hooks=Hooks(watches=(watch,)))
         assert shown == [job_id, step(0), step(1), step(2), "end"]
+
+    def test_several_that_watch_are_all_told_and_all_end(self, queue: JobQueue) -> None:
+        told: list[tuple[str, str]] = []
+
+        @contextmanager
+        def watch(name: str, claim: Claim) -> Iterator[Callable[[Progress], None]]:
+            yield lambda progress: told.append((name, progress.phase))
+            told.append((name, "end"))
+
+        def build(claim: Claim, lease: Lease) -> None:
+            lease.progress(step(1))
+            publish(queue, claim)
+
+        add(queue)
+        work(queue, build, hooks=Hooks(watches=(partial(watch, "a"), partial(watch, "b"))))
+        assert told == [("a", "train"), ("b", "train"), ("b", "end"), ("a", "end")]
 
     def test_the_rest_takes_as_long_as_the_share_that_was_paid_for(self) -> None:
         assert remaining_s(30, 25) == 90

@@ -61,7 +61,7 @@ def work(queue: JobQueue, by: Writer) -> str:
     stop = threading.Event()
     outcomes: list[str] = []
 
-    def observe(outcome: str, seconds: float) -> None:
+    def observe(claim: Claim, outcome: str, seconds: float) -> None:
         outcomes.append(outcome)
         stop.set()
 

@@ -180,7 +180,7 @@ def test_answers_show_in_the_metrics_whatever_call_asked_for_them(memory: Memory
     body = {"model": "coast", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     memory.client.post("/v1/chat/completions", json=body)
     text = scrape(memory)
-    assert 'loramem_query_duration_seconds_count{mode="lora"} 2.0' in text
+    assert 'loramem_query_duration_seconds_count{mode="lora",outcome="answered"} 2.0' in text
     assert 'loramem_tokens_total{kind="completion",mode="lora"} 6.0' in text
     assert "loramem_route_score_count 2.0" in text
     assert 'loramem_documents{state="live"} 1.0' in text
