@@ -45,9 +45,7 @@ class Settings(BaseSettings):
         (), description="JSON list of accepted bearer keys; empty: open, loopback only"
     )
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics")
-    worker_metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="port of the worker's metrics; empty: it tells none"
-    )
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of the worker's metrics; 0: it tells none")
     otlp_endpoint: HttpUrl | Literal[""] = Field(
         "", description="OpenTelemetry collector (OTLP over HTTP), as `http://127.0.0.1:4318`; empty: no traces"
     )

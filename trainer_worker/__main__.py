@@ -41,7 +41,7 @@ def main() -> None:
         signal.signal(number, partial(_stop, stop))
     tracing.configure(settings, "worker")
     metrics = Metrics()
-    if settings.worker_metrics_port is not None:
+    if settings.worker_metrics_port:
         metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     base = resolve_base_model(settings)
     database = Database(settings.sqlalchemy_url, metrics.observe_transaction)

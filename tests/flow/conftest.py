@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.live import Live
+from tests.flow.collector import Collector
+from tests.flow.live import Live, free_port
 
 QUICK = {"formats": ["original"], "max_seconds": 8}
 """Training that is long enough to be real and short enough for a test; the text itself is all it learns."""
@@ -41,9 +42,16 @@ class Library:
 
 
 @pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def collector() -> Iterator[Collector]:
+    with Collector() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Live]:
     home: Path = tmp_path_factory.mktemp("home")
-    with Live(home, lease_s=6, heartbeat_s=1, max_model_len=1024) as server:
+    settings = {"lease_s": 6, "heartbeat_s": 1, "max_model_len": 1024, "worker_metrics_port": free_port()}
+    with Live(home, **settings, otlp_endpoint=collector.url) as server:
         yield server
 
 

@@ -20,7 +20,7 @@ class Live:
 
     def __init__(self, home: Path, **settings: object) -> None:
         self.home = home
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "server.log"
         self._settings = {f"LORAMEM_{key.upper()}": str(value) for key, value in settings.items()}
@@ -123,7 +123,8 @@ class Live:
         raise LookupError(f"{module} is not running")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
