@@ -15,8 +15,8 @@ ARG BASE_CPU=python:3.11.15-slim-bookworm
 
 # CUDA's libraries come in wheels (nvidia-*); the driver, 580 or newer, comes from the host through NVIDIA's container
 # toolkit. What compiles at run time is installed here: Triton and torch.compile need g++ and Python's headers;
-# FlashInfer, vLLM's attention on sm_100, needs nvcc of the CUDA release whose headers it meets: 13.0, while the lock's
-# wheel of nvcc is 13.5 and is refused by them.
+# FlashInfer, vLLM's attention on sm_100, needs nvcc of CUDA 13.0, which the lock has as a wheel, but in a folder without
+# the `lib64` and the `libcudart.so` that it links.
 # hadolint ignore=DL3006 # the tag is in the argument above
 FROM ${BASE_GPU} AS base-gpu
 # hadolint ignore=DL3008 # the archives keep one version of a package, so a pin breaks with the next security update
