@@ -1,14 +1,17 @@
 """Prometheus metrics of the gateway; labels only from closed sets. vLLM's own stand beside them on /metrics."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from loramem.errors import LoramemError
-from server.ask import Done, Event, Prepared, Routed
+from loramem.records import AskedMode, MergeMethod
+from server.ask import Confidence, Done, Event, Prepared, Routed
 from server.gauges import Pool
 
 Outcome = Literal["answered", "refused", "rejected", "failed", "aborted"]
@@ -99,6 +102,26 @@ class Metrics:
         )
         self._pool = Pool()
         self.registry.register(self._pool)
+        self._begin_at_nought()
+
+    def _begin_at_nought(self) -> None:
+        """A series that is born at 1 has no increase: without this, the first event of a kind would not show."""
+        modes, methods = get_args(AskedMode), ("single", *get_args(MergeMethod))
+        values: list[tuple[MetricWrapperBase, Iterable[tuple[str, ...]]]] = [
+            (self.query_seconds, product(modes, get_args(Outcome))),
+            (self.ttft_seconds, product(modes)),
+            (self.overhead_seconds, product(modes)),
+            (self.stage_seconds, product(modes, STAGES)),
+            (self.tokens, product(modes, ("prompt", "completion", "dropped"))),
+            (self.merges, product(methods, ("hit", "miss"))),
+            (self.merge_seconds, product(methods)),
+            (self.choices, product(get_args(Confidence))),
+            (self.selections, product(("first", "other"))),
+            (self.transaction_seconds, product(("read", "write"))),
+        ]
+        for metric, all_labels in values:
+            for labels in all_labels:
+                metric.labels(*labels)
 
     def observe_transaction(self, kind: Literal["read", "write"], seconds: float) -> None:
         self.transaction_seconds.labels(kind).observe(seconds)

@@ -33,6 +33,16 @@ POSTPONE_S = 5.0
 CHORES_EVERY_S = 30.0
 RECONCILE_EVERY_S = 5.0
 DATABASE_PAUSE_S = 2.0
+OUTCOMES = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "error",
+    "postponed",
+    "handed_back",
+    "lease_lost",
+    "unsettled",
+)
 FOR_GOOD = frozenset({"succeeded", "cancelled", "failed"})
 """Outcomes after which a job is never taken up where it was."""
 

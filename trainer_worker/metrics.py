@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,8 +12,12 @@ from prometheus_client.registry import Collector
 
 from loramem import __version__
 from loramem.queue import Claim
-from loramem.records import ExamResult, Progress
+from loramem.records import ExamResult, Phase, Progress
+from loramem.tables import JobKind
+from trainer_worker.consume import OUTCOMES
 from trainer_worker.lease import Observer
+
+PHASES = tuple(phase for phase in get_args(Phase) if phase not in ("waiting", "done"))
 
 WAIT = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 JOB = (1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200, 14400)
@@ -62,6 +67,18 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_Device())
+        self._begin_at_nought()
+
+    def _begin_at_nought(self) -> None:
+        """A series that is born at 1 has no increase: without this, the first event of a kind would not show."""
+        for kind, outcome in product(JobKind, OUTCOMES):
+            self.job_seconds.labels(kind, outcome)
+        for outcome in OUTCOMES:
+            self.attempts.labels(outcome)
+        for phase in PHASES:
+            self.phase_seconds.labels(phase)
+        for transaction in ("read", "write"):
+            self.transaction_seconds.labels(transaction)
 
     def observe_transaction(self, kind: Literal["read", "write"], seconds: float) -> None:
         self.transaction_seconds.labels(kind).observe(seconds)

@@ -18,14 +18,14 @@ from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
 from loramem.errors import EngineUnavailable, NotFound
 from loramem.queue import JobQueue
-from loramem.records import MergeMethod, Mode, Recipe, Source
+from loramem.records import AskedMode, MergeMethod, Mode, Recipe, Source
 from loramem.settings import Settings
 from loramem.tables import Job, JobState, Namespace
 from loramem.vectors import VectorIndex
 from server.ask import Choice, Confidence, Decision, Done, Event, Prepared, Routed, RoutedAdapter, Selection
 from server.engine.engine import EngineAdapter
 from server.gauges import Process, Stores
-from server.metrics import STAGES, Metrics
+from server.metrics import STAGES, Metrics, Outcome
 from tests.rows import add_adapters, add_document, serve
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -40,6 +40,7 @@ TIMES = {
     "decode": 400.0,
     "ttft": 60.0,
 }
+STORES = ("adapters", "cache", "database", "jobs")
 DONE = Done("stop", 50, 7, {**TIMES, "total": 500.0})
 
 
@@ -100,10 +101,15 @@ def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float
     return Routed(Decision("lora", Choice("confident", 1, 0.5, "it leads")), (adapter,), (prepared,))
 
 
+def counted(metrics: Metrics, name: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and number of what happened at least once."""
+    counts = (sample for sample in scraped(metrics)[name].samples if sample.name.endswith(("_count", "_total")))
+    return [(sample.labels, sample.value) for sample in counts if sample.value]
+
+
 def outcomes(metrics: Metrics) -> dict[tuple[str, str], float]:
-    name = "loramem_query_duration_seconds"
-    counts = (sample for sample in scraped(metrics)[name].samples if sample.name == f"{name}_count")
-    return {(sample.labels["mode"], sample.labels["outcome"]): sample.value for sample in counts}
+    found = counted(metrics, "loramem_query_duration_seconds")
+    return {(labels["mode"], labels["outcome"]): count for labels, count in found}
 
 
 def test_each_question_is_counted_once_by_how_it_ended(metrics: Metrics) -> None:
@@ -134,8 +140,8 @@ def ask_in_vain(metrics: Metrics, error: BaseException) -> None:
 
 def test_a_refusal_has_no_stages(metrics: Metrics) -> None:
     asked(metrics, "auto", Routed(Decision("base", refuses=True)), DONE)
-    assert scraped(metrics)["loramem_query_ttft_seconds"].samples == []
-    assert scraped(metrics)["loramem_tokens"].samples == []
+    assert counted(metrics, "loramem_query_ttft_seconds") == []
+    assert counted(metrics, "loramem_tokens") == []
 
 
 def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
@@ -153,13 +159,20 @@ def test_an_answer_shows_in_time_stages_and_tokens(metrics: Metrics) -> None:
 
 def test_stages_that_did_not_happen_are_not_counted(metrics: Metrics) -> None:
     metrics.observe_answer("base", Done("stop", 1, 1, {"decode": 5.0, "total": 9.0}))
-    stages = {sample.labels["stage"] for sample in scraped(metrics)["loramem_query_stage_duration_seconds"].samples}
-    assert stages == {"decode"}
+    (stage,) = counted(metrics, "loramem_query_stage_duration_seconds")
+    assert stage == ({"mode": "base", "stage": "decode"}, 1)
 
 
 def test_an_answer_without_a_first_token_has_no_time_to_it(metrics: Metrics) -> None:
     metrics.observe_answer("base", Done("stop", 1, 0, {"total": 9.0}))
-    assert scraped(metrics)["loramem_query_ttft_seconds"].samples == []
+    assert counted(metrics, "loramem_query_ttft_seconds") == []
+
+
+def test_what_may_happen_begins_at_nought(metrics: Metrics) -> None:
+    for mode in get_args(AskedMode):
+        name = "loramem_query_duration_seconds"
+        assert value(metrics, name, f"{name}_count", mode=mode, outcome="failed") == 0
+    assert value(metrics, "loramem_merges", "loramem_merges_total", method="ties", cache="miss") == 0
 
 
 def test_a_route_shows_its_score_and_its_merge(metrics: Metrics) -> None:
@@ -226,14 +239,15 @@ def test_labels_come_from_closed_sets(metrics: Metrics, index: VectorIndex) -> N
     for method in (None, *get_args(MergeMethod)):
         metrics.observe_route(routed(method))
     allowed = {
-        "mode": set(get_args(Mode)),
+        "mode": set(get_args(AskedMode)),
         "stage": set(STAGES),
         "method": {"single", *get_args(MergeMethod)},
         "cache": {"hit", "miss"},
         "result": {"hit", "miss"},
         "tier": {"disk", "host", "device"},
-        "kind": {"prompt", "completion", "read", "text", "questions", "adapters", "cache", "database", "jobs"},
-        "outcome": {"answered"},
+        "kind": {"prompt", "completion", "dropped", "read", "write", "text", "questions", *STORES},
+        "outcome": set(get_args(Outcome)),
+        "winner": {"first", "other"},
         "state": {*JobState, "pending", "indexed", "live", "retired"},
         "confidence": set(get_args(Confidence)),
         "version": {__version__},
@@ -313,5 +327,5 @@ def test_transactions_are_timed(tmp_path: Path, migrated: Path) -> None:
 def test_two_gateways_live_in_one_process(metrics: Metrics) -> None:
     other = Metrics()
     metrics.observe_answer("rag", DONE)
-    assert scraped(other)["loramem_query_ttft_seconds"].samples == []
+    assert counted(other, "loramem_query_ttft_seconds") == []
     assert value(metrics, "loramem_build_info", "loramem_build_info", version=__version__) == 1
