@@ -72,6 +72,7 @@ BENCHMARKS = (
     Benchmark("routing"),
     Benchmark("train"),
     Benchmark("capacity"),
+    Benchmark("q15"),
     Benchmark("overhead", server=True),
     Benchmark("recall", server=True),
     Benchmark("selecting", server=True),

@@ -1,0 +1,386 @@
+"""What a question about one long document costs by method, stage by stage: the paper's latency experiment (Q15).
+
+    python -m benchmarks.q15 --json [--smoke] [--out FILE] [--questions 30] [--max-tokens 32] [--max-model-len 2048]
+                             [--model MODEL | --dummy-weights SHAPE [--model-dir FOLDER]] [--device cpu|cuda]
+                             [--precision auto] [--chunk-tokens 768] [--max-seconds 5] [--seed 0]
+
+Thirty questions about one novella, one after another, by six methods: the base model alone, ICL, RAG, one adapter for
+the whole document, and an adapter for each chunk of which three are merged (TIES) anew for each question, all in memory
+beforehand or read for each question. Each method twice:
+
+`loramem`      through servers that this starts, each on a free port, with one home for all. One learns the document,
+               one is asked with the default pools of adapters (larger where these cannot hold the document's), one
+               with pools of a byte, which keep no more than the adapter that was used last: what a merge needs is
+               read from the files, which the system may have in its cache, and partly twice, as the server reads ahead
+               while it builds the prompt. `base` is asked there too (`loramem_again`), to show whether the machine was
+               as fast.
+`reference`    as the paper describes it (`benchmarks.q15_reference`), in a process of its own, after the servers: the
+               same model, adapters, chunks and prompts, except that its RAG reads three whole chunks, as the paper's
+               does, and loramem's what LORAMEM_RAG_TOKENS allow. Answers have as many tokens as loramem's.
+
+Setup, in seconds, is apart from the questions, in milliseconds; learning is in neither. Stages of loramem are the
+reply's `timings_ms`; `other` is what its client waits for beyond them. ICL reads as much of the document as the window
+holds (`icl`), its prompts begin each in another way, so that each is read anew; `icl_cached` lets the engine keep the
+document's beginning between questions, as it does by default. Quality is not looked at: adapters are trained for
+seconds on the text alone. Random weights of a known shape (`--dummy-weights`) therefore do as well, and always
+answer with all of --max-tokens.
+
+`ratios` are of mean times. In `loramem`, answers of different methods differ in length; `loramem_at_equal_length` has
+them as if each had --max-tokens. With `--out` the same is drawn beside the file, as PNG and SVG.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from benchmarks import q15_plot, q15_report, q15_server
+from benchmarks.circumstances import circumstances
+from benchmarks.passages import DATA
+from benchmarks.q15_plan import (
+    BASE,
+    ICL,
+    METHODS,
+    Device,
+    Document,
+    Precision,
+    ReferencePlan,
+    ReferenceQuestion,
+    ReferenceResult,
+)
+from benchmarks.q15_server import Learnt, Questioner, Served
+from benchmarks.q15_shapes import SHAPES, write_dummy
+from benchmarks.recall_smoke import SMOKE_ITEMS, SMOKE_OTHER
+from benchmarks.smoke import ROOT, NoServer, environment_of, server_at
+from loramem.base_model import BaseModel, resolve_base_model
+from loramem.chunk import chunk_text
+from loramem.settings import Settings, load_settings
+from loramem.store import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from benchmarks.adapters import Archive
+
+FILE = "q15/la_grande_breteche.json"
+OVERLAP = 12
+"""A chunk shares one token in so many with the one before, as by default."""
+SMOKE = {"questions": 3, "max_tokens": 8, "max_seconds": 2.0, "chunk_tokens": 96, "max_model_len": 256}
+"""The window is shorter than the text, so that there is something to cut."""
+SMOKE_RAG_TOKENS = 96
+POOLS = ("source_pool_bytes", "device_pool_bytes")
+MOST_POOL = 2
+"""Room in the pools for so many times the adapters' files."""
+SMALLEST_POOL = 1
+"""In bytes; a pool keeps its newest adapter all the same."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the run keeps its things, and the settings that servers and reference share."""
+
+    folder: Path
+    overrides: Mapping[str, str | int]
+    device: Device
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """A GPU that is not wanted is not seen."""
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
+        set_here = {f"LORAMEM_{name.upper()}": str(value) for name, value in self.overrides.items()}
+        return {**environment_of(self.home), **set_here, **hidden}
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings(home=self.home, **self.overrides)
+
+    @cached_property
+    def base(self) -> BaseModel:
+        return resolve_base_model(self.settings)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 when a check fails."""
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory(prefix="loramem-q15-", ignore_cleanup_errors=True) as folder:
+        try:
+            report = run(options, Path(folder))
+        except NoServer as error:
+            raise SystemExit(f"benchmarks.q15: {error}") from error
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        q15_plot.draw(report, options.out)
+    print(json.dumps(report) if options.json else "\n".join(q15_report.lines(report)))
+    return 0 if all(one["ok"] for one in report["checks"]) else 1
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Learn, ask both servers, stop them, run the reference, report. Raises `NoServer`."""
+    document = read_document(options)
+    bench = Bench(folder, overrides_of(options, folder), options.device)
+    with server_at(None, bench.home, bench.environment) as url:
+        learnt = q15_server.learn(url, document, options.max_seconds)
+    first = ask(bench, learnt, document, options, q15_server.FIRST, pools(bench.settings, learnt.adapter_bytes))
+    second = ask(bench, learnt, document, options, q15_server.SECOND, dict.fromkeys(POOLS, SMALLEST_POOL))
+    plan = plan_of(bench, learnt, document, options, {**second.answers, **first.answers})
+    reference = run_reference(plan, bench)
+    loramem = {**second.measured, **first.measured}
+    found: dict[str, Any] = {
+        "settings": settings_of(bench, learnt, document, options, first, reference),
+        "icl": q15_report.cut(*_read(bench, document, first)),
+        "learning_s": {name: round(seconds, 1) for name, seconds in learnt.learn_s.items()},
+        "loramem": {method: q15_report.summary(loramem[method]) for method in (*METHODS, q15_server.ICL_CACHED)},
+        "loramem_again": {BASE: q15_report.summary(second.measured[BASE])},
+        "reference": {method: q15_report.summary(reference.methods[method]) for method in METHODS},
+        "ratios": q15_report.ratios(loramem, reference.methods, options.max_tokens),
+    }
+    found["checks"] = (
+        q15_report.answered({"loramem": loramem, "reference": reference.methods}, len(document.questions))
+        if options.smoke
+        else q15_report.checks(found["ratios"], loramem, reference.methods, options.device == "cuda")
+    )
+    return found | circumstances(_command(options), options.seed)
+
+
+def pools(settings: Settings, adapter_bytes: int) -> dict[str, int]:
+    """Bytes by setting: as set, or more where the document's adapters need it."""
+    return {name: max(getattr(settings, name), MOST_POOL * adapter_bytes) for name in POOLS}
+
+
+def ask(
+    bench: Bench,
+    learnt: Learnt,
+    document: Document,
+    options: argparse.Namespace,
+    methods: Sequence[str],
+    pool_bytes: Mapping[str, int],
+) -> Served:
+    """Start a server and ask it. Raises `NoServer`."""
+    environment = bench.environment | {f"LORAMEM_{name.upper()}": str(size) for name, size in pool_bytes.items()}
+    started = time.perf_counter()
+    with server_at(None, bench.home, environment) as url:
+        start_s = time.perf_counter() - started
+        with Questioner(url, learnt.documents, options.max_tokens) as questioner:
+            return q15_server.measure(questioner, methods, document, start_s, learnt.index_s, options.seed)
+
+
+def plan_of(
+    bench: Bench,
+    learnt: Learnt,
+    document: Document,
+    options: argparse.Namespace,
+    answers: Mapping[str, Sequence[q15_server.Answered]],
+) -> ReferencePlan:
+    """Adapters are unpacked into the run's folder. Raises `SystemExit` when they do not fit the document's chunks."""
+    chunks = chunks_of(document.text, bench)
+    if len(chunks) != len(learnt.adapters):
+        raise SystemExit(f"benchmarks.q15: {len(learnt.adapters)} adapters of {len(chunks)} chunks")
+    asked = [
+        ReferenceQuestion(
+            question=question,
+            mark=q15_server.mark(number + 1),
+            read=answers[ICL][number].read,
+            tokens={method: answers[method][number].asked.output_tokens for method in METHODS},
+        )
+        for number, question in enumerate(document.questions)
+    ]
+    tokens = dict.fromkeys(METHODS, options.max_tokens)
+    read = min(one.read for one in asked)
+    return ReferencePlan(
+        device=options.device,
+        precision=options.precision,
+        title=document.title,
+        text=document.text,
+        chunks=tuple(chunks),
+        adapters=tuple(
+            unpack(one, bench.folder / "adapters" / str(number)) for number, one in enumerate(learnt.adapters)
+        ),
+        whole=unpack(learnt.whole, bench.folder / "adapters" / "whole"),
+        warm_up=ReferenceQuestion(question=q15_server.WARM_UP, mark=q15_server.mark(0), read=read, tokens=tokens),
+        questions=tuple(asked),
+    )
+
+
+def chunks_of(text: str, bench: Bench) -> list[str]:
+    """As the server cuts them."""
+    spans = chunk_text(
+        text,
+        str(bench.base.path / "tokenizer.json"),
+        max_tokens=bench.settings.chunk_tokens,
+        overlap_tokens=bench.settings.chunk_overlap_tokens,
+    )
+    return [text[span.start : span.end] for span in spans]
+
+
+def unpack(archive: "Archive", folder: Path) -> str:
+    """The files that PEFT reads."""
+    folder.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).write_bytes(archive.files[name])
+    return str(folder)
+
+
+def run_reference(plan: ReferencePlan, bench: Bench) -> ReferenceResult:
+    """In a process of its own. Raises `SystemExit` when it fails; it says why on the standard error."""
+    files = [bench.folder / name for name in ("plan.json", "result.json")]
+    files[0].write_text(plan.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.q15_reference", *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, env=bench.environment, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise SystemExit(f"benchmarks.q15: the reference ended with exit status {done.returncode}")
+    return ReferenceResult.model_validate_json(files[1].read_text(encoding="utf-8"))
+
+
+def _read(bench: Bench, document: Document, served: Served) -> tuple[list[int], int]:
+    """Tokens of the document that ICL has read, by question, and all that it has."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(bench.base.path / "tokenizer.json"))
+    texts = [document.text, *(document.text[: one.read] for one in served.answers[ICL])]
+    whole, *read = (len(one) for one in tokenizer.encode_batch(texts, add_special_tokens=False))
+    return read, whole
+
+
+def settings_of(
+    bench: Bench,
+    learnt: Learnt,
+    document: Document,
+    options: argparse.Namespace,
+    served: Served,
+    reference: ReferenceResult,
+) -> dict[str, Any]:
+    """What the figures depend on."""
+    settings = bench.settings
+    server = {name: getattr(settings, name) for name in ("max_model_len", "chunk_tokens", "rag_tokens", "rank")}
+    return {
+        "model": f"dummy {options.dummy_weights}" if options.dummy_weights else bench.base.name,
+        "document": document.title,
+        "questions": len(document.questions),
+        "device": options.device,
+        "smoke": options.smoke,
+        "max_tokens": options.max_tokens,
+        "max_seconds": options.max_seconds,
+        **server,
+        "adapters": len(learnt.adapters),
+        "adapters_in_memory": served.warmed,
+        "adapter_bytes": learnt.adapter_bytes,
+        "pools": pools(settings, learnt.adapter_bytes),
+        "reference": {"dtype": reference.dtype, "rag_chunks": round(reference.rag_chunks, 2)},
+    }
+
+
+def read_document(options: argparse.Namespace) -> Document:
+    """The first of its questions, as many as are wanted. Raises `OSError`."""
+    if options.smoke:
+        items = (*SMOKE_ITEMS, SMOKE_OTHER)
+        text = "\n\n".join(item.text for item in items)
+        return Document(title="Three places", text=text, questions=tuple(item.questions[0].prompt for item in items))
+    found = json.loads((DATA / FILE).read_text(encoding="utf-8"))
+    questions = tuple(one["question"] for one in found["questions"])
+    return Document(title=found["title"], text=found["text"], questions=questions[: options.questions])
+
+
+def overrides_of(options: argparse.Namespace, folder: Path) -> dict[str, str | int]:
+    """Settings that the options name, for servers and reference; a model with random weights is written here."""
+    wanted: dict[str, str | int | None] = {"model": options.model, "max_model_len": options.max_model_len}
+    if options.dummy_weights:
+        from transformers import AutoTokenizer
+
+        embedded = resolve_base_model(load_settings(home=folder / "home", model="embedded"))
+        tokenizer = AutoTokenizer.from_pretrained(embedded.path)
+        model = options.model_dir or folder / f"dummy-{options.dummy_weights}"
+        wanted["model"] = str(write_dummy(model, options.dummy_weights, tokenizer, options.seed).resolve())
+    if options.chunk_tokens:
+        wanted |= {
+            "chunk_tokens": options.chunk_tokens,
+            "chunk_overlap_tokens": options.chunk_tokens // OVERLAP,
+        }
+    if options.smoke:
+        wanted |= {"rag_tokens": SMOKE_RAG_TOKENS}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What repeats the run; folders by their names."""
+    said = "python -m benchmarks.q15 --json"
+    if options.model:
+        said += f" --model {Path(options.model).name if Path(options.model).is_dir() else options.model}"
+    if options.dummy_weights:
+        said += f" --dummy-weights {options.dummy_weights}"
+    if options.smoke:
+        return f"{said} --smoke --device {options.device} --precision {options.precision} --seed {options.seed}"
+    said += f" --questions {options.questions} --max-tokens {options.max_tokens} --max-seconds {options.max_seconds:g}"
+    for name in ("max_model_len", "chunk_tokens"):
+        if value := getattr(options, name):
+            said += f" --{name.replace('_', '-')} {value}"
+    return f"{said} --device {options.device} --precision {options.precision} --seed {options.seed}"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        vars(options).update(SMOKE)
+    if options.model and options.dummy_weights:
+        parser.error("--model and --dummy-weights name two models")
+    if options.model_dir and not options.dummy_weights:
+        parser.error("--model-dir is for --dummy-weights")
+    gpu = _has_gpu()
+    if options.device == "cuda" and not gpu:
+        parser.error("--device cuda: there is no GPU that torch can use")
+    options.device = options.device or ("cuda" if gpu else "cpu")
+    if not options.smoke and not (DATA / FILE).is_file():
+        parser.error(f"no benchmark data found: {FILE} under LORAMEM_BENCH_DATA")
+    return options
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks.q15", description=__doc__.splitlines()[0] if __doc__ else "")
+    add = parser.add_argument
+    add("--model", help="base model of servers and reference; default: LORAMEM_MODEL, or the embedded one")
+    add("--dummy-weights", choices=tuple(SHAPES), metavar="SHAPE", help=f"random weights: {', '.join(SHAPES)}")
+    add("--model-dir", type=Path, metavar="FOLDER", help="keeps the random model; one that is there is used")
+    add("--device", choices=get_args(Device), help="default: the GPU if there is one")
+    add("--precision", choices=get_args(Precision), default="auto", help="of the reference's base model")
+    add("--questions", type=_number, default=30, help="how many are asked, of as many as there are")
+    add("--max-tokens", type=_number, default=32, help="of an answer")
+    add("--max-seconds", type=float, default=5.0, help="of training an adapter")
+    add(
+        "--max-model-len",
+        type=_number,
+        metavar="N",
+        help="the servers' window in tokens; default: LORAMEM_MAX_MODEL_LEN",
+    )
+    add("--chunk-tokens", type=_number, metavar="N", help="default: LORAMEM_CHUNK_TOKENS")
+    add("--seed", type=int, default=0, help="of the order of methods, and of random weights")
+    add("--out", type=Path, metavar="FILE", help="the report, with bars drawn beside it")
+    add("--smoke", action="store_true", help="three questions about a short text, a few seconds of training")
+    add("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
