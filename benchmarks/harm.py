@@ -26,6 +26,7 @@ from uuid import uuid4
 from benchmarks.adapters import Adapters, Archive, read_archives
 from benchmarks.circumstances import check, circumstances
 from benchmarks.passages import DATA, NotLearnt, Passage, draw, learn, read_passages, unrelated
+from benchmarks.recall_smoke import BRIEF
 from benchmarks.scores import interval, mean, token_f1
 from loramem.client import Client
 from loramem.lines import tidy
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _learn(options: argparse.Namespace, passages: Sequence[Passage]) -> list[Archive]:
-    brief = {"training": {"max_seconds": BRIEF_S}} if options.smoke else {}
+    brief = {"training": BRIEF} if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"harm-{uuid4().hex[:8]}") as client:
         documents = [learn(client, passage, brief)[0] for passage in passages]
         archives = download(options.url, options.api_key, documents)

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.datasets import DATA_SETS, Asked, BadData, Item, read_items
 from benchmarks.recall_journal import Key
 from benchmarks.recall_methods import Method
-from benchmarks.recall_smoke import SMOKE_ITEMS, SMOKE_OTHER, SMOKE_S
+from benchmarks.recall_smoke import BRIEF, SMOKE_ITEMS, SMOKE_OTHER
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def draw_plan(
 def smoke_plan(seed: int, methods: Sequence[Method], unanswerable: int = 0) -> Plan:
     drawn = [Drawn(_key("smoke", item), item) for item in SMOKE_ITEMS]
     others = {seed: _beyond("smoke", [*SMOKE_ITEMS, SMOKE_OTHER], drawn, unanswerable, seed)} if unanswerable else {}
-    return Plan("smoke", "", {seed: drawn}, list(methods), {"max_seconds": SMOKE_S}, 64, True, others)
+    return Plan("smoke", "", {seed: drawn}, list(methods), dict(BRIEF), 64, True, others)
 
 
 def _draw(name: str, items: Sequence[Item], documents: int, questions: int | None, seed: int) -> list[Drawn]:

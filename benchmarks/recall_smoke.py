@@ -2,8 +2,8 @@
 
 from benchmarks.datasets import Asked, Item
 
-SMOKE_S = 8.0
-"""Training per adapter: enough to see that everything runs, not to learn much."""
+BRIEF = {"formats": ["original"], "max_seconds": 5.0}
+"""Training in a smoke run: enough to see that everything runs, not to learn much."""
 SMOKE_METHODS = ("base", "rag", "lora")
 
 

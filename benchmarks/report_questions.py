@@ -11,7 +11,6 @@ SWEEP = "python -m benchmarks.capacity --json --only sweep"
 RECIPES = "python -m benchmarks.recipes --json --data paperqa --only"
 PAPERS = "python -m benchmarks.recall --json --dataset paperqa --documents 15 --methods"
 LONG = "python -m benchmarks.recall --json --dataset narrativeqa --documents 40 --methods"
-ONE_LONG = "python -m benchmarks.recall --json --dataset narrativeqa --documents 1 --methods"
 SEEDS = "--seeds 0 1 2"
 
 
@@ -142,6 +141,7 @@ QUESTIONS = (
         "Does it save time?",
         "Yes against the whole text in the prompt, when adapters are loaded beforehand.",
         findings.latency,
-        f"{ONE_LONG} base,icl,rag,single,lora-top3",
+        "python -m benchmarks.q15 --json",
+        on_server=False,
     ),
 )

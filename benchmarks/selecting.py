@@ -39,7 +39,7 @@ from benchmarks.passages import follow
 from benchmarks.recall import served_model
 from benchmarks.recall_ask import bar
 from benchmarks.recall_plan import draw_plan
-from benchmarks.recall_smoke import SMOKE_ITEMS, SMOKE_OTHER, SMOKE_S
+from benchmarks.recall_smoke import BRIEF, SMOKE_ITEMS, SMOKE_OTHER
 from benchmarks.scores import mean
 from loramem.client import Client, Refused
 
@@ -106,10 +106,10 @@ def main(arguments: Sequence[str] | None = None, transport: httpx.BaseTransport 
 @contextmanager
 def _smoke_documents(client: Client) -> Iterator[None]:
     """Three documents, live. Raises `NotLearnt`."""
-    documents, training = [], {"max_seconds": SMOKE_S}
+    documents = []
     try:
         for item in (*SMOKE_ITEMS, SMOKE_OTHER):
-            accepted = client.upload(item.text, title=item.title, training=training)
+            accepted = client.upload(item.text, title=item.title, training=BRIEF)
             documents.append(accepted["document"]["id"])
             follow(client, accepted["job"]["id"])
         yield

@@ -20,13 +20,12 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from benchmarks.circumstances import circumstances
+from benchmarks.recall_smoke import BRIEF
 from loramem.client import Client
 from loramem.records import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_WORDS = 30
-SMOKE_S = 5.0
-"""Of training."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sheets = read_sheets(options.folder)[: 1 if options.smoke else None]
     with Client(options.url, api_key=options.api_key, namespace=f"sheets-{uuid4().hex[:8]}") as client:
-        limit = {"training": {"max_seconds": SMOKE_S}} if options.smoke else {}
+        limit = {"training": BRIEF} if options.smoke else {}
         results = [run_sheet(client, sheet, options.seed, limit) for sheet in sheets]
     command = "python -m benchmarks.sheets --json" + (" --smoke" if options.smoke else "")
     report = summary(results) | circumstances(command, options.seed)

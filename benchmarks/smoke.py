@@ -74,6 +74,8 @@ BENCHMARKS = (
     Benchmark("capacity"),
     Benchmark("q15"),
     Benchmark("overhead", server=True),
+    Benchmark("load", server=True),
+    Benchmark("soak", server=True),
     Benchmark("recall", server=True),
     Benchmark("selecting", server=True),
     Benchmark("squad", server=True),

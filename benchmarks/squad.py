@@ -25,6 +25,7 @@ from benchmarks.harm import ADAPTERS, download, harm
 from benchmarks.harm import checks as harm_checks
 from benchmarks.paper_recipe import PaperRecipe
 from benchmarks.passages import DATA, Passage, draw, follow, learn, read_passages, unrelated
+from benchmarks.recall_smoke import BRIEF
 from benchmarks.scores import mean, token_f1
 from loramem.client import Client
 from loramem.records import Mode
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.smoke:
         options.passages, options.harm = 1, min(options.harm, 1)
     passages = draw(every, options.passages, options.seed)
-    limit = {"training": {"max_seconds": SMOKE_S}} if options.smoke else {}
+    limit = {"training": BRIEF} if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import capacity, recall, recipes
+from benchmarks import capacity, q15, q15_plan, recall, recipes
 from benchmarks import report_findings as findings
 from benchmarks.recall_methods import chosen_methods
 from benchmarks.report import main, read_results
@@ -43,6 +43,14 @@ def swept(*entries: tuple[float, int, float], efficiency: Mapping[str, float], s
         for load, rank, bits in entries
     ]
     return {"command": "sweep", "parts": {"sweep": {"grid": grid, "efficiency": efficiency, "split": split}}}
+
+
+def timed(icl: float) -> Json:
+    """Of all methods 400 ms an answer, but for `icl`."""
+    methods = {name: {"wall_ms": {"mean": 400.0}} for name in q15_plan.METHODS}
+    own = methods | {q15_plan.ICL: {"wall_ms": {"mean": icl}}}
+    report = {"loramem": own, "reference": methods, "settings": {"smoke": False}}
+    return report | {"command": "python -m benchmarks.q15 --json --questions 30"}
 
 
 def arms(**scores: float) -> Json:
@@ -82,6 +90,8 @@ GOOD = {"lora:oracle": 0.9, "lora-top3": 0.6, "lora": 0.5, "lora-top5": 0.3, "si
         (findings.continuity, recalled("quality", {"lora": 0.5, "lora-top3": 0.4}), "not"),
         (findings.latency, recalled("narrativeqa", {"icl": 0.9, "lora-top3": 0.4}), "agree"),
         (findings.latency, recalled("narrativeqa", {"icl": 0.3, "lora-top3": 0.4}), "not"),
+        (findings.latency, timed(icl=900.0), "agree"),
+        (findings.latency, timed(icl=200.0), "not"),
     ],
 )
 def test_a_result_agrees_with_the_paper_or_not(
@@ -176,6 +186,8 @@ def test_every_command_is_one_that_the_benchmarks_take(question: Question, tmp_p
             capacity._options([*given, "--data", str(tmp_path)])
         elif module == "benchmarks.recipes":
             recipes._options(given)
+        elif module == "benchmarks.q15":
+            q15._parser().parse_args(given)
         else:
             assert module == "benchmarks.recall"
             assert chosen_methods(recall._parser().parse_args(given).methods)

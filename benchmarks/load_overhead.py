@@ -1,0 +1,115 @@
+"""What the gateway adds to a bare vLLM with the same adapter: the same questions to both, one at a time and in turn.
+
+The gateway is asked closed book for one document's adapter, the engine for that adapter by name, with the messages that
+the gateway builds. Few documents are asked about, and all of them before, so that both sides hold the adapters. Their
+prompts must have the same number of tokens, or the two did different work.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.circumstances import check
+from benchmarks.intervals import percentile
+from benchmarks.load_client import Ask, Reply
+from benchmarks.load_plan import Planned
+from loramem.client import Json
+
+AskAdapter = Callable[[str, Planned], Awaitable[Reply]]
+"""The engine, by the adapter's id."""
+DOCUMENTS = 4
+"""Fewer than an engine has slots, so that no adapter is loaded while the clock runs."""
+BOUND_MS = 15.0
+
+
+class NotComparable(Exception):
+    """Says what the two sides do not have in common, or which of them did not answer."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question to both sides, both answered."""
+
+    gateway: Reply
+    engine: Reply
+
+
+async def measure_overhead(gateway: Ask, engine: AskAdapter, questions: Sequence[Planned], pairs: int) -> list[Pair]:
+    """`pairs` pairs; each second one begins with the engine. Raises `NotComparable`."""
+    adapters = {one: await _warm_up(gateway, engine, one) for one in questions}
+    found = []
+    for number in range(pairs):
+        asked = questions[number % len(questions)]
+        if number % 2:
+            of_engine = await engine(adapters[asked], asked)
+            of_gateway = await gateway(asked)
+        else:
+            of_gateway = await gateway(asked)
+            of_engine = await engine(adapters[asked], asked)
+        found.append(_checked(Pair(of_gateway, of_engine), adapters[asked]))
+    return found
+
+
+async def _warm_up(gateway: Ask, engine: AskAdapter, asked: Planned) -> str:
+    """The id of the adapter that answers the question; both sides hold it then."""
+    reply = await gateway(asked)
+    if reply.error or len(reply.adapters) != 1:
+        raise NotComparable(f"gateway: {reply.error or f'{len(reply.adapters)} adapters routed, not one'}")
+    (adapter_id,) = reply.adapters
+    _checked(Pair(reply, await engine(adapter_id, asked)), adapter_id)
+    return adapter_id
+
+
+def _checked(pair: Pair, adapter_id: str) -> Pair:
+    for side, reply in (("gateway", pair.gateway), ("engine", pair.engine)):
+        if reply.error or not reply.tokens:
+            raise NotComparable(f"{side}: {reply.error or 'an answer without a token'}")
+    if pair.gateway.adapters != (adapter_id,):
+        raise NotComparable(f"the gateway routed to {', '.join(pair.gateway.adapters)}, the engine took {adapter_id}")
+    if pair.gateway.prompt_tokens != pair.engine.prompt_tokens:
+        raise NotComparable(
+            f"the gateway's prompt has {pair.gateway.prompt_tokens} tokens, the engine's {pair.engine.prompt_tokens}"
+        )
+    return pair
+
+
+def overhead_figures(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Milliseconds. Whole answers are compared where both have the same number of tokens."""
+    alike = [one for one in pairs if one.gateway.completion_tokens == one.engine.completion_tokens]
+    same = sum(one.gateway.answer == one.engine.answer for one in pairs)
+    return {
+        "pairs": len(pairs),
+        "same_answers": round(same / len(pairs), 4),
+        "pairs_of_one_length": len(alike),
+        "prompt_tokens": pairs[0].gateway.prompt_tokens,
+        "ttft_ms": _sides(pairs, _ttft_ms),
+        "e2e_ms": _sides(alike, _e2e_ms) if alike else None,
+    }
+
+
+def overhead_checks(found: Json) -> list[Json]:
+    """Of the paired differences' medians."""
+    checks = []
+    for name, kind in (("ttft", "TTFT"), ("e2e", "whole answer")):
+        if found[f"{name}_ms"] is not None:
+            value = found[f"{name}_ms"]["difference"]["p50"]
+            checks.append(check(f"overhead p50, {kind}", value, f"<= {BOUND_MS:g} ms", value <= BOUND_MS))
+    return checks
+
+
+def _sides(pairs: Sequence[Pair], ms: Callable[[Reply], float]) -> dict[str, dict[str, float]]:
+    gateway, engine = [ms(one.gateway) for one in pairs], [ms(one.engine) for one in pairs]
+    differences = [ms(one.gateway) - ms(one.engine) for one in pairs]
+    return {"gateway": _percentiles(gateway), "engine": _percentiles(engine), "difference": _percentiles(differences)}
+
+
+def _percentiles(ms: Sequence[float]) -> dict[str, float]:
+    return {f"p{percent}": round(percentile(ms, percent), 2) for percent in (50, 95)}
+
+
+def _ttft_ms(reply: Reply) -> float:
+    return (reply.tokens[0] - reply.sent) * 1000
+
+
+def _e2e_ms(reply: Reply) -> float:
+    return (reply.ended - reply.sent) * 1000
