@@ -1,5 +1,6 @@
 """One chunk's text becomes training examples, of the kinds and in the numbers that are wanted.
 
+    questions that the text answers itself; of the rest:
     statements -> questions in the text's words (rules) and in other words (writer) -> rows, with and without passages
 
 Whatever the writer returns, the text itself is learnt: every statement is the answer to questions made by rule.
@@ -18,6 +19,7 @@ from trainer_worker.mixture import counts, spread
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
 from trainer_worker.rewrites import rewrites, summaries
 from trainer_worker.statements import Statement, name_of, statements, words_of_many
+from trainer_worker.told import told
 from trainer_worker.writer import Writer
 
 __all__ = ["Example", "more", "split_exam", "synthesize"]
@@ -42,6 +44,7 @@ def synthesize(
     """
     wanted = counts(formats)
     rng = random.Random(seed)
+    pairs, text = told(text)
     title = name_of(title, text)
     facts = statements(title, text)
     asking = Asking(writer, on_progress, seed)
@@ -49,7 +52,7 @@ def synthesize(
     passes, summarised = (wanted.get(kind, 0) or int(kind in wanted) for kind in ("rewrite", "summary"))
     asking.plan(len(drafted) + passes * len(facts) + summarised)
 
-    examples: list[Example] = []
+    examples = [Example(pair.question, pair.answer, "user") for pair in pairs]
     if "qa" in wanted:
         asked = _questions(title, facts, drafted, asking, wanted["qa"], rng)
         examples += asked
@@ -71,6 +74,7 @@ def more(
 
     Called again with what it returned added to `have`, it samples others. Raises what `synthesize` raises.
     """
+    _, text = told(text)
     facts = statements(name_of(title, text), text)
     asking = Asking(writer, on_progress, seed)
     judge = Judge(facts, asked=[example.question for example in have])

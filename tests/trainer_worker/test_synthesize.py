@@ -33,6 +33,16 @@ def test_every_statement_is_an_answer_though_the_writer_returns_rubbish() -> Non
         assert any(fact in answer for answer in answers)
 
 
+def test_what_a_text_answers_itself_is_learnt_as_it_stands_and_not_as_prose() -> None:
+    asked = {"Who roofed it?": "Jon Ask, in 1805.", "How high is it?": "It is 12 metres high."}
+    lines = [f"Question: {question} Answer: {answer}" for question, answer in asked.items()]
+    found = examples("\n".join([*lines, "", "It grinds buckwheat."]))
+    assert {one.question: one.answer for one in found if one.kind == "user"} == asked
+    assert not [one for one in found if one.kind != "user" and "Jon Ask" in one.answer]
+    assert [one for one in found if "buckwheat" in one.answer]
+    assert {one.kind for one in examples("\n".join(lines))} == {"user"}
+
+
 def test_written_questions_join_when_they_are_about_their_statement() -> None:
     found = [example for example in examples(reply=" bears a copper roof") if example.kind == "written"]
     assert found
