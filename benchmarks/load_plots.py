@@ -32,15 +32,15 @@ def load_pyplot() -> Any:
 
 def plot(pyplot: Any, load: Load, out: Path) -> list[str]:
     """`<out>-time` and `<out>-cdf` beside the result, as PNG and SVG; returns the files' names."""
-    figures = {"time": _over_time, "cdf": _distribution}
+    figures = {"time": (_over_time, "upper left"), "cdf": (_distribution, "lower right")}
     names = []
-    for name, draw in figures.items():
+    for name, (draw, corner) in figures.items():
         figure, axes = pyplot.subplots(figsize=(8, 4.5))
         for label, seconds in KINDS.items():
             draw(axes, label, [one for one in load.outcomes if seconds(one) is not None], seconds)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend()
+            axes.legend(loc=corner)  # finding the best place takes long among many points
         for suffix in ("png", "svg"):
             file = out.with_name(f"{out.stem}-{name}.{suffix}")
             figure.savefig(file, dpi=150, bbox_inches="tight")
