@@ -34,16 +34,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from benchmarks import q15_plot, q15_report, q15_server
 from benchmarks.circumstances import circumstances
 from benchmarks.passages import DATA
+from benchmarks.q15_bench import Bench, pools, served
 from benchmarks.q15_plan import (
     BASE,
     ICL,
@@ -55,13 +53,13 @@ from benchmarks.q15_plan import (
     ReferenceQuestion,
     ReferenceResult,
 )
-from benchmarks.q15_server import Learnt, Questioner, Served
+from benchmarks.q15_server import Learnt, Served
 from benchmarks.q15_shapes import SHAPES, write_dummy
 from benchmarks.recall_smoke import SMOKE_ITEMS, SMOKE_OTHER
-from benchmarks.smoke import ROOT, NoServer, environment_of, server_at
-from loramem.base_model import BaseModel, resolve_base_model
+from benchmarks.smoke import ROOT, NoServer
+from loramem.base_model import resolve_base_model
 from loramem.chunk import chunk_text
-from loramem.settings import Settings, load_settings
+from loramem.settings import load_settings
 from loramem.store import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
@@ -73,39 +71,6 @@ OVERLAP = 12
 SMOKE = {"questions": 3, "max_tokens": 8, "max_seconds": 2.0, "chunk_tokens": 96, "max_model_len": 256}
 """The window is shorter than the text, so that there is something to cut."""
 SMOKE_RAG_TOKENS = 96
-POOLS = ("source_pool_bytes", "device_pool_bytes")
-MOST_POOL = 2
-"""Room in the pools for so many times the adapters' files."""
-SMALLEST_POOL = 1
-"""In bytes; a pool keeps its newest adapter all the same."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where the run keeps its things, and the settings that servers and reference share."""
-
-    folder: Path
-    overrides: Mapping[str, str | int]
-    device: Device
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """A GPU that is not wanted is not seen."""
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
-        set_here = {f"LORAMEM_{name.upper()}": str(value) for name, value in self.overrides.items()}
-        return {**environment_of(self.home), **set_here, **hidden}
-
-    @cached_property
-    def settings(self) -> Settings:
-        return load_settings(home=self.home, **self.overrides)
-
-    @cached_property
-    def base(self) -> BaseModel:
-        return resolve_base_model(self.settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,13 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Learn, ask both servers, stop them, run the reference, report. Raises `NoServer`."""
+    """Learn, ask the servers, stop them, run the reference, report. Raises `NoServer`."""
     document = read_document(options)
     bench = Bench(folder, overrides_of(options, folder), options.device)
-    with server_at(None, bench.home, bench.environment) as url:
-        learnt = q15_server.learn(url, document, options.max_seconds)
-    first = ask(bench, learnt, document, options, q15_server.FIRST, pools(bench.settings, learnt.adapter_bytes))
-    second = ask(bench, learnt, document, options, q15_server.SECOND, dict.fromkeys(POOLS, SMALLEST_POOL))
+    learnt, first, second = served(bench, document, options)
     plan = plan_of(bench, learnt, document, options, {**second.answers, **first.answers})
     reference = run_reference(plan, bench)
     loramem = {**second.measured, **first.measured}
@@ -150,28 +112,6 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         else q15_report.checks(found["ratios"], loramem, reference.methods, options.device == "cuda")
     )
     return found | circumstances(_command(options), options.seed)
-
-
-def pools(settings: Settings, adapter_bytes: int) -> dict[str, int]:
-    """Bytes by setting: as set, or more where the document's adapters need it."""
-    return {name: max(getattr(settings, name), MOST_POOL * adapter_bytes) for name in POOLS}
-
-
-def ask(
-    bench: Bench,
-    learnt: Learnt,
-    document: Document,
-    options: argparse.Namespace,
-    methods: Sequence[str],
-    pool_bytes: Mapping[str, int],
-) -> Served:
-    """Start a server and ask it. Raises `NoServer`."""
-    environment = bench.environment | {f"LORAMEM_{name.upper()}": str(size) for name, size in pool_bytes.items()}
-    started = time.perf_counter()
-    with server_at(None, bench.home, environment) as url:
-        start_s = time.perf_counter() - started
-        with Questioner(url, learnt.documents, options.max_tokens) as questioner:
-            return q15_server.measure(questioner, methods, document, start_s, learnt.index_s, options.seed)
 
 
 def plan_of(

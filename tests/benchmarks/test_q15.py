@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import q15, q15_server
+from benchmarks import q15, q15_bench, q15_server
 from benchmarks.adapters import Archive
-from benchmarks.q15 import Bench, main, pools, run_reference
+from benchmarks.q15 import main, run_reference
+from benchmarks.q15_bench import Bench, pools
 from benchmarks.q15_plan import (
     BASE,
     ICL,
@@ -98,7 +99,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     file.write_text(json.dumps(data))
     fakes = Fakes(questions, adapters=5)
     monkeypatch.setattr(q15, "DATA", tmp_path / "data")
-    monkeypatch.setattr(q15, "server_at", fakes.server_at)
+    monkeypatch.setattr(q15_bench, "server_at", fakes.server_at)
     monkeypatch.setattr(q15_server, "learn", fakes.learn)
     monkeypatch.setattr(q15_server, "measure", fakes.measure)
     monkeypatch.setattr(q15, "run_reference", fakes.run_reference)
@@ -248,7 +249,7 @@ def test_a_server_that_does_not_start_is_said(fakes: Fakes, model: Path, monkeyp
     def refuse(*_: object) -> None:
         raise NoServer("the server was not ready after 300 s")
 
-    monkeypatch.setattr(q15, "server_at", refuse)
+    monkeypatch.setattr(q15_bench, "server_at", refuse)
     with pytest.raises(SystemExit, match=r"benchmarks.q15: the server was not ready"):
         main(arguments(model))
 
