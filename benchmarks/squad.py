@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,7 +34,7 @@ from loramem.records import Mode
 MODES: tuple[Mode, ...] = ("base", "rag", "lora", "hybrid")
 OF_RAG = 0.6
 OF_PAPER = 1.5
-SMOKE_S = 5.0
+SMOKE_S, SMOKE_QUESTIONS = 5.0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.smoke:
         options.passages, options.harm = 1, min(options.harm, 1)
     passages = draw(every, options.passages, options.seed)
+    if options.smoke:
+        passages = [replace(one, questions=one.questions[:SMOKE_QUESTIONS]) for one in passages]
     limit = {"training": BRIEF} if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
