@@ -210,6 +210,7 @@ def _command(options: argparse.Namespace) -> str:
     what += f" --unanswerable {options.unanswerable}" if options.unanswerable else ""
     what += f" --max-tokens {options.max_tokens}" if options.max_tokens else ""
     what += f" --max-seconds {options.max_seconds:g}" if options.max_seconds else ""
+    what += f" --formats {options.formats}" if options.formats else ""
     what += f" --judge-model {options.judge_model}" if options.judge_url else ""
     what += "".join(f" --check '{bound.text}'" for bound in options.check)
     return f"python -m benchmarks.recall --json {what}"
@@ -251,6 +252,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         questions=options.questions_per_document,
         max_tokens=options.max_tokens,
         max_seconds=options.max_seconds,
+        formats=options.formats,
         unanswerable=options.unanswerable,
     )
 
@@ -289,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--namespace", help="documents there with the same text are used as they are; default: a fresh one")
     add("--max-tokens", type=_positive, help="of an answer; default: the question set's")
     add("--max-seconds", type=float, help="of training, per adapter; default: the server's")
+    add("--formats", metavar="FORMAT+...", help="kinds of training data, as `qa40+original`; default: the server's")
     add("--judge-url", help="root of an OpenAI-compatible API, as http://127.0.0.1:8001/v1")
     add("--judge-model")
     add("--check", action="append", default=[], metavar="BOUND", help="as 'lora.f1>=0.6*rag.f1'")

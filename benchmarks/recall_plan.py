@@ -113,6 +113,7 @@ def draw_plan(
     questions: int | None,
     max_tokens: int | None,
     max_seconds: float | None,
+    formats: str | None = None,
     unanswerable: int = 0,
 ) -> Plan:
     """At most so many documents, and questions of each (none: all), and per seed `unanswerable` questions of others.
@@ -127,7 +128,7 @@ def draw_plan(
         found.name,
         draws,
         list(methods),
-        {"max_seconds": max_seconds} if max_seconds else {},
+        {name: value for name, value in (("max_seconds", max_seconds), ("formats", formats)) if value},
         max_tokens or DATA_SETS[data_set].max_tokens,
         smoke=False,
         unanswerable=others if unanswerable else {},

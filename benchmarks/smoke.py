@@ -150,7 +150,8 @@ def run_asking(chosen: Sequence[Benchmark], url: str, environment: Environment) 
     if wanting := [one for one in chosen if one.learnt]:
         namespace = f"smoke-{uuid4().hex[:8]}"
         place = ("--url", url, "--namespace", namespace)
-        learning = ("--methods", "base", "--questions-per-document", "1", "--max-seconds", "5", "--keep")
+        brief = ("--max-seconds", "5", "--formats", "original")
+        learning = ("--methods", "base", "--questions-per-document", "1", *brief, "--keep")
         try:
             learnt = run(Benchmark("recall"), (*_module("recall"), "--json", *place, *DRAW, *learning), environment)
             if learnt.state == "ok":
