@@ -42,7 +42,7 @@ def test_a_job_is_a_trace_of_its_own_that_points_to_its_upload(
     assert upload != job.trace
     assert collector.wait(lambda span: span.trace == upload).name == "POST /documents"
     phases = [span for span in collector.trace(job.trace) if span.parent == job.id]
-    assert [span.name for span in phases][-4:] == ["synthesize", "train", "examine", "publish"]
+    assert [span.name for span in phases][-3:] == ["train", "examine", "publish"]
     assert "Wrenfield" not in "".join(span.text for span in collector.trace(job.trace))
 
 
