@@ -12,6 +12,7 @@ from benchmarks.q15_plan import Device, Document
 from benchmarks.q15_server import Learnt, Questioner, Served
 from benchmarks.smoke import environment_of, server_at
 from loramem.base_model import BaseModel, resolve_base_model
+from loramem.chunk import chunk_text
 from loramem.settings import Settings, load_settings
 
 POOLS = ("source_pool_bytes", "device_pool_bytes")
@@ -52,10 +53,13 @@ class Bench:
 def served(bench: Bench, document: Document, options: argparse.Namespace) -> tuple[Learnt, Served, Served]:
     """What was learnt, and the answers of the server that keeps adapters in memory and of the one that does not.
 
-    In a smoke run one server does all, as starting one takes most of it.
+    In a smoke run one server does all, as starting one takes most of it. Raises `SystemExit` when the adapters do not
+    fit the document's chunks.
     """
     with server_at(None, bench.home, bench.environment) as url:
         learnt = q15_server.learn(url, document, options.max_seconds)
+        if len(learnt.adapters) != (count := len(chunks_of(document.text, bench))):
+            raise SystemExit(f"benchmarks.q15: {len(learnt.adapters)} adapters of {count} chunks")
         if options.smoke:
             methods = dict.fromkeys((*q15_server.FIRST, *q15_server.SECOND))
             both = ask_at(url, learnt, document, options, tuple(methods), start_s=0.0)
@@ -64,6 +68,17 @@ def served(bench: Bench, document: Document, options: argparse.Namespace) -> tup
     first = ask(bench, learnt, document, options, q15_server.FIRST, room)
     second = ask(bench, learnt, document, options, q15_server.SECOND, dict.fromkeys(POOLS, SMALLEST_POOL))
     return learnt, first, second
+
+
+def chunks_of(text: str, bench: Bench) -> list[str]:
+    """As the server cuts them."""
+    spans = chunk_text(
+        text,
+        str(bench.base.path / "tokenizer.json"),
+        max_tokens=bench.settings.chunk_tokens,
+        overlap_tokens=bench.settings.chunk_overlap_tokens,
+    )
+    return [text[span.start : span.end] for span in spans]
 
 
 def pools(settings: Settings, adapter_bytes: int) -> dict[str, int]:

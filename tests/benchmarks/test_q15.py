@@ -200,7 +200,8 @@ def test_a_smoke_run_needs_no_data(
     fakes: Fakes, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(q15, "DATA", tmp_path / "nowhere")
-    monkeypatch.setattr(q15, "chunks_of", lambda text, bench: ["a"] * 5)
+    for module in (q15, q15_bench):
+        monkeypatch.setattr(module, "chunks_of", lambda text, bench: ["a"] * 5)
     assert main([*arguments(model), "--smoke"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in report["checks"]] == [
