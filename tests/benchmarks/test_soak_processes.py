@@ -5,9 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import repeat
 
 import pytest
@@ -16,6 +15,18 @@ from benchmarks import soak_processes
 from benchmarks.soak_processes import Process, Sample, Watch, is_lasting, name_of, read_sample, tree
 
 MIB = 1 << 20
+GROWING = """
+import sys, tempfile, threading
+print("begun", flush=True)
+sys.stdin.readline()
+event = threading.Event()
+for _ in range(3):
+    threading.Thread(target=event.wait, daemon=True).start()
+files = [tempfile.TemporaryFile() for _ in range(2)]
+block = bytearray(b"x" * (64 << 20))
+print("grown", flush=True)
+sys.stdin.readline()
+"""
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
 
 
@@ -29,19 +40,24 @@ def sample() -> Sample:
     return found
 
 
-def test_memory_files_and_threads_of_this_process_are_seen() -> None:
-    before = sample()
-    event = threading.Event()
-    threads = [threading.Thread(target=event.wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    with suppress(OSError), tempfile.TemporaryFile(), tempfile.TemporaryFile():
-        block = bytearray(b"x" * (64 * MIB))
-        after = sample()
-        del block
-    event.set()
-    for thread in threads:
-        thread.join()
+def sample_of(child: "subprocess.Popen[str]") -> Sample:
+    """Once it has said that it is there."""
+    assert child.stdout is not None
+    assert child.stdout.readline()
+    (process,) = tree([child.pid])
+    found = read_sample(process, 0.0)
+    assert found is not None
+    return found
+
+
+def test_memory_files_and_threads_of_a_process_are_seen() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", GROWING], stdin=pipe, stdout=pipe, text=True) as child:
+        before = sample_of(child)
+        assert child.stdin is not None
+        print(file=child.stdin, flush=True)
+        after = sample_of(child)
+        child.stdin.close()
     assert after.threads - before.threads == 3
     assert after.files - before.files == 2
     for grown in (after.anonymous_bytes - before.anonymous_bytes, after.rss_bytes - before.rss_bytes):
