@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
-    count = 6 if options.smoke else options.questions
+    count = 2 if options.smoke else options.questions
     with Client(options.url, api_key=options.api_key, namespace=f"overhead-{uuid4().hex[:8]}") as client:
         documents = [_learn(client, text) for text in TEXTS]
         cases = {name: _measure(client, fields, count) for name, fields in CASES.items()}
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     parser.add_argument("--questions", type=int, default=60, help="of each kind")
-    parser.add_argument("--smoke", action="store_true", help="six questions of each kind; promises nothing")
+    parser.add_argument("--smoke", action="store_true", help="two questions of each kind; promises nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
