@@ -63,6 +63,7 @@ from benchmarks.load_plan import (
 from benchmarks.load_plots import NoPlots, load_pyplot, plot
 from benchmarks.load_prepare import await_idle, documents_at
 from benchmarks.load_run import LEVELS, Level, Load, measure_capacity, open_loop
+from benchmarks.option_types import above_zero, at_least_one, zero_or_more
 from benchmarks.recall import served_model
 from loramem.client import Client
 from loramem.records import Compose
@@ -268,53 +269,51 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     add("--namespace", help="where the documents are, or will be; default: a fresh one")
     add("--keep", action="store_true", help="leave the documents that this run creates")
-    add("--documents", type=_number, default=200)
+    add("--documents", type=at_least_one, default=200)
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--rate", type=_positive, metavar="R", help="questions a second")
-    rate.add_argument("--capacity-share", type=_positive, default=0.5, metavar="SHARE", help="the rate beside capacity")
-    add("--concurrency", type=_number, metavar="N", help="capacity is measured with so many at once alone")
-    add("--seconds", type=_positive, default=120.0, help="of the open loop")
+    rate.add_argument("--rate", type=above_zero, metavar="R", help="questions a second")
+    rate.add_argument(
+        "--capacity-share", type=above_zero, default=0.5, metavar="SHARE", help="the rate beside capacity"
+    )
+    add("--concurrency", type=at_least_one, metavar="N", help="capacity is measured with so many at once alone")
+    add("--seconds", type=above_zero, default=120.0, help="of the open loop")
     add("--trace", metavar="FILE", help="arrivals of a csv, under LORAMEM_BENCH_DATA in `traces` or a path")
     add("--modes", type=parse_mix, default={"lora": 1.0}, metavar="MODE:WEIGHT,...", help="default: lora:1")
     add("--top-k", type=int, choices=range(1, 9), default=3, help="adapters of lora and hybrid")
     add("--compose", choices=get_args(Compose), default="merge")
-    add("--zipf", type=_not_negative, default=1.1, metavar="EXPONENT", help="of the documents' popularity; 0: uniform")
+    add(
+        "--zipf",
+        type=zero_or_more,
+        default=1.1,
+        metavar="EXPONENT",
+        help="of the documents' popularity; 0: uniform",
+    )
     add("--named", action="store_true", help="name the question's document instead of routing over all")
-    add("--max-tokens", type=_number, default=16, help="of an answer; with a trace, at most")
-    add("--most-in-flight", type=_number, default=1000, help="questions that come beyond it are not sent")
-    add("--slo-ttft-ms", type=_positive, metavar="MS", help="goodput: the first token since the question was due")
-    add("--slo-e2e-ms", type=_positive, metavar="MS", help="goodput: the last one")
+    add("--max-tokens", type=at_least_one, default=16, help="of an answer; with a trace, at most")
+    add("--most-in-flight", type=at_least_one, default=1000, help="questions that come beyond it are not sent")
+    add(
+        "--slo-ttft-ms",
+        type=above_zero,
+        metavar="MS",
+        help="goodput: the first token since the question was due",
+    )
+    add("--slo-e2e-ms", type=above_zero, metavar="MS", help="goodput: the last one")
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument("--engine-url", metavar="URL", help="of a stock vLLM with the same adapters, for the overhead")
     engine.add_argument("--bare-engine", type=Path, metavar="HOME", help="start one with the adapters of a data folder")
-    add("--bare-engine-memory", type=_positive, default=GPU_MEMORY, metavar="SHARE", help="of the GPU that it takes")
-    add("--pairs", type=_number, default=60, help="questions that gateway and engine are both asked")
+    add(
+        "--bare-engine-memory",
+        type=above_zero,
+        default=GPU_MEMORY,
+        metavar="SHARE",
+        help="of the GPU that it takes",
+    )
+    add("--pairs", type=at_least_one, default=60, help="questions that gateway and engine are both asked")
     add("--seed", type=int, default=0, help="of documents, arrivals and questions")
     add("--out", type=Path, metavar="FILE", help="the result as JSON, and plots beside it")
     add("--smoke", action="store_true", help="four documents, a few seconds; checks that all was answered")
     add("--json", action="store_true", help="one JSON object as the last line")
     return parser
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return number
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from benchmarks import q15_plot, q15_report, q15_server
 from benchmarks.circumstances import circumstances
+from benchmarks.option_types import at_least_one
 from benchmarks.passages import DATA
 from benchmarks.q15_bench import Bench, chunks_of, pools, served
 from benchmarks.q15_plan import (
@@ -285,28 +286,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-dir", type=Path, metavar="FOLDER", help="keeps the random model; one that is there is used")
     add("--device", choices=get_args(Device), help="default: the GPU if there is one")
     add("--precision", choices=get_args(Precision), default="auto", help="of the reference's base model")
-    add("--questions", type=_number, default=30, help="how many are asked, of as many as there are")
-    add("--max-tokens", type=_number, default=32, help="of an answer")
+    add("--questions", type=at_least_one, default=30, help="how many are asked, of as many as there are")
+    add("--max-tokens", type=at_least_one, default=32, help="of an answer")
     add("--max-seconds", type=float, default=5.0, help="of training an adapter")
     add(
         "--max-model-len",
-        type=_number,
+        type=at_least_one,
         metavar="N",
         help="the servers' window in tokens; default: LORAMEM_MAX_MODEL_LEN",
     )
-    add("--chunk-tokens", type=_number, metavar="N", help="default: LORAMEM_CHUNK_TOKENS")
+    add("--chunk-tokens", type=at_least_one, metavar="N", help="default: LORAMEM_CHUNK_TOKENS")
     add("--seed", type=int, default=0, help="of the order of methods, and of random weights")
     add("--out", type=Path, metavar="FILE", help="the report, with bars drawn beside it")
     add("--smoke", action="store_true", help="three questions about a short text, a few seconds of training")
     add("--json", action="store_true", help="one JSON object as the last line")
     return parser
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
 
 
 if __name__ == "__main__":

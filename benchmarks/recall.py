@@ -41,6 +41,7 @@ from benchmarks.answer_scores import CHOICE_METRICS, TEXT_METRICS
 from benchmarks.circumstances import circumstances
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.judge import Judge
+from benchmarks.option_types import at_least_one
 from benchmarks.passages import follow
 from benchmarks.recall_ask import Learnt, ask_all, bar
 from benchmarks.recall_journal import Journal, Line, key_of
@@ -283,13 +284,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     add("--dataset", choices=DATA_SETS, default="squad")
     add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
-    add("--documents", type=_positive, default=20, help="how many are drawn, of as many as there are")
-    add("--questions-per-document", type=_positive, metavar="N", help="how many are drawn of each; default: all")
-    add("--unanswerable", type=_positive, default=0, metavar="N", help="further questions, of documents not drawn")
+    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
+    add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
+    add("--unanswerable", type=at_least_one, default=0, metavar="N", help="further questions, of documents not drawn")
     add("--methods", type=lambda names: names.split(","), metavar="NAME,...", help=f"names, or {', '.join(GROUPS)}")
     add("--seeds", "--seed", type=int, nargs="+", default=[0], help="of the draws; each is learnt and asked by itself")
     add("--namespace", help="documents there with the same text are used as they are; default: a fresh one")
-    add("--max-tokens", type=_positive, help="of an answer; default: the question set's")
+    add("--max-tokens", type=at_least_one, help="of an answer; default: the question set's")
     add("--max-seconds", type=float, help="of training, per adapter; default: the server's")
     add("--formats", metavar="FORMAT+...", help="kinds of training data, as `qa40+original`; default: the server's")
     add("--judge-url", help="root of an OpenAI-compatible API, as http://127.0.0.1:8001/v1")
@@ -301,13 +302,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--smoke", action="store_true", help="two short documents of its own, a few seconds of training")
     add("--json", action="store_true", help="one JSON object as the last line")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
 
 
 if __name__ == "__main__":

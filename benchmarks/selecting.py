@@ -35,6 +35,7 @@ import httpx
 from benchmarks.circumstances import check, circumstances
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.intervals import percentile
+from benchmarks.option_types import at_least_one
 from benchmarks.passages import follow
 from benchmarks.recall import served_model
 from benchmarks.recall_ask import bar
@@ -259,26 +260,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--questions", type=Path, metavar="FILE", help="a question a line; default: drawn from a question set")
     add("--dataset", choices=DATA_SETS, default="squad")
     add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
-    add("--documents", type=_number, default=20, help="how many are drawn, of as many as there are")
-    add("--questions-per-document", type=_number, metavar="N", help="how many are drawn of each; default: all")
+    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
+    add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
     add("--seed", type=int, default=0, help="of the draw")
     add("--concurrency", type=_at_once, default=16, help="questions asked at once")
-    add("--rounds", type=_number, default=3)
-    add("--max-tokens", type=_number, default=32, help="of an answer")
+    add("--rounds", type=at_least_one, default=3)
+    add("--max-tokens", type=at_least_one, default=32, help="of an answer")
     add("--smoke", action="store_true", help="three short documents of its own, a few seconds of training")
     add("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
 
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
 def _at_once(text: str) -> int:
-    number = _number(text)
+    number = at_least_one(text)
     if number > MOST_AT_ONCE:
         raise argparse.ArgumentTypeError(f"must be {MOST_AT_ONCE} or less, not {number}")
     return number

@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.circumstances import circumstances
+from benchmarks.option_types import above_zero
 from benchmarks.recall import served_model
 from benchmarks.soak_figures import FEWEST, process_checks, process_figures, request_checks, request_figures
 from benchmarks.soak_processes import Watch, tree
@@ -174,22 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000")
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
-    add("--minutes", type=_positive, default=30.0)
+    add("--minutes", type=above_zero, default=30.0)
     add("--users", type=int, choices=range(1, 257), default=4, metavar="N", help="1 to 256")
     add("--pid", type=int, nargs="+", default=[], help="of `loramem serve`, or of gateway and worker")
-    add("--interval", type=_positive, default=10.0, metavar="SECONDS", help="between two samples of the processes")
+    add(
+        "--interval",
+        type=above_zero,
+        default=10.0,
+        metavar="SECONDS",
+        help="between two samples of the processes",
+    )
     add("--seed", type=int, default=0, help="of the documents and of what is asked")
     add("--out", type=Path, metavar="FILE", help="the result as JSON")
     add("--smoke", action="store_true", help="20 seconds, two users; checks that nothing failed")
     add("--json", action="store_true", help="one JSON object as the last line")
     return parser
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return number
 
 
 if __name__ == "__main__":

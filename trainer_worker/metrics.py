@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Literal, get_args
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -66,6 +75,8 @@ class Metrics:
             buckets=TRANSACTION,
             registry=self.registry,
         )
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
         self.registry.register(_Device())
         self._begin_at_nought()
 
@@ -109,7 +120,7 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answer scrapes from a thread; gives what ends that. Raises `OSError` where the port is taken."""
-        server, thread = start_http_server(port, host, _Both(self.registry))
+        server, thread = start_http_server(port, host, self.registry)
 
         def stop() -> None:
             server.shutdown()
@@ -160,15 +171,3 @@ class _Device(Collector):
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             allocated = torch.cuda.memory_allocated()
             yield GaugeMetricFamily("loramem_gpu_memory_bytes", "of the GPU, held by this worker's tensors", allocated)
-
-
-class _Both(CollectorRegistry):
-    """Ours, then the process's default registry."""
-
-    def __init__(self, own: CollectorRegistry) -> None:
-        super().__init__()
-        self._own = own
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._own.collect()
-        yield from REGISTRY.collect()

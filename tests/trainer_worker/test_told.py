@@ -39,6 +39,12 @@ def test_an_answer_goes_on_to_a_blank_line_and_the_rest_is_left() -> None:
     assert " ".join(rest.split()) == "Before you write to us, look here. The office opens at nine."
 
 
+def test_a_question_without_an_answer_does_not_take_the_next_ones() -> None:
+    pairs, rest = told("Q: Is it red?\nQ: Is it blue?\n\nA: Yes, it is blue.\n")
+    assert pairs == [Told("Is it blue?", "Yes, it is blue.")]
+    assert rest.strip() == "Q: Is it red?"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -46,6 +52,7 @@ def test_an_answer_goes_on_to_a_blank_line_and_the_rest_is_left() -> None:
         "Question: who pays?\n\nNobody knew.",
         "He asked: Q: what? and she said A: that.",
         "Answer: 12\nQuestion: none",
+        "Question: who pays?\n\nNobody knew, and years went by.\n\nA: that was all he said.",
     ],
 )
 def test_prose_about_questions_is_left_as_it_is(text: str) -> None:
