@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from loramem import __version__
+from loramem.errors import SettingsError
 from loramem.queue import Claim
 from loramem.records import ExamResult, Phase, Progress
 from loramem.tables import JobKind
@@ -119,8 +120,14 @@ class Metrics:
                 clock.end_phase()
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer scrapes from a thread; gives what ends that. Raises `OSError` where the port is taken."""
-        server, thread = start_http_server(port, host, self.registry)
+        """Answer scrapes from a thread; gives what ends that. Raises `SettingsError` where it cannot listen."""
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise SettingsError(
+                f"loramem: cannot listen on {host}:{port} ({error.strerror or error}). "
+                "Set LORAMEM_WORKER_METRICS_HOST and LORAMEM_WORKER_METRICS_PORT to a free address of this machine."
+            ) from None
 
         def stop() -> None:
             server.shutdown()

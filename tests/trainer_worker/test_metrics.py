@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loramem.errors import SettingsError
 from loramem.queue import Claim
 from loramem.records import ExamResult, Phase, Progress
 from trainer_worker.metrics import Metrics
@@ -88,3 +89,10 @@ def test_scrapes_are_answered_with_the_processs_own_figures(metrics: Metrics) ->
     assert "loramem_job_wait_seconds_count 0.0" in text
     assert "process_resident_memory_bytes" in text
     assert "loramem_build_info{" in text
+
+
+def test_a_port_that_is_taken_is_a_wrong_setting(metrics: Metrics) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"127\.0\.0\.1:{port}.*LORAMEM_WORKER_METRICS_PORT"):
+            metrics.serve("127.0.0.1", port)
