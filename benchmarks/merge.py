@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -64,13 +64,14 @@ def _llama(hidden: int, key: int, inner: int) -> Projections:
 
 EMBEDDED = Shape("smollm2-135m", 30, _llama(576, 192, 1536), 100, 60, 5)
 LLAMA_8B = Shape("llama-3.1-8b", 32, _llama(4096, 1024, 14336), 50, 12, 2)
+SMOKE = replace(EMBEDDED, runs=3, peft_runs=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
     torch.manual_seed(options.seed)
-    shapes = [EMBEDDED] if options.smoke else [EMBEDDED, LLAMA_8B]
+    shapes = [SMOKE] if options.smoke else [EMBEDDED, LLAMA_8B]
     if options.device == "cuda":
         from benchmarks.merge_cuda import measure_on_gpu
 
@@ -244,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.merge", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="the embedded model's shapes only; no promise of speed")
+    parser.add_argument("--smoke", action="store_true", help="the embedded model's shapes only, a few runs; no promise of speed")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 

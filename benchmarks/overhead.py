@@ -29,7 +29,7 @@ TEXTS = (
     "The festival of Ostrava Bells opens in May. Its patron is a baker. Visitors throw blue rice at the mayor.",
 )
 QUESTIONS = ("When was the harbour dug?", "What does the engine burn?", "What do visitors throw?")
-TRAINING = {"formats": ["original"], "max_seconds": 5}
+TRAINING = {"formats": ["original"], "max_seconds": 1}
 CASES: dict[str, dict[str, Any]] = {
     "base": {"mode": "base"},
     "rag": {"mode": "rag"},

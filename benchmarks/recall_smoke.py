@@ -2,7 +2,7 @@
 
 from benchmarks.datasets import Asked, Item
 
-BRIEF = {"formats": ["original"], "max_seconds": 5.0}
+BRIEF = {"formats": ["original"], "max_seconds": 1.0}
 """Training in a smoke run: enough to see that everything runs, not to learn much."""
 SMOKE_METHODS = ("base", "rag", "lora")
 

@@ -35,7 +35,7 @@ from benchmarks.recipe_report import plot, summary, table
 from benchmarks.scores import mean, rouge_l, token_f1
 from loramem.client import Client, Refused
 
-SMOKE_S = 5.0
+SMOKE_S = 2.0
 SMOKE_QUESTIONS = 2
 Result = dict[str, Any]
 Results = dict[str, Result]

@@ -1,8 +1,8 @@
 """What the results that exist say on the paper's questions: each function finds its figures, or None where none are.
 
-A verdict is `agree` or `not`; `undecided` where the 95 % interval of the paired difference holds 0 or, without one, the
-two intervals overlap; `not measured` where figures are there, but not what the paper compares. Figures without an
-interval are compared as they are.
+A verdict is `agree` or `disagree`; `undecided` where the 95 % interval of the paired difference holds 0 or, without
+one, the two intervals overlap; `not measured` where figures are there, but not what the paper compares. Figures without
+an interval are compared as they are.
 """
 
 import re
@@ -16,7 +16,7 @@ from benchmarks import q15_plan
 Json = dict[str, Any]
 Results = Mapping[str, Json]
 """By file name."""
-Verdict = Literal["agree", "not", "undecided", "not measured"]
+Verdict = Literal["agree", "disagree", "undecided", "not measured"]
 WHOLE_METRICS = ("judge", "accuracy", "rouge_l", "f1")
 """The first that a result has is compared."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
@@ -51,12 +51,12 @@ def greater(one: Estimate, other: Estimate) -> Verdict:
         (low, high), (other_low, other_high) = one.interval, other.interval
         if low <= other_high and other_low <= high:
             return "undecided"
-    return "agree" if one.mean > other.mean else "not"
+    return "agree" if one.mean > other.mean else "disagree"
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """The least favourable."""
-    return next((one for one in ("not", "undecided") if one in verdicts), "agree")
+    return next((one for one in ("disagree", "undecided") if one in verdicts), "agree")
 
 
 def rank(results: Results) -> Finding | None:
@@ -91,7 +91,8 @@ def efficiency(results: Results) -> Finding | None:
             figures = {f"rank {rank:g}": Estimate(value) for rank, value in sorted(found.items())}
             if not facts:
                 return Finding(file, "not measured", "no rank held a load; bits stored per 1000 parameters", figures)
-            return Finding(file, "agree" if best < max(found) else "not", "facts held per million parameters", figures)
+            verdict: Verdict = "agree" if best < max(found) else "disagree"
+            return Finding(file, verdict, "facts held per million parameters", figures)
     return None
 
 
@@ -233,7 +234,7 @@ def _paired(report: Json, pair: tuple[str, str], metric: str) -> Verdict | None:
         found = report["methods"][one].get("minus", {}).get(other, {}).get(metric)
         if found and found["interval"]:
             low, high = sorted(sign * end for end in found["interval"])
-            return "agree" if low > 0 else "not" if high < 0 else "undecided"
+            return "agree" if low > 0 else "disagree" if high < 0 else "undecided"
     return None
 
 

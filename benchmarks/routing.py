@@ -40,6 +40,7 @@ from trainer_worker.writer import Writer
 
 FORMATS = ("qa",)
 PER_SECTOR = 100
+SMOKE_DOCUMENTS, SMOKE_QUESTIONS = 3, 5
 WITHOUT_LEVEL = "3"
 """PaperQA's questions that name nothing of their paper."""
 
@@ -125,13 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def paperqa(options: argparse.Namespace) -> dict[str, Any]:
     items, _ = read_items("paperqa", None)
-    items = items[:3] if options.smoke else items
-    return _measured("paperqa", items, len(items[0].questions), options)
+    return _measured("paperqa", *_drawn(items, len(items[0].questions), smoke=options.smoke), options)
 
 
 def phonebook(options: argparse.Namespace) -> dict[str, Any]:
     items, _ = read_items("phonebook", None)
-    return _measured("phonebook", items[:3] if options.smoke else items, 10 if options.smoke else PER_SECTOR, options)
+    return _measured("phonebook", *_drawn(items, PER_SECTOR, smoke=options.smoke), options)
+
+
+def _drawn(items: Sequence[Item], most: int, *, smoke: bool) -> tuple[Sequence[Item], int]:
+    """Documents, and how many questions are asked of each."""
+    return (items[:SMOKE_DOCUMENTS], SMOKE_QUESTIONS) if smoke else (items, most)
 
 
 PARTS = {"paperqa": paperqa, "phonebook": phonebook}

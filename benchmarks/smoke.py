@@ -150,7 +150,7 @@ def run_asking(chosen: Sequence[Benchmark], url: str, environment: Environment) 
     if wanting := [one for one in chosen if one.learnt]:
         namespace = f"smoke-{uuid4().hex[:8]}"
         place = ("--url", url, "--namespace", namespace)
-        brief = ("--max-seconds", "5", "--formats", "original")
+        brief = ("--max-seconds", "1", "--formats", "original")
         learning = ("--methods", "base", "--questions-per-document", "1", *brief, "--keep")
         try:
             learnt = run(Benchmark("recall"), (*_module("recall"), "--json", *place, *DRAW, *learning), environment)

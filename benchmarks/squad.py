@@ -34,7 +34,7 @@ from loramem.records import Mode
 MODES: tuple[Mode, ...] = ("base", "rag", "lora", "hybrid")
 OF_RAG = 0.6
 OF_PAPER = 1.5
-SMOKE_S, SMOKE_QUESTIONS = 5.0, 2
+SMOKE_S, SMOKE_QUESTIONS = 2.0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

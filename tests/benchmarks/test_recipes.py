@@ -168,7 +168,7 @@ def test_results_of_other_settings_are_not_resumed(tmp_path: Path) -> None:
 def test_a_smoke_run_takes_two_arms_and_one_document(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json", "--smoke"]) == 0
     assert list(last_line(capsys)["arms"]) == ["default", "formats=original"]
-    assert fake.uploaded == [{"max_seconds": 5.0}, {"formats": "original", "max_seconds": 5.0}]
+    assert fake.uploaded == [{"max_seconds": 2.0}, {"formats": "original", "max_seconds": 2.0}]
 
 
 def result(scores: list[float], group: str = "g") -> dict[str, Any]:

@@ -68,17 +68,17 @@ GOOD = {"lora:oracle": 0.9, "lora-top3": 0.6, "lora": 0.5, "lora-top5": 0.3, "si
     ("find", "report", "verdict"),
     [
         (findings.rank, SWEEP, "agree"),
-        (findings.rank, swept((1, 1, 50), (1, 4, 40), efficiency={}, split=[]), "not"),
+        (findings.rank, swept((1, 1, 50), (1, 4, 40), efficiency={}, split=[]), "disagree"),
         (findings.rank, swept((1, 1, 50), efficiency={}, split=[]), None),
         (findings.load, SWEEP, "agree"),
-        (findings.load, swept((1, 1, 50), (8, 1, 500), efficiency={}, split=[]), "not"),
+        (findings.load, swept((1, 1, 50), (8, 1, 500), efficiency={}, split=[]), "disagree"),
         (findings.efficiency, SWEEP, "agree"),
-        (findings.efficiency, swept(efficiency={"1": 2.0, "4": 3.0}, split=[]), "not"),
+        (findings.efficiency, swept(efficiency={"1": 2.0, "4": 3.0}, split=[]), "disagree"),
         (findings.efficiency, swept((1, 1, 50), (1, 4, 90), efficiency={"1": 0.0}, split=[]), "not measured"),
         (findings.partition, swept(efficiency={}, split=[FULL]), "agree"),
         (findings.partition, SWEEP, None),
         (findings.formats, arms(original=0.1, qa40=0.3, summary8=0.2, rewrite4=0.2), "agree"),
-        (findings.formats, arms(original=0.1, qa40=0.3, summary8=0.0, rewrite4=0.2), "not"),
+        (findings.formats, arms(original=0.1, qa40=0.3, summary8=0.0, rewrite4=0.2), "disagree"),
         (findings.formats, arms(original=0.1, qa40=0.3), None),
         (findings.routing, recalled("paperqa", GOOD), "agree"),
         (findings.merging, recalled("paperqa", GOOD), "agree"),
@@ -87,11 +87,11 @@ GOOD = {"lora:oracle": 0.9, "lora-top3": 0.6, "lora": 0.5, "lora-top5": 0.3, "si
         (findings.long_documents, recalled("narrativeqa", GOOD), "agree"),
         (findings.long_documents, recalled("paperqa", GOOD), None),
         (findings.context, recalled("narrativeqa", GOOD), "agree"),
-        (findings.continuity, recalled("quality", {"lora": 0.5, "lora-top3": 0.4}), "not"),
+        (findings.continuity, recalled("quality", {"lora": 0.5, "lora-top3": 0.4}), "disagree"),
         (findings.latency, recalled("narrativeqa", {"icl": 0.9, "lora-top3": 0.4}), "agree"),
-        (findings.latency, recalled("narrativeqa", {"icl": 0.3, "lora-top3": 0.4}), "not"),
+        (findings.latency, recalled("narrativeqa", {"icl": 0.3, "lora-top3": 0.4}), "disagree"),
         (findings.latency, timed(icl=900.0), "agree"),
-        (findings.latency, timed(icl=200.0), "not"),
+        (findings.latency, timed(icl=200.0), "disagree"),
     ],
 )
 def test_a_result_agrees_with_the_paper_or_not(
@@ -134,7 +134,7 @@ def test_intervals_that_touch_decide_nothing() -> None:
     one, other = Estimate(0.5, (0.4, 0.6)), Estimate(0.7, (0.6, 0.8))
     assert greater(other, one) == greater(one, other) == "undecided"
     assert greater(Estimate(0.7, (0.61, 0.8)), one) == "agree"
-    assert greater(one, Estimate(0.7)) == "not"
+    assert greater(one, Estimate(0.7)) == "disagree"
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
