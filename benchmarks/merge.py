@@ -245,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.merge", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="the embedded model's shapes only, a few runs; no promise of speed")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the embedded model's shapes only, a few runs; no promise of speed"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 

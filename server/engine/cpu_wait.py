@@ -3,12 +3,14 @@
 vLLM's scheduler and worker pass messages through shared memory. Whoever waits for one yields and looks again, for a
 second after the last (`SpinCondition` in `shm_broadcast.py`, 0.32), and sleeps only then. Beside a GPU that costs a core
 which is idle anyway. On a CPU it is one that gateway, embedder and trainer wait for: of two cores, the scheduler took 60
-to 80 % of one while answers were generated. Here it sleeps at once; what is sent wakes it.
+to 80 % of one while answers were generated. Here it looks for some milliseconds, which is how long the worker waits for
+its next step, and then sleeps until it is woken, as the scheduler does while the worker computes.
 """
 
 import time
 from typing import Any
 
+SPIN_S = 0.005
 LATELY_S = 1.0
 """After the last message the next one is close."""
 LATELY_POLL_MS = 5
@@ -25,9 +27,12 @@ def install() -> None:
     stock = SpinCondition.wait
 
     def wait(self: Any, timeout_ms: int | None = None) -> None:
-        lately = time.monotonic() <= self.last_read + LATELY_S
-        self.busy_loop_s = -1.0  # the stock method then never spins
-        stock(self, LATELY_POLL_MS if lately else timeout_ms)
+        now = time.monotonic()
+        if getattr(self, "_loramem_read", None) != self.last_read:  # the first call since then
+            self._loramem_read, self._loramem_since = self.last_read, now
+        waited_s = now - self._loramem_since
+        self.busy_loop_s = 3600.0 if waited_s < SPIN_S else -1.0  # stock: yield, or sleep
+        stock(self, LATELY_POLL_MS if now <= self.last_read + LATELY_S else timeout_ms)
 
     wait._loramem = True  # type: ignore[attr-defined]
     SpinCondition.wait = wait

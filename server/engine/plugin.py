@@ -49,6 +49,8 @@ def register() -> None:
 
 
 def _wrap(worker_manager: Any, model_manager: Any) -> None:
+    from server.engine import cpu_lora
+
     stock_load, stock_add = worker_manager._load_adapter, model_manager._add_adapter
     stock_activate = model_manager.activate_adapter
 
@@ -70,7 +72,10 @@ def _wrap(worker_manager: Any, model_manager: Any) -> None:
             if adapter.is_written_on_device and _activate_on_device(self, adapter):
                 return True
             adapter.fill()
-        return stock_activate(self, lora_id)
+        activated = stock_activate(self, lora_id)
+        if activated:
+            cpu_lora.forget(self.modules.values(), self.lora_index_to_id.index(lora_id))
+        return activated
 
     load._loramem = True  # type: ignore[attr-defined]
     worker_manager._load_adapter = load
