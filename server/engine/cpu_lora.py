@@ -57,7 +57,7 @@ def filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: i
 def forget(layers: Iterable[Any], slot: int) -> None:
     """Another adapter is in the slot now. `layers` are vLLM's, each with its `lora_a_stacked`."""
     for layer in layers:
-        stacked = getattr(layer, "lora_a_stacked", ())
+        stacked: tuple[Tensor, ...] = getattr(layer, "lora_a_stacked", ())
         if len(stacked):
             getattr(stacked[0], KEPT, {}).pop(slot, None)
 

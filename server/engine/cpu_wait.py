@@ -1,10 +1,10 @@
 """Waiting for a message without a core, where the model computes on the cores too.
 
 vLLM's scheduler and worker pass messages through shared memory. Whoever waits for one yields and looks again, for a
-second after the last (`SpinCondition` in `shm_broadcast.py`, 0.32), and sleeps only then. Beside a GPU that costs a core
-which is idle anyway. On a CPU it is one that gateway, embedder and trainer wait for: of two cores, the scheduler took 60
-to 80 % of one while answers were generated. Here it looks for some milliseconds, which is how long the worker waits for
-its next step, and then sleeps until it is woken, as the scheduler does while the worker computes.
+second after the last (`SpinCondition` in `shm_broadcast.py`, 0.32), and sleeps only then. Beside a GPU that costs a
+core which is idle anyway. On a CPU it is one that gateway, embedder and trainer wait for: of two cores, the scheduler
+took 60 to 80 % of one while answers were generated. Here it looks for some milliseconds, which is how long the worker
+waits for its next step, and then sleeps until it is woken, as the scheduler does while the worker computes.
 """
 
 import time

@@ -12,6 +12,7 @@ from benchmarks.lifts import CRITERIA, Answer, Asking, answer_all, askings, figu
 from benchmarks.recall_plan import Drawn
 from benchmarks.scores import token_f1
 from loramem.client import Client
+from server.route import TEMPERATURE
 from tests.benchmarks.fake_server import archive
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.loop import Recipe
@@ -100,4 +101,4 @@ def test_what_an_adapter_knows_it_says_surer_than_the_base_model(tmp_path: Path)
     assert answer.f1 == token_f1(answer.text, LESSONS[0].answer)
     assert len(answer.own) == len(answer.base) > 1
     assert sum(answer.own) > sum(answer.base) + 1
-    assert answer.prior == pytest.approx(0.1 / lifts.TEMPERATURE)  # not routed at all: as the last that was
+    assert answer.prior == pytest.approx(0.1 / TEMPERATURE)  # not routed at all: as the last that was

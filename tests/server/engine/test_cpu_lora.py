@@ -1,6 +1,7 @@
 """The grouped LoRA product against one row at a time, alone and inside vLLM's CPU wrapper."""
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from server.engine.cpu_lora import add_grouped, group_rows, install
+from server.engine.cpu_lora import FEW_ROWS, add_grouped, filled, forget, group_rows, install
 
 IN, RANK, SLOTS = 6, 4, 3
 WIDTHS = (5, 3, 3)  # q, k and v of one packed layer
@@ -67,6 +68,47 @@ def test_keeps_the_type_of_the_activations() -> None:
     add_grouped(y, x, group_rows(torch.tensor([0, 1])), *half, 1.0, (5,))
     assert y.dtype == torch.bfloat16
     assert y.abs().sum() > 0
+
+
+# what is filled of a slot
+
+
+def packed(rank: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Slot 1 filled to this rank in q and v, k empty; slot 2 empty."""
+    a, b = stacked(WIDTHS)
+    for part in (*a, *b):
+        part[2] = 0
+    for part_a, part_b in zip(a, b, strict=True):
+        part_a[1, 0, rank:] = 0
+        part_b[1, 0, :, rank:] = 0
+    b[1][1] = 0
+    return a, b
+
+
+def test_what_is_zero_is_left_out() -> None:
+    a, b = packed(2)
+    here = filled(a, b, 1, WIDTHS)
+    assert [(part.a.shape[0], part.columns) for part in here.parts] == [(2, slice(0, 5)), (2, slice(8, 11))]
+    assert filled(a, b, 2, WIDTHS).parts == ()
+    for rows in (3, FEW_ROWS + 1):  # in float32, and as it is stored
+        x, y = torch.randn(rows, IN), torch.zeros(rows, sum(WIDTHS))
+        add_grouped(y, x, [(1, None)], a, b, 0.5, WIDTHS)
+        products = [0.5 * x @ part_a[1, 0].T @ part_b[1, 0].T for part_a, part_b in zip(a, b, strict=True)]
+        torch.testing.assert_close(y, torch.cat(products, dim=1))
+
+
+def test_another_adapter_in_a_slot_is_seen_once_the_slot_is_forgotten() -> None:
+    a, b = packed(RANK)
+    before = filled(a, b, 1, WIDTHS)
+    a[0][1] *= 2
+    assert filled(a, b, 1, WIDTHS) is before
+    other = filled(a, b, 0, WIDTHS)
+    forget([SimpleNamespace(lora_a_stacked=a), SimpleNamespace()], 1)
+    after = filled(a, b, 1, WIDTHS)
+    assert after.a_float is not None
+    assert before.a_float is not None
+    torch.testing.assert_close(after.a_float[:, :RANK], 2 * before.a_float[:, :RANK])
+    assert filled(a, b, 0, WIDTHS) is other
 
 
 # inside vLLM

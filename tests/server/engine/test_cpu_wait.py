@@ -17,7 +17,7 @@ GAP_S = 0.5
 def stock() -> Iterator[None]:
     kept = SpinCondition.wait
     yield
-    SpinCondition.wait = kept  # type: ignore[method-assign]
+    SpinCondition.wait = kept
 
 
 def seconds_read(count: int) -> tuple[list[object], float, float]:
