@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.config.lora import LoRAConfig
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import AdapterLRUCache, LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -21,6 +22,7 @@ from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import AdapterStore
 from server.engine import plugin
+from server.engine.cpu_lora import filled
 from server.engine.extension import WorkerExtension
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, RECIPE_PREFIX
 from server.engine.published import as_tensor
@@ -46,6 +48,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (LRUCacheWorkerLoRAManager, "_apply_adapters"),
         (PunicaWrapperCPU, "update_metadata"),
         (PunicaWrapperCPU, "add_lora_linear"),
+        (SpinCondition, "wait"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(plugin, "_pool", None)
@@ -314,6 +317,20 @@ def test_an_adapter_without_a_slot_is_a_miss(store: AdapterStore) -> None:
     for number, path in enumerate(paths, start=1):
         worker.loramem_activate(f"name {number}", number, path)
     assert [worker.loramem_activate(f"name {n}", n, paths[n - 1])["hit"] for n in (2, 1)] == [True, False]
+
+
+def test_the_product_of_a_slot_is_with_the_adapter_that_came_last(store: AdapterStore) -> None:
+    worker, both = Worker(), sources(store, (8, 8))
+    layer = worker.manager._adapter_manager.modules[f"{ATTENTION}.qkv_proj"]
+    recipes = [Recipe.of("ties", both, density) for density in (0.2, 0.4, 0.6)]
+    for number, recipe in enumerate(recipes, start=1):
+        worker.loramem_activate(f"name {number}", number, RECIPE_PREFIX + recipe.canonical())
+        slot = worker.manager._adapter_manager.lora_index_to_id.index(number)
+        here = filled(layer.lora_a_stacked, layer.lora_b_stacked, slot, (WIDTH,) * 3)
+        expected = merged(recipe)
+        for part, name in zip(here.parts, ("q_proj", "v_proj"), strict=True):
+            assert torch.equal(part.a, expected[f"{ATTENTION}.{name}.lora_A.weight"])
+            assert torch.equal(part.b_float.T, expected[f"{ATTENTION}.{name}.lora_B.weight"])
 
 
 def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) -> None:
