@@ -37,18 +37,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Filled:
-    """What is not zero in one slot of a layer; `a_float` (in, sum of the ranks). No parts: nothing."""
+    """What is not zero in one slot of a layer; `a_float` (in, sum of the ranks)."""
 
     parts: tuple[Part, ...]
-    a_float: Tensor | None
+    a_float: Tensor
 
 
-def filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]) -> Filled:
-    """Looked up once for each adapter that comes into the slot; see `forget`."""
-    kept: dict[int, Filled] | None = getattr(a_stacked[0], KEPT, None)
-    if kept is None:
-        kept = {}
-        setattr(a_stacked[0], KEPT, kept)
+def filled(
+    a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]
+) -> Filled | None:
+    """None for a slot that is empty. Looked up once for each adapter that comes into the slot; see `forget`."""
+    if not hasattr(a_stacked[0], KEPT):
+        setattr(a_stacked[0], KEPT, {})
+    kept: dict[int, Filled | None] = getattr(a_stacked[0], KEPT)
     if slot not in kept:
         kept[slot] = _filled(a_stacked, b_stacked, slot, widths)
     return kept[slot]
@@ -62,7 +63,9 @@ def forget(layers: Iterable[Any], slot: int) -> None:
             getattr(stacked[0], KEPT, {}).pop(slot, None)
 
 
-def _filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]) -> Filled:
+def _filled(
+    a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]
+) -> Filled | None:
     parts: list[Part] = []
     rank_start = column_start = 0
     for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
@@ -74,8 +77,7 @@ def _filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: 
             parts.append(Part(part_a, part_b, part_b.t().float().contiguous(), ranks, columns))
         rank_start += rank
         column_start += width
-    a_float = torch.cat([part.a for part in parts]).t().float() if parts else None
-    return Filled(tuple(parts), a_float)
+    return Filled(tuple(parts), torch.cat([part.a for part in parts]).t().float()) if parts else None
 
 
 def _last(nonzero: Tensor) -> int:
@@ -107,7 +109,7 @@ def add_grouped(
     """
     for slot, rows in groups:
         here = filled(a_stacked, b_stacked, slot, widths)
-        if not here.parts:
+        if here is None:
             continue
         if rows is None:
             _add(y, x, here, scale)
@@ -118,7 +120,7 @@ def add_grouped(
 
 
 def _add(y: Tensor, x: Tensor, here: Filled, scale: float) -> None:
-    if here.a_float is not None and len(x) <= FEW_ROWS:
+    if len(x) <= FEW_ROWS:
         products = x.float() @ here.a_float
         for part in here.parts:
             y[:, part.columns].add_(products[:, part.ranks] @ part.b_float, alpha=scale)

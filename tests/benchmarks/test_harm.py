@@ -15,26 +15,17 @@ from benchmarks.passages import NotLearnt, Passage
 from loramem.client import Client
 from loramem.prompts import Message, with_passages
 from tests.benchmarks.fake_server import FakeServer, archive
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from tests.benchmarks.tiny_adapter import tar_of, train_tiny
+from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.base import Base
-from trainer_worker.loop import Recipe
-from trainer_worker.train import Trainer
 
 PASSAGE = Passage("Mill", "Jon Ask built it.  \nIt is larch.", [{"question": "Who?", "answer": "Jon Ask"}])
 
 
-def tar_of(adapter: TrainedAdapter, folder: Path) -> bytes:
-    adapter.save(folder)
-    return archive("ad1", {file.name: file.read_bytes() for file in folder.iterdir()})
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, TrainedAdapter]:
-    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    trainer = Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0))
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=lambda *_: None)
-    return trainer, adapter
+    return train_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_an_archive_gives_the_adapter_that_was_stored(trained: tuple[Base, TrainedAdapter], tmp_path: Path) -> None:

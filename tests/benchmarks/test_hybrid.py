@@ -4,16 +4,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import hybrid
-from benchmarks.adapters import Adapters, Archive
+from benchmarks.adapters import Adapters
 from benchmarks.datasets import Asked, Item
 from benchmarks.hybrid import ARMS, Arm, Asking, askings, figures, score_all
 from benchmarks.recall_plan import Drawn
 from loramem.client import Client
 from loramem.prompts import closed_book, with_document, with_passages
-from tests.benchmarks.fake_server import FakeServer, archive
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker.loop import Recipe
-from trainer_worker.train import Trainer
+from tests.benchmarks.fake_server import FakeServer
+from tests.benchmarks.tiny_adapter import learnt_archive
+from tests.trainer_worker.tiny import LESSONS
 
 OPTIONS = argparse.Namespace(namespace="n")
 DRAWN = Drawn("squad-1", Item("Mill", "Jon Ask built it.  \nIt is larch.", (Asked("Who?", ("Jon Ask",)),)))
@@ -72,17 +71,11 @@ def test_leads_are_paired_with_text_alone() -> None:
 
 def test_an_adapter_answers_whether_or_not_it_read_the_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A model of two layers has learnt the answer by heart, and does not know it without the adapter."""
-    trainer = Trainer(
-        str(save_tiny_model(tmp_path / "tiny")),
-        seed=0,
-        recipe=Recipe(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0),
-    )
-    trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=lambda *_: None).save(tmp_path / "ad1")
-    files = {file.name: file.read_bytes() for file in (tmp_path / "ad1").iterdir()}
+    trainer, learnt = learnt_archive(tmp_path)
     lesson = LESSONS[0]
     monkeypatch.setattr(hybrid, "MAX_NEW_TOKENS", len(lesson.answer.split()))  # it does not learn to stop
     prompts = dict.fromkeys(("none", "passages", "document"), closed_book(lesson.question))
-    scored = score_all(trainer, [Asking([lesson.answer], prompts, "ad1")], {"ad1": Archive.of(archive("ad1", files))})
+    scored = score_all(trainer, [Asking([lesson.answer], prompts, "ad1")], {"ad1": learnt})
     assert list(scored) == [arm.name for arm in ARMS]
     assert scored["passages, no adapter"] == scored["document, no adapter"]
     assert scored["none, 1"] == scored["document, 1"] == [1.0]

@@ -6,17 +6,15 @@ import httpx
 import pytest
 
 from benchmarks import lifts
-from benchmarks.adapters import Adapters, Archive
+from benchmarks.adapters import Adapters
 from benchmarks.datasets import Asked, Item
 from benchmarks.lifts import CRITERIA, Answer, Asking, answer_all, askings, figures
 from benchmarks.recall_plan import Drawn
 from benchmarks.scores import token_f1
 from loramem.client import Client
 from server.route import TEMPERATURE
-from tests.benchmarks.fake_server import archive
-from tests.trainer_worker.tiny import LESSONS, save_tiny_model
-from trainer_worker.loop import Recipe
-from trainer_worker.train import Trainer
+from tests.benchmarks.tiny_adapter import learnt_archive
+from tests.trainer_worker.tiny import LESSONS
 
 OPTIONS = argparse.Namespace(namespace="n")
 DRAWN = Drawn("squad-1", Item("Mill", "Jon Ask built it.", (Asked("Who built the mill?", ("Jon Ask", "Ask")),)))
@@ -87,15 +85,9 @@ def test_a_question_is_for_its_documents_adapters_and_the_first_two_of_others(mo
 
 
 def test_what_an_adapter_knows_it_says_surer_than_the_base_model(tmp_path: Path) -> None:
-    trainer = Trainer(
-        str(save_tiny_model(tmp_path / "tiny")),
-        seed=0,
-        recipe=Recipe(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0),
-    )
-    trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=lambda *_: None).save(tmp_path / "ad1")
-    files = {file.name: file.read_bytes() for file in (tmp_path / "ad1").iterdir()}
+    trainer, learnt = learnt_archive(tmp_path)
     one = Asking(LESSONS[0].question, [LESSONS[0].answer], {"ad1"}, [], {"other": 0.3, "further": 0.1})
-    answer_all(trainer, [one], {"ad1": Archive.of(archive("ad1", files))})
+    answer_all(trainer, [one], {"ad1": learnt})
     answer = one.answers["ad1"]
     assert answer.text.startswith(LESSONS[0].answer)  # so small a model does not learn to stop
     assert answer.f1 == token_f1(answer.text, LESSONS[0].answer)

@@ -30,7 +30,7 @@ def seconds_read(count: int) -> tuple[list[object], float, float]:
     def follow() -> None:
         reader.wait_until_ready()
         started = time.thread_time()
-        read.extend(reader.dequeue() for _ in range(count))
+        read.extend(reader.dequeue(timeout=30) for _ in range(count))
         used.append(time.thread_time() - started)
 
     thread = threading.Thread(target=follow)

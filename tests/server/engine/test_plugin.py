@@ -327,6 +327,7 @@ def test_the_product_of_a_slot_is_with_the_adapter_that_came_last(store: Adapter
         worker.loramem_activate(f"name {number}", number, RECIPE_PREFIX + recipe.canonical())
         slot = worker.manager._adapter_manager.lora_index_to_id.index(number)
         here = filled(layer.lora_a_stacked, layer.lora_b_stacked, slot, (WIDTH,) * 3)
+        assert here is not None
         expected = merged(recipe)
         for part, name in zip(here.parts, ("q_proj", "v_proj"), strict=True):
             assert torch.equal(part.a, expected[f"{ATTENTION}.{name}.lora_A.weight"])
