@@ -8,10 +8,11 @@ everything. So whatever any search finds is scored by all of them.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, and_, select
+from sqlalchemy import ColumnElement, and_, select
 
 from loramem import served
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
@@ -140,31 +141,23 @@ class Search:
         live = and_(Adapter.chunk_id == Chunk.id, *self._usable())
         served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
         of_chunk = and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision)
-        wanted = select(Chunk, Adapter, Revision.title).join(Document, served).join(Revision, of_chunk)
+        weak = Adapter.exam["weak"].as_boolean()  # of an exam that holds every question and answer
+        adapter = Adapter.id, Adapter.sha256, Adapter.rank, weak
+        chunk = Chunk.id, Chunk.document_id, Chunk.revision, Chunk.ordinal
+        wanted = select(*chunk, Revision.title, *adapter).join(Document, served).join(Revision, of_chunk)
         asked = self.view.session.scalars(select(Adapter.chunk_id).where(Adapter.id.in_(adapter_ids)))
         wanted = wanted.outerjoin(Adapter, live).where(Chunk.id.in_({*chunk_ids, *asked}))
         return [_candidate(row) for row in self.view.session.execute(wanted)]
 
 
-def _candidate(row: Row[Chunk, Adapter | None, str]) -> Candidate:
-    chunk, adapter, title = row
-    return Candidate(
-        chunk.id, chunk.document_id, chunk.revision, adapter=_routed(adapter, chunk, title) if adapter else None
+def _candidate(row: Sequence[Any]) -> Candidate:
+    chunk_id, document_id, revision, ordinal, title, adapter_id, sha256, rank, weak = row
+    if adapter_id is None:
+        return Candidate(chunk_id, document_id, revision)
+    routed = RoutedAdapter(
+        adapter_id, sha256, rank, document_id, title=title, chunk=ordinal, score=0.0, weight=0.0, weak=bool(weak)
     )
-
-
-def _routed(adapter: Adapter, chunk: Chunk, title: str) -> RoutedAdapter:
-    return RoutedAdapter(
-        adapter_id=adapter.id,
-        sha256=adapter.sha256,
-        rank=adapter.rank,
-        document_id=adapter.document_id,
-        title=title,
-        chunk=chunk.ordinal,
-        score=0.0,
-        weight=0.0,
-        weak=bool(adapter.exam.get("weak")),
-    )
+    return Candidate(chunk_id, document_id, revision, adapter=routed)
 
 
 @dataclass(frozen=True)

@@ -131,15 +131,16 @@ def _weighted(adapters: Sequence[RoutedAdapter]) -> tuple[RoutedAdapter, ...]:
 def _distinct(hits: Sequence[Hit], most: int) -> list[Hit]:
     """The first `most` that do not share more than half their text with a better one: chunks overlap."""
     kept: list[Hit] = []
+    spans: dict[str, list[tuple[int, int]]] = {}
     for hit in hits:
-        if len(kept) < most and not any(_repeats(hit, better) for better in kept):
+        if len(kept) == most:
+            break
+        better = spans.setdefault(hit.document_id, [])
+        least = (hit.end - hit.start) / 2
+        if not any(min(hit.end, end) - max(hit.start, start) > least for start, end in better):
             kept.append(hit)
+            better.append((hit.start, hit.end))
     return kept
-
-
-def _repeats(hit: Hit, better: Hit) -> bool:
-    shared = min(hit.end, better.end) - max(hit.start, better.start)
-    return hit.document_id == better.document_id and 2 * shared > hit.end - hit.start
 
 
 def _passages(session: Session, hits: Sequence[Hit]) -> tuple[Passage, ...]:

@@ -4,9 +4,9 @@ vLLM's CPU path (0.32, `torch_ops/lora_ops.py`) gathers the adapter's whole A an
 takes index -1, which means "no adapter", as Python does: as the last slot, so that base-model rows of a mixed batch get
 whatever adapter lies there. Grouping the rows by slot is both faster and right.
 
-A slot has room for the greatest rank in every layer; an adapter fills less of it, and often only some layers. What is
-zero is left out, and for few rows, as in decoding, the rest is multiplied in float32: there a product in bfloat16 takes
-longer to set up than to do.
+A slot has room for the greatest rank in every layer, the output head included; an adapter fills less of it, and often
+only some layers. What is zero is left out, and for few rows, as in decoding, the rest is multiplied in float32: there a
+product in bfloat16 takes longer to set up than to do.
 """
 
 from collections.abc import Iterable
@@ -47,20 +47,21 @@ def filled(
     a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]
 ) -> Filled | None:
     """None for a slot that is empty. Looked up once for each adapter that comes into the slot; see `forget`."""
-    if not hasattr(a_stacked[0], KEPT):
-        setattr(a_stacked[0], KEPT, {})
-    kept: dict[int, Filled | None] = getattr(a_stacked[0], KEPT)
+    kept: dict[int, Filled | None] | None = getattr(a_stacked[0], KEPT, None)
+    if kept is None:
+        kept = {}
+        setattr(a_stacked[0], KEPT, kept)
     if slot not in kept:
         kept[slot] = _filled(a_stacked, b_stacked, slot, widths)
     return kept[slot]
 
 
 def forget(layers: Iterable[Any], slot: int) -> None:
-    """Another adapter is in the slot now. `layers` are vLLM's, each with its `lora_a_stacked`."""
+    """Another adapter is in the slot now. `layers` are vLLM's, each with its `lora_a_stacked`, the head's a tensor."""
     for layer in layers:
-        stacked: tuple[Tensor, ...] = getattr(layer, "lora_a_stacked", ())
-        if len(stacked):
-            getattr(stacked[0], KEPT, {}).pop(slot, None)
+        stacked: Tensor | tuple[Tensor, ...] = getattr(layer, "lora_a_stacked", ())
+        for a in (stacked,) if isinstance(stacked, Tensor) else stacked[:1]:
+            getattr(a, KEPT, {}).pop(slot, None)
 
 
 def _filled(
@@ -70,7 +71,9 @@ def _filled(
     rank_start = column_start = 0
     for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
         whole_a, whole_b = a[slot, 0], b[slot, 0, :width]
-        rank = min(_last(whole_a.any(dim=1)), _last(whole_b.any(dim=0)))
+        rank = _last(whole_a.any(dim=1))
+        if rank:  # B of the output head is large
+            rank = min(rank, _last(whole_b.any(dim=0)))
         if rank:
             part_a, part_b = whole_a[:rank], whole_b[:, :rank]
             ranks, columns = slice(rank_start, rank_start + rank), slice(column_start, column_start + width)
@@ -130,7 +133,7 @@ def _add(y: Tensor, x: Tensor, here: Filled, scale: float) -> None:
 
 
 def install() -> None:
-    """Replace the two methods of vLLM's `PunicaWrapperCPU`; does nothing where it is not used."""
+    """Replace three methods of vLLM's `PunicaWrapperCPU`; does nothing where it is not used."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     stock_update = PunicaWrapperCPU.update_metadata
@@ -140,6 +143,7 @@ def install() -> None:
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock_update(self, *args, **kwargs)
         self.loramem_groups = group_rows(self.token_lora_indices)
+        self.loramem_sampler_groups = group_rows(self.sampler_indices)
 
     def add_lora_linear(
         self: Any, y: Tensor, x: Tensor, a: Any, b: Any, scale: float, output_slices: Any, **kwargs: Any
@@ -147,6 +151,12 @@ def install() -> None:
         flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         add_grouped(flat_y, flat_x, self.loramem_groups, a, b, scale, tuple(output_slices))
 
+    def add_lora_logits(self: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, **kwargs: Any) -> None:
+        flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        width = min(b.shape[2], flat_y.shape[1])  # model and adapter pad the vocabulary as each needs
+        add_grouped(flat_y, flat_x, self.loramem_sampler_groups, (a,), (b,), scale, (width,))
+
     update_metadata._loramem = True  # type: ignore[attr-defined]
     PunicaWrapperCPU.update_metadata = update_metadata
     PunicaWrapperCPU.add_lora_linear = add_lora_linear
+    PunicaWrapperCPU.add_lora_logits = add_lora_logits

@@ -98,6 +98,14 @@ def test_what_is_zero_is_left_out() -> None:
         torch.testing.assert_close(y, torch.cat(products, dim=1))
 
 
+def test_the_heads_one_tensor_is_looked_up_once_and_forgotten_like_a_slice() -> None:
+    a, b = stacked((5,))
+    before = filled((a[0],), (b[0],), 1, (5,))
+    assert filled((a[0],), (b[0],), 1, (5,)) is before
+    forget([SimpleNamespace(lora_a_stacked=a[0])], 1)
+    assert filled((a[0],), (b[0],), 1, (5,)) is not before
+
+
 def test_another_adapter_in_a_slot_is_seen_once_the_slot_is_forgotten() -> None:
     a, b = packed(RANK)
     before = filled(a, b, 1, WIDTHS)
@@ -118,7 +126,7 @@ def test_another_adapter_in_a_slot_is_seen_once_the_slot_is_forgotten() -> None:
 @pytest.fixture
 def stock() -> Iterator[type[PunicaWrapperCPU]]:
     """vLLM's class as it came, and again after the test."""
-    kept = {name: getattr(PunicaWrapperCPU, name) for name in ("update_metadata", "add_lora_linear")}
+    kept = {name: getattr(PunicaWrapperCPU, name) for name in ("update_metadata", "add_lora_linear", "add_lora_logits")}
     yield PunicaWrapperCPU
     for name, method in kept.items():
         setattr(PunicaWrapperCPU, name, method)
@@ -182,3 +190,21 @@ def test_a_batch_after_another_uses_its_own_groups(stock: type[PunicaWrapperCPU]
         result = y.clone()
         wrapper.add_lora_linear(result, x, a, b, 1.0, WIDTHS)
         torch.testing.assert_close(result, row_by_row(y, x, indices, WIDTHS, 1.0))
+
+
+@pytest.mark.parametrize("padded", [7, 5, 3])
+def test_logits_of_a_mixed_batch_get_their_own_adapter(stock: type[PunicaWrapperCPU], padded: int) -> None:
+    """One row a sequence, not a token; model and adapter pad the vocabulary of 5 differently."""
+    install()
+    wrapper = PunicaWrapperCPU(max_num_batched_tokens=64, max_batches=16, device="cpu")
+    tokens, sequences = (1, 1, 0, 3, 3, 3), (1, 0, 3)
+    wrapper.update_metadata(LoRAMapping(tokens, sequences, is_prefill=True), [1, 2, 3], SLOTS, 100)
+    a, b = stacked((5,))
+    x, y = torch.randn(3, IN), torch.randn(3, padded)
+    expected = y.clone()
+    width = min(padded, 5)
+    for row, slot in ((0, 0), (2, 2)):
+        expected[row, :width] += 0.5 * (b[0][slot, 0] @ (a[0][slot, 0] @ x[row]))[:width]
+    wrapper.add_lora_logits(y, x, a[0], b[0], 0.5)
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(y[1], expected[1])
