@@ -139,7 +139,7 @@ class Adapter(Base):
     __table_args__ = (
         Index("ix_adapter_document", "document_id", "revision"),
         Index("ix_adapter_chunk", "chunk_id"),
-        Index("ix_adapter_namespace", "namespace", "state"),
+        Index("ix_adapter_namespace", "namespace", "state", "fingerprint"),
     )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     document_id: Mapped[str] = mapped_column(String(32))

@@ -90,6 +90,7 @@ class Answerer:
             metadata=ask.metadata,
             top_k=ask.top_k,
             at_most=at_most,
+            with_passages=ask.mode != "lora",
         )
         decision = decide(ask, route)
         check_ready(self.database, ask, route, decision.mode)

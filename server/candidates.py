@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 
 from loramem import served
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
@@ -124,24 +124,26 @@ class Search:
 
     def _named_adapters(self) -> list[str] | None:
         """None for all. Those of another base model would take the places of ours among what is found."""
-        wanted = select(Adapter.id).where(*self._usable())
+        wanted = select(Adapter.id).where(Adapter.namespace == self.namespace, *self._usable())
         if self.document_ids is None:
             live = select(Adapter.id).where(Adapter.namespace == self.namespace, Adapter.state == AdapterState.LIVE)
-            some = self.view.session.scalar(live.where(Adapter.fingerprint != self.fingerprint).limit(1))
+            # not `!=`, for which the index would be read from end to end
+            foreign = or_(Adapter.fingerprint < self.fingerprint, Adapter.fingerprint > self.fingerprint)
+            some = self.view.session.scalar(live.where(foreign).limit(1))
             return list(self.view.session.scalars(wanted)) if some else None
         rows = served.batched(self.view.session, wanted, Adapter.document_id, self.document_ids)
         return [adapter_id for (adapter_id,) in rows]
 
     def _usable(self) -> tuple[ColumnElement[bool], ...]:
-        ours = Adapter.namespace == self.namespace, Adapter.state == AdapterState.LIVE
-        return *ours, Adapter.fingerprint == self.fingerprint
+        return Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint
 
     def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
         """Of chunks, and of adapters: what this transaction knows of them."""
+        # without the namespace, which is the chunk's: SQLite would look it up in the namespace for each chunk
         live = and_(Adapter.chunk_id == Chunk.id, *self._usable())
         served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
         of_chunk = and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision)
-        weak = Adapter.exam["weak"].as_boolean()  # of an exam that holds every question and answer
+        weak = Adapter.exam["weak"].as_boolean()
         adapter = Adapter.id, Adapter.sha256, Adapter.rank, weak
         chunk = Chunk.id, Chunk.document_id, Chunk.revision, Chunk.ordinal
         wanted = select(*chunk, Revision.title, *adapter).join(Document, served).join(Revision, of_chunk)

@@ -49,6 +49,7 @@ class Router:
         metadata: Mapping[str, Scalar] | None = None,
         top_k: int | Literal["auto"],
         at_most: int = MOST,
+        with_passages: bool = True,
     ) -> Route:
         """Up to `top_k` adapters and up to 64 passages, of all documents, those named, or those with this metadata.
 
@@ -60,12 +61,12 @@ class Router:
         vector = self._embedder.embed_query(question)
         embedded = time.perf_counter()
         with self._index.view(namespace) as view:
-            named = _named(view.session, namespace, document_ids or ())
+            named = _named(view.session, namespace, document_ids) if document_ids else {}
             if metadata:
                 document_ids = _with_metadata(view.session, namespace, document_ids, metadata)
             search = self._search(view, namespace, question, vector, document_ids)
             hits, found = _search(search, MOST if top_k == "auto" else top_k)
-            passages = _passages(view.session, _distinct(hits, PASSAGES))
+            passages = _passages(view.session, _distinct(hits, PASSAGES)) if with_passages else ()
         usable = [one.adapter for one in found if one.adapter is not None]
         untrained = max((one.score for one in found if one.adapter is None), default=0.0)
         choice = choose([one.score for one in usable], self.calibrations.of(namespace), untrained=untrained)

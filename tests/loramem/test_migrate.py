@@ -23,8 +23,8 @@ NEXT = '''"""A later version's change, which copies the table on SQLite."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
@@ -57,7 +57,7 @@ def revision_of(database: Database) -> str | None:
 def release(monkeypatch: pytest.MonkeyPatch, folder: Path, broken: str = "") -> None:
     """Make this process the next version of loramem."""
     copy_scripts(monkeypatch, folder, "versions/*.py")
-    (folder / "versions" / "0006_next.py").write_text(NEXT.format(broken=broken))
+    (folder / "versions" / "0007_next.py").write_text(NEXT.format(broken=broken))
 
 
 def copy_scripts(monkeypatch: pytest.MonkeyPatch, folder: Path, versions: str) -> None:
@@ -116,7 +116,7 @@ def test_processes_that_start_together_migrate_once(empty: Database) -> None:
     for database in databases:
         database.close()
     assert len(done) == 3
-    assert revision_of(empty) == "0005"
+    assert revision_of(empty) == "0006"
 
 
 def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
@@ -126,14 +126,14 @@ def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
     add_job(empty)
     release(monkeypatch, tmp_path / "next")
     migrate(empty)
-    assert revision_of(empty) == "0006"
+    assert revision_of(empty) == "0007"
     with empty.read() as session:
         assert session.scalar(text("SELECT count(*) FROM job_event")) == 1  # a copied table would cascade
         if empty.is_sqlite:
             assert session.scalar(text("PRAGMA foreign_keys")) == 1
     if empty.is_sqlite:
-        with sqlite3.connect(f"{_path(empty)}.before-0006") as copy:
-            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
+        with sqlite3.connect(f"{_path(empty)}.before-0007") as copy:
+            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0006",)
             assert copy.execute("SELECT count(*) FROM job").fetchone() == (1,)
         copy.close()
 
@@ -156,7 +156,7 @@ def test_a_failed_upgrade_changes_nothing(empty: Database, monkeypatch: pytest.M
     release(monkeypatch, tmp_path / "next", broken="raise ZeroDivisionError")
     with pytest.raises(ZeroDivisionError):
         migrate(empty)
-    assert revision_of(empty) == "0005"
+    assert revision_of(empty) == "0006"
     owner = next(column for column in inspect(empty.engine).get_columns("job") if column["name"] == "owner")
     assert str(owner["type"]) == "VARCHAR(128)"
 

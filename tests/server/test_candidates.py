@@ -356,3 +356,33 @@ def test_the_best_are_kept_at_least_three_for_each_adapter_wanted(
         learn(name, windows=[cosine])
     best = sorted(cosines, key=lambda name: -cosines[name])[:expected]
     assert documents(find(windows=99, most=most)) == best
+
+
+def test_the_database_is_not_read_from_end_to_end(database: Database, learn: Learn, index: VectorIndex) -> None:
+    """SQLite's own steps, in tens, for as many candidates among few adapters and among many."""
+    if not database.is_sqlite:
+        pytest.skip("counts steps of SQLite's machine")
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    def steps() -> int:
+        nonlocal count
+        with index.view("default") as view:
+            connection = view.session.connection().connection.driver_connection
+            assert connection is not None
+            search = Search(view, "default", QUESTION, at(1.0), EMBEDDER, FINGERPRINT)
+            connection.set_progress_handler(step, 10)
+            count = 0
+            search.candidates(view.search(search.vector, 5), 5)
+            connection.set_progress_handler(None, 0)
+        return count
+
+    for number in range(8):
+        learn(f"doc_{number}", windows=[0.9])
+    few = steps()
+    for number in range(8, 150):
+        learn(f"doc_{number}")
+    assert steps() < 1.5 * few

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,14 @@ def test_passages_are_cut_out_of_the_text_and_best_comes_first(router: Router) -
     ):
         assert scores == sorted(scores, reverse=True)
     assert route.adapters[0].score == route.documents["doc_light"]
+
+
+@pytest.mark.usefixtures("three")
+def test_a_route_without_passages_is_the_same_route(router: Router) -> None:
+    question = "Who repaired the lamp of the lighthouse?"
+    without = router.route(question, namespace="default", document_ids=None, top_k=3, with_passages=False)
+    route = ask(router, question, top_k=3)
+    assert without == replace(route, passages=(), timings_ms=without.timings_ms)
 
 
 @pytest.mark.usefixtures("three")
