@@ -1,6 +1,11 @@
 """What the engine says of itself before it runs."""
 
+import asyncio
+import gc
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
@@ -9,3 +14,17 @@ from server.engine.engine import Engine
 
 def test_slots_are_as_many_as_the_settings_say() -> None:
     assert Engine(Settings(max_loras=3), BaseModel(Path("nowhere"), "noting", "f" * 64)).slots == 3
+
+
+def test_what_is_loaded_at_the_start_is_left_out_of_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(engine: Engine, method: str, *arguments: Any) -> list[Any]:
+        return [None]
+
+    monkeypatch.setattr(Engine, "_load", lambda engine: None)
+    monkeypatch.setattr(Engine, "_call", answer)
+    gc.unfreeze()
+    try:
+        asyncio.run(Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64)).start())
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
