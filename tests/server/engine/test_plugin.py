@@ -48,6 +48,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (LRUCacheWorkerLoRAManager, "_apply_adapters"),
         (PunicaWrapperCPU, "update_metadata"),
         (PunicaWrapperCPU, "add_lora_linear"),
+        (PunicaWrapperCPU, "add_lora_logits"),
         (SpinCondition, "wait"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
