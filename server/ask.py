@@ -148,11 +148,12 @@ class Selection:
     """Which of several adapters answers. `winner` counts among `logprobs`, which are in the order of the route.
 
     Each is the mean log-probability of the first tokens of an adapter's answer, in nats; minus infinity where it said
-    nothing. `dropped_tokens` is what the others had said by then.
+    nothing, and None where it had no chance left and did not begin. `dropped_tokens` is what the others had said by
+    then.
     """
 
     winner: int
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float | None, ...]
     dropped_tokens: int
     seconds: float
 

@@ -1,8 +1,10 @@
-"""Let several adapters begin their answers side by side, and go on with the one that most likely knows.
+"""Let the best-routed adapter begin its answer, and beside it those that may still beat it; go on with the likeliest.
 
 The router's score is the prior, how sure an adapter is of its first words the evidence; their sum decides: the score
 over the temperature of the router's weights, and the mean log-probability of the words. How far an adapter departs
-from the base model says less: one that invents departs as far as one that knows (`benchmarks.lifts`).
+from the base model says less: one that invents departs as far as one that knows (`benchmarks.lifts`). Evidence is never
+positive, so a rival whose prior is no more than what the first one has reached cannot win and need not begin: the
+choice is the same as if all had, and most questions cost what one adapter costs.
 """
 
 import asyncio
@@ -46,10 +48,10 @@ async def select(
 ) -> AsyncGenerator[Answering, None]:
     """Start the answer of the best of `prepared`, or the only one, or the base model where there is none.
 
-    Candidates share the prompt and the way of sampling; `priors` are theirs, in nats up to a constant. Each says `HEAD`
-    tokens; of equals the first wins, and the others are aborted. KV blocks are shared within a namespace only. A
-    candidate that waits for a slot needs nothing from its siblings: the engine runs them to their end whether they are
-    read or not. Leaving the context aborts whatever still runs.
+    Candidates share the prompt and the way of sampling; `priors` are theirs, in nats up to a constant, best first. Who
+    begins says `HEAD` tokens; of equals the first wins, and the others are aborted. KV blocks are shared within a
+    namespace only. A candidate that waits for a slot needs nothing from its siblings: the engine runs them to their end
+    whether they are read or not. Leaving the context aborts whatever still runs.
     """
     if len(prepared) < 2:
         adapter = prepared[0].adapter if prepared else None
@@ -60,40 +62,59 @@ async def select(
     sampling = replace(ask.sampling, logprobs=ask.sampling.logprobs or 0)
     async with AsyncExitStack() as opened:
         candidates = []
-        for one in prepared:
+        for one, prior in zip(prepared, priors, strict=True):
             deltas = engine.generate(prompt, sampling, adapter=one.adapter, salt=ask.namespace)
-            candidates.append(_Candidate(await opened.enter_async_context(aclosing(deltas))))
-        sure = await _together(candidate.begin() for candidate in candidates)
-        scores = [prior + logprob for prior, logprob in zip(priors, sure, strict=True)]
-        winner = scores.index(max(scores))
-        chosen = candidates.pop(winner)
-        await _together(loser.drop() for loser in candidates)
-        dropped = sum(loser.said for loser in candidates)
-        selection = Selection(winner, tuple(sure), dropped, time.perf_counter() - started)
+            candidates.append(_Candidate(await opened.enter_async_context(aclosing(deltas)), prior))
+        await _begin(candidates)
+        chosen = max((one for one in candidates if one.began), key=_Candidate.score)
+        await _together(one.deltas.aclose() for one in candidates if one is not chosen)
+        sure = tuple(one.sure() if one.began else None for one in candidates)
+        dropped = sum(one.said for one in candidates if one is not chosen)
+        selection = Selection(candidates.index(chosen), sure, dropped, time.perf_counter() - started)
         yield await opened.enter_async_context(aclosing(chosen.answer())), selection
 
 
-@dataclass
+@dataclass(eq=False)
 class _Candidate:
+    """An answer that runs in the engine from the first time it is read."""
+
     deltas: AsyncGenerator[Delta, None]
+    prior: float
     head: list[Delta] = field(default_factory=list)
+    began: bool = False
 
     @property
     def said(self) -> int:
         return sum(delta.token_count for delta in self.head)
 
-    async def begin(self) -> float:
+    @property
+    def logprobs(self) -> list[float]:
+        return [item.logprob for delta in self.head for item in delta.logprobs][:HEAD]
+
+    def sure(self) -> float:
         """Mean log-probability of the head's tokens, in nats; minus infinity where they say nothing."""
+        said = "".join(delta.text for delta in self.head).strip()
+        return fmean(self.logprobs) if said and self.logprobs else -math.inf
+
+    def score(self) -> float:
+        return self.prior + self.sure()
+
+    def score_at_most(self) -> float:
+        """By what is said so far: every token that follows can only lower it."""
+        return self.prior + sum(self.logprobs) / HEAD
+
+    async def begin(self) -> AsyncGenerator[None, None]:
+        """Read the head, with a stop after each piece."""
+        self.began = True
         async for delta in self.deltas:
             self.head.append(delta)
             if self.said >= HEAD:
                 break
-        logprobs = [item.logprob for delta in self.head for item in delta.logprobs][:HEAD]
-        said = "".join(delta.text for delta in self.head).strip()
-        return fmean(logprobs) if said and logprobs else -math.inf
+            yield
 
-    async def drop(self) -> None:
-        await self.deltas.aclose()
+    async def begin_whole(self) -> None:
+        async for _ in self.begin():
+            pass
 
     async def answer(self) -> AsyncGenerator[Delta, None]:
         """The head again, then the rest as it comes."""
@@ -103,11 +124,36 @@ class _Candidate:
             yield delta
 
 
+async def _begin(candidates: Sequence[_Candidate]) -> None:
+    """Read the head of the first, and of each other from the moment that the first is no longer sure to win."""
+    first, *waiting = candidates
+    begun: list[asyncio.Task[None]] = []
+
+    def let_in(reached: float) -> None:
+        for rival in [one for one in waiting if one.prior > reached]:
+            waiting.remove(rival)
+            begun.append(asyncio.create_task(rival.begin_whole()))
+
+    async with _ended(begun):
+        let_in(first.prior)
+        async for _ in first.begin():
+            let_in(first.score_at_most())
+        let_in(first.score())
+        await asyncio.gather(*begun)
+
+
 async def _together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Results in order. The first that fails ends the others, and so does being cancelled, before the error goes on."""
     tasks = [asyncio.ensure_future(item) for item in work]
-    try:
+    async with _ended(tasks):
         return await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> AsyncGenerator[None, None]:
+    """Whatever happens inside, none of these tasks runs afterwards."""
+    try:
+        yield
     finally:
         for task in tasks:
             task.cancel()

@@ -264,7 +264,7 @@ class RoutedOut(Schema):
     score: float
     weight: float
     logprob: float | None = Field(
-        None, description="of a candidate that was compared: mean log-probability of its first tokens, in nats"
+        None, description="of a candidate that began to answer: mean log-probability of its first tokens, in nats"
     )
 
 

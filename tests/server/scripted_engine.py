@@ -20,12 +20,14 @@ BASE = BaseModel(Path("nowhere"), "scripted", "f" * 64)
 
 @dataclass
 class Script:
-    """What one adapter says, how sure it is of each word, and what goes wrong with it; `ended` is how it ended."""
+    """What one adapter says, how sure it is of each word, and what goes wrong with it; `said` and `ended` tell how far
+    it came."""
 
     words: Sequence[str]
     logprob: float = -0.25
     error: Exception | None = None
     refusal: LoramemError | None = None
+    said: int = 0
     ended: str = ""
 
 
@@ -99,6 +101,7 @@ class ScriptedEngine(Engine):
             for word in script.words[: sampling.max_tokens]:
                 await asyncio.sleep(self.pause_s)
                 said += 1
+                script.said = said
                 yield Delta(word, [self._id_of(word)], _logprobs(word, script.logprob, sampling))
             if script.error is not None:
                 raise script.error

@@ -1,7 +1,8 @@
-"""Choosing among adapters that begin their answers side by side, on an engine that follows a script."""
+"""Choosing among adapters by how their answers begin, on an engine that follows a script."""
 
 import asyncio
 import math
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ async def answered(engine: ScriptedEngine, wanted: Ask | None = None, *priors: f
     return Chosen("".join(delta.text for delta in said), selection, said[-1].finish_reason, tokens)
 
 
-def sure(chosen: Chosen) -> tuple[float, ...]:
+def sure(chosen: Chosen) -> tuple[float | None, ...]:
     assert chosen.selection is not None
     return chosen.selection.logprobs
 
@@ -181,6 +182,49 @@ def test_one_adapter_or_none_answers_without_a_choice() -> None:
     assert [sampling.logprobs for sampling in engine.samplings] == [None, None]
 
 
+# who begins
+
+
+def test_a_rival_that_can_no_longer_win_never_begins() -> None:
+    engine = engine_of(ada_0=Script(LONG, logprob=-0.5), ada_1=Script(NEWS), ada_2=Script(NEWS))
+    chosen = asyncio.run(answered(engine, None, 9.0, 8.5, 1.0))
+    assert engine.used == [prepared("ada_0")[0].adapter]
+    assert (chosen.text, sure(chosen)) == ("".join(LONG), (-0.5, None, None))
+    assert chosen.selection is not None
+    assert chosen.selection.dropped_tokens == 0
+
+
+@pytest.mark.parametrize(("lead", "heard"), [(-1.0, 0), (0.0, 1), (0.3, 2), (0.6, 3), (0.95, 4)])
+def test_a_rival_begins_as_soon_as_the_first_may_fall_behind_it(lead: float, heard: int) -> None:
+    engine = engine_of(ada_0=Script(LONG, logprob=-1.0), ada_1=Script(NEWS, logprob=-0.01))
+    engine.pause_s = 0.01
+    began: list[int] = []
+
+    async def scenario() -> None:
+        task = asyncio.ensure_future(answered(engine, None, lead, 0.0))
+        while len(engine.prompts) < 2:  # noqa: ASYNC110 the engine has no event for it
+            await asyncio.sleep(0)
+        began.append(engine.scripts["ada_0"].said)
+        assert (await task).text == "".join(NEWS)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert began == [heard]
+
+
+def test_the_choice_is_the_one_that_all_would_have_been_compared_for() -> None:
+    drawn = random.Random(0)
+    for _ in range(200):
+        scripts = {
+            f"ada_{n}": Script(LONG[: drawn.randint(0, len(LONG))], logprob=-2 * drawn.random()) for n in range(4)
+        }
+        priors = sorted((2 * drawn.random() for _ in scripts), reverse=True)
+        words = [one.logprob if one.words else -math.inf for one in scripts.values()]
+        scores = [prior + evidence for prior, evidence in zip(priors, words, strict=True)]
+        chosen = asyncio.run(answered(engine_of(**scripts), None, *priors))
+        assert chosen.selection is not None
+        assert chosen.selection.winner == scores.index(max(scores))
+
+
 # ends
 
 
@@ -213,7 +257,7 @@ def test_cancelling_while_they_begin_aborts_all_and_leaves_no_task() -> None:
     engine.pause_s = 30
 
     async def scenario() -> None:
-        task = asyncio.ensure_future(answered(engine))
+        task = asyncio.ensure_future(answered(engine, None, 0.0, 1.0, 1.0))
         while len(engine.prompts) < 3:  # noqa: ASYNC110 the engine has no event for it
             await asyncio.sleep(0)
         task.cancel()
