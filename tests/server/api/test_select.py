@@ -128,7 +128,14 @@ def test_more_candidates_than_slots_are_refused_before_anything_is_loaded(memory
 
 FAILURES: list[tuple[dict[str, Any], int]] = [
     ({"refusal": StoredDataDamaged("adapter ada_x does not match its sha256")}, 500),
-    ({"error": EngineUnavailable("the engine died; it is being restarted"), "words": ("Three ", "keepers ", "of ")}, 503),
+    (
+        {
+            "error": EngineUnavailable("the engine died; it is being restarted"),
+            "words": ("Three ", "keepers "),
+            "logprob": -99.0,
+        },
+        503,
+    ),
 ]
 
 
