@@ -4,19 +4,15 @@
 bfloat16 safetensors in the cache; any Hugging Face id or local folder takes its place.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loramem.cache import made_once
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 
@@ -50,17 +46,9 @@ def resolve_base_model(settings: Settings) -> BaseModel:
 
 def _embedded(cache: Path) -> Path:
     folder = cache / f"{EMBEDDED_NAME}-bf16"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with _exclusive(cache / f"{EMBEDDED_NAME}.lock"):
-        if not folder.is_dir():
-            started = time.monotonic()
-            temporary = cache / f".{folder.name}.{os.getpid()}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            _dequantize(temporary)
-            temporary.rename(folder)
-            log.info("base model unpacked to %s in %.0f s", folder, time.monotonic() - started)
+    started = time.monotonic()
+    if made_once(folder, _dequantize):
+        log.info("base model unpacked to %s in %.0f s", folder, time.monotonic() - started)
     return folder
 
 
@@ -112,10 +100,3 @@ def max_positions(model: BaseModel) -> int:
     """The window the model was trained for, in tokens; 0 when its configuration does not say."""
     config = json.loads((model.path / "config.json").read_text())
     return int(config.get("max_position_embeddings") or 0)
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import String, and_, cast, select
+from sqlalchemy import String, and_, bindparam, cast, select
 from sqlalchemy.orm import Session
 
 from loramem.lexical import Entry
@@ -19,9 +19,15 @@ TEXTS = 16
 
 Vectors = NDArray[np.float32]
 
+# Built once: putting a statement together takes longer than running it.
+_GENERATION = select(Namespace.generation).where(Namespace.name == bindparam("namespace"))
+_SPANS = select(Window.id, Window.document_id, Window.revision, Window.chunk_id, Window.start, Window.end).where(
+    Window.id.in_(bindparam("ids", expanding=True))
+)
+
 
 def generation_of(session: Session, namespace: str) -> int | None:
-    return session.scalar(select(Namespace.generation).where(Namespace.name == namespace))
+    return session.scalar(_GENERATION, {"namespace": namespace})
 
 
 def documents_of(session: Session, namespace: str) -> dict[str, str]:
@@ -110,10 +116,9 @@ def owner_of(unit: str) -> str:
 
 def spans_of(session: Session, window_ids: Sequence[int]) -> dict[int, tuple[str, int, str, int, int]]:
     """Document, revision, chunk, start and end by window id."""
-    columns = select(Window.id, Window.document_id, Window.revision, Window.chunk_id, Window.start, Window.end)
     found: dict[int, tuple[str, int, str, int, int]] = {}
     for start in range(0, len(window_ids), BATCH):
-        for row in session.execute(columns.where(Window.id.in_(window_ids[start : start + BATCH]))):
+        for row in session.execute(_SPANS, {"ids": window_ids[start : start + BATCH]}):
             found[row[0]] = row[1:]
     return found
 

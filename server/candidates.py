@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 
 from loramem import served
 from loramem.tables import Adapter, AdapterState, Chunk, Document, Revision, Window
@@ -29,6 +29,31 @@ QUESTIONS = 64
 """Learnt questions of one adapter at most."""
 BEST = 3
 """Questions that count: one alone may be near by chance."""
+
+
+# Built once: putting a statement together takes longer than running it.
+_LIVE = and_(Adapter.state == AdapterState.LIVE, Adapter.fingerprint == bindparam("fingerprint"))
+_OURS = select(Adapter.id).where(Adapter.namespace == bindparam("namespace"), _LIVE)
+_FOREIGN = (
+    select(Adapter.id)
+    .where(
+        Adapter.namespace == bindparam("namespace"),
+        Adapter.state == AdapterState.LIVE,
+        # not `!=`, for which the index would be read from end to end
+        or_(Adapter.fingerprint < bindparam("fingerprint"), Adapter.fingerprint > bindparam("fingerprint")),
+    )
+    .limit(1)
+)
+_CHUNKS_OF = select(Adapter.chunk_id).where(Adapter.id.in_(bindparam("adapter_ids", expanding=True)))
+_CANDIDATES = (
+    select(Chunk.id, Chunk.document_id, Chunk.revision, Chunk.ordinal, Revision.title)
+    .add_columns(Adapter.id, Adapter.sha256, Adapter.rank, Adapter.exam["weak"].as_boolean())
+    .join(Document, and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision))
+    .join(Revision, and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision))
+    # without the namespace, which is the chunk's: SQLite would look it up in the namespace for each chunk
+    .outerjoin(Adapter, and_(Adapter.chunk_id == Chunk.id, _LIVE))
+    .where(Chunk.id.in_(bindparam("chunk_ids", expanding=True)))
+)
 
 
 @dataclass(frozen=True)
@@ -124,32 +149,19 @@ class Search:
 
     def _named_adapters(self) -> list[str] | None:
         """None for all. Those of another base model would take the places of ours among what is found."""
-        wanted = select(Adapter.id).where(Adapter.namespace == self.namespace, *self._usable())
+        session, ours = self.view.session, {"namespace": self.namespace, "fingerprint": self.fingerprint}
         if self.document_ids is None:
-            live = select(Adapter.id).where(Adapter.namespace == self.namespace, Adapter.state == AdapterState.LIVE)
-            # not `!=`, for which the index would be read from end to end
-            foreign = or_(Adapter.fingerprint < self.fingerprint, Adapter.fingerprint > self.fingerprint)
-            some = self.view.session.scalar(live.where(foreign).limit(1))
-            return list(self.view.session.scalars(wanted)) if some else None
-        rows = served.batched(self.view.session, wanted, Adapter.document_id, self.document_ids)
-        return [adapter_id for (adapter_id,) in rows]
-
-    def _usable(self) -> tuple[ColumnElement[bool], ...]:
-        return Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint
+            return list(session.scalars(_OURS, ours)) if session.scalar(_FOREIGN, ours) else None
+        wanted = select(Adapter.id).where(Adapter.namespace == self.namespace)
+        wanted = wanted.where(Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint)
+        return [adapter_id for (adapter_id,) in served.batched(session, wanted, Adapter.document_id, self.document_ids)]
 
     def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
         """Of chunks, and of adapters: what this transaction knows of them."""
-        # without the namespace, which is the chunk's: SQLite would look it up in the namespace for each chunk
-        live = and_(Adapter.chunk_id == Chunk.id, *self._usable())
-        served = and_(Document.id == Chunk.document_id, Document.serving_revision == Chunk.revision)
-        of_chunk = and_(Revision.document_id == Chunk.document_id, Revision.number == Chunk.revision)
-        weak = Adapter.exam["weak"].as_boolean()
-        adapter = Adapter.id, Adapter.sha256, Adapter.rank, weak
-        chunk = Chunk.id, Chunk.document_id, Chunk.revision, Chunk.ordinal
-        wanted = select(*chunk, Revision.title, *adapter).join(Document, served).join(Revision, of_chunk)
-        asked = self.view.session.scalars(select(Adapter.chunk_id).where(Adapter.id.in_(adapter_ids)))
-        wanted = wanted.outerjoin(Adapter, live).where(Chunk.id.in_({*chunk_ids, *asked}))
-        return [_candidate(row) for row in self.view.session.execute(wanted)]
+        session = self.view.session
+        asked = session.scalars(_CHUNKS_OF, {"adapter_ids": list(adapter_ids)}) if adapter_ids else ()
+        wanted = {"chunk_ids": list({*chunk_ids, *asked}), "fingerprint": self.fingerprint}
+        return [_candidate(row) for row in session.execute(_CANDIDATES, wanted)]
 
 
 def _candidate(row: Sequence[Any]) -> Candidate:

@@ -104,6 +104,7 @@ def build_gateway(settings: Settings) -> Gateway:
     migrate(database)
     doorbell = make_doorbell(settings)
     embedder = load_embedder(settings)
+    embedder.hasten(settings.cache_path)
     index = VectorIndex(
         database, dim=embedder.dim, embedder_name=embedder.name, snapshot_dir=settings.cache_path / "index"
     )

@@ -1,5 +1,7 @@
 """The embedder that comes in a package, for real."""
 
+import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,3 +91,20 @@ def test_a_folder_that_is_no_embedder_stops_the_start(embedder: Embedder, tmp_pa
                 (folder / file.name).symlink_to(file)
     with pytest.raises(SettingsError, match="LORAMEM_EMBEDDER"):
         load_embedder(Settings(embedder=str(folder)), device="cpu")
+
+
+@pytest.mark.parametrize("prompt", [None, "query: "])
+def test_a_question_is_embedded_as_the_library_does(embedder: Embedder, tmp_path: Path, prompt: str | None) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "prompted"
+    shutil.copytree(Path(embedder.tokenizer_path).parent, folder)
+    config = folder / "config_sentence_transformers.json"
+    if prompt:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": {"query": prompt}}))
+    library = SentenceTransformer(str(folder), device="cpu")
+    ours = load_embedder(Settings(embedder=str(folder)), device="cpu")
+    for question in (QUESTION, "why " * 600):
+        assert np.allclose(ours.embed_query(question), library.encode_query(question), atol=1e-5)
+    if prompt:
+        assert not np.allclose(ours.embed_query(QUESTION), embedder.embed_query(QUESTION), atol=1e-3)
