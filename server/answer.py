@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 from loramem import tracing
 from loramem.database import Database
-from loramem.errors import LoramemError
-from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prompt, Route, Routed, RoutedAdapter, Token
+from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prepared, Prompt, Route, Routed, Token
 from server.confidence import MOST
 from server.context import PromptBuilder
 from server.decide import decide, refuse
@@ -18,11 +19,11 @@ from server.generate import Generation, generate
 from server.merge import Merger
 from server.readiness import check_ready
 from server.route import Router, priors
-from server.select import check_slots, select
+from server.select import Opener, check_slots, select
 
 EMPTY_ROUTE = Route((), (), {}, {}, {})
-Groups = list[tuple[RoutedAdapter, ...]]
-"""What becomes one adapter of the engine each."""
+T = TypeVar("T")
+First = Callable[[], AbstractAsyncContextManager[Prepared | None]]
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class Answerer:
                 yield event
             return
         ask = replace(ask, mode=decision.mode)
-        groups = _groups(ask, route)
-        prefetch = asyncio.create_task(self._prefetch(ask, groups))  # not waited for: it runs between engine steps
-        with tracing.span("prompt"):
-            prompt = await asyncio.to_thread(self.prompts.build, ask, route)
-        with tracing.span("merge", {"loramem.adapters": len(route.adapters), "loramem.slots": len(groups)}):
-            prepared = await asyncio.gather(*(self.merger.prepare(group, ask.merging) for group in groups))
-        await prefetch
-        async with select(self.engine, prompt.token_ids, ask, prepared, priors(route)) as (deltas, selection):
-            head = Routed(decision, route.adapters if prepared else (), tuple(prepared), prompt.spans, selection)
+        first, rivals = self._openers(ask, route)
+        async with (
+            _begun(self._prompt(ask, route)) as prompting,
+            first() as prepared,
+            select(self.engine, (await prompting).token_ids, ask, prepared, rivals, priors(route)) as answering,
+        ):
+            prompt = prompting.result()
+            adapters = route.adapters if prepared else ()
+            head = Routed(decision, adapters, answering.prepared, prompt.spans, answering.selection)
             yield head
-            async with aclosing(generate(deltas, ask, generation)) as tokens:
+            async with aclosing(generate(answering.deltas, ask, generation)) as tokens:
                 async for token in tokens:
                     yield token
         yield _done(generation, route, head, prompt)
@@ -72,8 +73,8 @@ class Answerer:
         ask, head = Ask(text, "base", "", sampling), Routed(Decision("base"))
         yield head
         async with (
-            select(self.engine, prompt.token_ids, ask, ()) as (deltas, _),
-            aclosing(generate(deltas, ask, generation)) as tokens,
+            select(self.engine, prompt.token_ids, ask, None) as answering,
+            aclosing(generate(answering.deltas, ask, generation)) as tokens,
         ):
             async for token in tokens:
                 yield token
@@ -97,20 +98,30 @@ class Answerer:
         check_slots(replace(ask, mode=decision.mode), route, self.engine.slots)
         return route, decision
 
-    async def _prefetch(self, ask: Ask, groups: Groups) -> None:
-        """What goes wrong here goes wrong again when the group is prepared, which says so."""
-        for group in groups:
-            with suppress(LoramemError):
-                await self.merger.prefetch(group, ask.merging)
+    async def _prompt(self, ask: Ask, route: Route) -> Prompt:
+        with tracing.span("prompt"):
+            return await asyncio.to_thread(self.prompts.build, ask, route)
+
+    def _openers(self, ask: Ask, route: Route) -> tuple[First, list[Opener]]:
+        """Of the adapter that begins, or of all merged, or of none; and of each that may begin beside it."""
+        if ask.mode not in ADAPTER_MODES or not route.adapters:
+            return partial(nullcontext, None), []
+        if ask.compose == "merge":
+            return partial(self.merger.held, route.adapters, ask.merging), []
+        first, *rivals = [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+        held = partial(self.merger.held, options=ask.merging)
+        return partial(held, first), [partial(held, rival, waits=False) for rival in rivals]
 
 
-def _groups(ask: Ask, route: Route) -> Groups:
-    """All adapters to be merged, or each on its own at the strength asked for."""
-    if ask.mode not in ADAPTER_MODES:
-        return []
-    if ask.compose == "merge":
-        return [route.adapters]
-    return [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+@asynccontextmanager
+async def _begun(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
+    """A task that runs beside what is in the context, and not after it."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _refused(generation: Generation, route: Route) -> dict[str, float]:
@@ -124,6 +135,8 @@ def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) ->
     timings = {**route.timings_ms, "route": rest, **generation.timings_ms()}
     if head.prepared:
         timings["merge"] = sum(prepared.seconds for prepared in head.prepared) * 1000
+        waited = sum(prepared.waited for prepared in head.prepared)
+        timings["queue"] = timings.get("queue", 0.0) + waited * 1000
     if head.selection is not None:
         timings["select"] = head.selection.seconds * 1000
     dropped = head.selection.dropped_tokens if head.selection else 0

@@ -133,7 +133,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An adapter that has a slot in the engine. `merged` is false for a single one at its own strength."""
+    """An adapter that has a slot in the engine. `merged` is false for a single one at its own strength.
+
+    `seconds` it took to load or merge, `waited` those before, until there was a slot.
+    """
 
     adapter: EngineAdapter
     recipe: Recipe
@@ -141,6 +144,7 @@ class Prepared:
     cache_hit: bool
     seconds: float
     tiers: Tiers = field(default_factory=dict)
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,8 +180,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Routed:
-    """First event: what will answer. `prepared` holds a merge or the one adapter, or all that were candidates of a
-    `selection`."""
+    """First event: what will answer. `prepared` has the merge or adapter that does, then those that began beside it."""
 
     decision: Decision
     adapters: tuple[RoutedAdapter, ...] = ()
@@ -187,7 +190,7 @@ class Routed:
 
     @property
     def winner(self) -> int:
-        """Place in `prepared` of what answers."""
+        """Place in `adapters` of what answers; of a merge, of the first."""
         return self.selection.winner if self.selection else 0
 
 

@@ -1,14 +1,19 @@
 """Make the adapters that a question was routed to into one that the engine has loaded."""
 
 import itertools
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 
-from loramem.errors import InvalidValue
+from loramem import tracing
+from loramem.errors import InvalidValue, LoramemError
 from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Prepared, RoutedAdapter
 from server.engine.engine import Engine, EngineAdapter
 from server.engine.plugin import RECIPE_PREFIX
+from server.slots import Slots
 
 IDS_KEPT = 1 << 16
 """Far more than the engine holds at once, so a forgotten id is never one in use."""
@@ -37,6 +42,25 @@ class Merger:
         self._engine = engine
         self._max_rank = max_rank
         self._ids = AdapterIds()
+        self._slots = Slots(lambda: engine.slots)
+
+    @asynccontextmanager
+    async def held(
+        self, adapters: Sequence[RoutedAdapter], options: MergeOptions, *, waits: bool = True
+    ) -> AsyncGenerator[Prepared, None]:
+        """`prepare`, as soon as a slot can be had that no other answer needs; others keep off it in the context.
+
+        What a merge is made of is brought into memory meanwhile. With `waits` false, a slot is taken from whoever used
+        it least lately: for who holds one already, as two that wait for each other's would wait for ever.
+        """
+        started = time.perf_counter()
+        adapter = self._adapter(recipe_of(adapters, options))
+        if waits and not self._slots.free_for(adapter.int_id):
+            with suppress(LoramemError):  # what goes wrong here goes wrong again when it is prepared, which says so
+                await self._engine.prefetch(adapter)
+        async with self._slots.held(adapter.int_id) if waits else nullcontext():
+            waited = time.perf_counter() - started
+            yield replace(await self.prepare(adapters, options), waited=waited)
 
     async def prepare(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Prepared:
         """Load the one adapter, or the merge of several, at the strength asked for; say whether it was there already.
@@ -47,13 +71,10 @@ class Merger:
         self._check_rank(adapters, options)
         recipe = recipe_of(adapters, options)
         adapter = self._adapter(recipe)
-        activation = await self._engine.activate(adapter)
+        with tracing.span("merge", {"loramem.adapters": len(adapters)}):
+            activation = await self._engine.activate(adapter)
         merged = len(adapters) > 1 or options.strength not in (None, 1.0)
         return Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers)
-
-    async def prefetch(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
-        """Have what `prepare` will need brought into memory, while the prompt is being built."""
-        await self._engine.prefetch(self._adapter(recipe_of(adapters, options)))
 
     def _adapter(self, recipe: Recipe) -> EngineAdapter:
         name = recipe.digest()

@@ -10,23 +10,33 @@ choice is the same as if all had, and most questions cost what one adapter costs
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from loramem.errors import InvalidValue
 from server.ask import ADAPTER_MODES, Ask, Prepared, Route, Selection
-from server.engine.engine import Delta, Engine
+from server.engine.engine import Delta, Engine, Sampling
 
 T = TypeVar("T")
 
 HEAD = 4
 """Tokens of each answer that are compared."""
 
-Answering = tuple[AsyncGenerator[Delta, None], Selection | None]
-"""What the engine says, from the first token, and how it was chosen; None where there was no choice."""
+Opener = Callable[[], AbstractAsyncContextManager[Prepared]]
+"""Gives an adapter a slot when it is entered."""
+
+
+class Answering(NamedTuple):
+    """What the engine says, from the first token. `prepared` has what answers first, then those that began beside it;
+    `selection` is None where there was no choice."""
+
+    deltas: AsyncGenerator[Delta, None]
+    prepared: tuple[Prepared, ...] = ()
+    selection: Selection | None = None
 
 
 def check_slots(ask: Ask, route: Route, slots: int) -> None:
@@ -44,44 +54,69 @@ def check_slots(ask: Ask, route: Route, slots: int) -> None:
 
 @asynccontextmanager
 async def select(
-    engine: Engine, prompt: list[int], ask: Ask, prepared: Sequence[Prepared], priors: Sequence[float] = ()
+    engine: Engine,
+    prompt: list[int],
+    ask: Ask,
+    first: Prepared | None,
+    rivals: Sequence[Opener] = (),
+    priors: Sequence[float] = (),
 ) -> AsyncGenerator[Answering, None]:
-    """Start the answer of the best of `prepared`, or the only one, or the base model where there is none.
+    """Start the answer of the best of `first` and its rivals, or of the base model where there is no `first`.
 
     Candidates share the prompt and the way of sampling; `priors` are theirs, in nats up to a constant, best first. Who
     begins says `HEAD` tokens; of equals the first wins, and the others are aborted. KV blocks are shared within a
     namespace only. A candidate that waits for a slot needs nothing from its siblings: the engine runs them to their end
     whether they are read or not. Leaving the context aborts whatever still runs.
     """
-    if len(prepared) < 2:
-        adapter = prepared[0].adapter if prepared else None
+    if first is None or not rivals:
+        adapter = first.adapter if first else None
         async with aclosing(engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)) as deltas:
-            yield deltas, None
+            yield Answering(deltas, (first,) if first else ())
         return
     started = time.perf_counter()
     sampling = replace(ask.sampling, logprobs=ask.sampling.logprobs or 0)
+    start = partial(_started, engine, prompt, sampling, ask.namespace)
     async with AsyncExitStack() as opened:
-        candidates = []
-        for one, prior in zip(prepared, priors, strict=True):
-            deltas = engine.generate(prompt, sampling, adapter=one.adapter, salt=ask.namespace)
-            candidates.append(_Candidate(await opened.enter_async_context(aclosing(deltas)), prior))
+        openers = [partial(nullcontext, first), *rivals]
+        candidates = [
+            _Candidate(opened, partial(start, opener), prior) for opener, prior in zip(openers, priors, strict=True)
+        ]
         await _begin(candidates)
-        chosen = max((one for one in candidates if one.began), key=_Candidate.score)
-        await _together(one.deltas.aclose() for one in candidates if one is not chosen)
-        sure = tuple(one.sure() if one.began else None for one in candidates)
-        dropped = sum(one.said for one in candidates if one is not chosen)
+        begun = [one for one in candidates if one.running]
+        chosen = max(begun, key=_Candidate.score)
+        await _together(one.drop() for one in begun if one is not chosen)
+        sure = tuple(one.sure() if one.running else None for one in candidates)
+        dropped = sum(one.said for one in begun if one is not chosen)
         selection = Selection(candidates.index(chosen), sure, dropped, time.perf_counter() - started)
-        yield await opened.enter_async_context(aclosing(chosen.answer())), selection
+        chosen_first = sorted(begun, key=lambda one: one is not chosen)
+        prepared = tuple(one.running.prepared for one in chosen_first if one.running)
+        yield Answering(await opened.enter_async_context(aclosing(chosen.answer())), prepared, selection)
+
+
+class _Running(NamedTuple):
+    prepared: Prepared
+    deltas: AsyncGenerator[Delta, None]
+
+
+@asynccontextmanager
+async def _started(
+    engine: Engine, prompt: list[int], sampling: Sampling, salt: str, opener: Opener
+) -> AsyncGenerator[_Running, None]:
+    async with opener() as prepared:
+        generation = engine.generate(prompt, sampling, adapter=prepared.adapter, salt=salt)
+        async with aclosing(generation) as deltas:
+            yield _Running(prepared, deltas)
 
 
 @dataclass(eq=False)
 class _Candidate:
-    """An answer that runs in the engine from the first time it is read."""
+    """An answer that runs in the engine once it has begun, at the longest until `opened` is left."""
 
-    deltas: AsyncGenerator[Delta, None]
+    opened: AsyncExitStack
+    start: Callable[[], AbstractAsyncContextManager[_Running]]
     prior: float
+    running: _Running | None = None
     head: list[Delta] = field(default_factory=list)
-    began: bool = False
 
     @property
     def said(self) -> int:
@@ -105,8 +140,8 @@ class _Candidate:
 
     async def begin(self) -> AsyncGenerator[None, None]:
         """Read the head, with a stop after each piece."""
-        self.began = True
-        async for delta in self.deltas:
+        self.running = await self.opened.enter_async_context(self.start())
+        async for delta in self.running.deltas:
             self.head.append(delta)
             if self.said >= HEAD:
                 break
@@ -116,12 +151,17 @@ class _Candidate:
         async for _ in self.begin():
             pass
 
+    async def drop(self) -> None:
+        if self.running:
+            await self.running.deltas.aclose()
+
     async def answer(self) -> AsyncGenerator[Delta, None]:
         """The head again, then the rest as it comes."""
         for delta in self.head:
             yield delta
-        async for delta in self.deltas:
-            yield delta
+        if self.running:
+            async for delta in self.running.deltas:
+                yield delta
 
 
 async def _begin(candidates: Sequence[_Candidate]) -> None:

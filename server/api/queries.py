@@ -130,7 +130,7 @@ def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
         compose=ask.compose if routed.prepared else None,
         selected=routed.adapters[routed.winner].adapter_id if selecting else None,
         routed=adapters,
-        merge=_merge_out(routed.prepared[routed.winner]) if routed.prepared else None,
+        merge=_merge_out(routed.prepared[0]) if routed.prepared else None,
         context=spans,
     )
 

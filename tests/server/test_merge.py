@@ -186,11 +186,30 @@ def test_one_rank_above_the_engines_is_refused(
     assert engine.activated == []
 
 
-def test_what_is_prefetched_is_what_will_be_activated(engine: ScriptedEngine) -> None:
+def test_who_has_to_wait_for_a_slot_has_the_sources_brought_into_memory_meanwhile(engine: ScriptedEngine) -> None:
     merger = Merger(engine, max_rank=64)
-    asyncio.run(merger.prefetch(routed(0.5, 0.5), MergeOptions()))
-    asyncio.run(merger.prepare(routed(0.5, 0.5), MergeOptions()))
-    assert engine.prefetched == engine.activated
+    engine.slot_count = 1
+    holding, other = routed(0.5, 0.5), routed(1.0)
+
+    async def scenario() -> None:
+        async with merger.held(holding, MergeOptions()) as first:
+            assert (engine.prefetched, engine.activated) == ([], [first.adapter])
+            assert first.waited < 0.02
+            later = asyncio.create_task(hold(other))
+            shared = await hold(holding)
+            await asyncio.sleep(0.02)
+            assert (len(engine.prefetched), len(engine.activated), later.done()) == (1, 2, False)
+            at_once = await hold(other, waits=False)
+        waited = await later
+        assert engine.prefetched == [waited.adapter]
+        assert [one.adapter for one in (first, shared, at_once, waited)] == engine.activated
+        assert waited.waited >= 0.02 > at_once.waited
+
+    async def hold(adapters: list[RoutedAdapter], *, waits: bool = True) -> Prepared:
+        async with merger.held(adapters, MergeOptions(), waits=waits) as prepared:
+            return prepared
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 def test_a_summed_rank_above_the_engines_is_refused_with_both_numbers(

@@ -3,8 +3,8 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,7 +13,7 @@ from loramem.errors import EngineUnavailable, InvalidValue
 from loramem.records import Compose, Mode, Recipe, Source
 from server.ask import Ask, Prepared, Route, RoutedAdapter, Selection
 from server.engine.engine import Delta, EngineAdapter, Sampling
-from server.select import HEAD, check_slots, select
+from server.select import HEAD, Answering, Opener, check_slots, select
 from tests.server.scripted_engine import Script, ScriptedEngine
 
 LONG = tuple(f"w{n} " for n in range(HEAD + 3))
@@ -50,14 +50,23 @@ class Chosen:
     selection: Selection | None
     finish_reason: str | None
     tokens: int
+    brought: list[EngineAdapter]
+
+
+def selecting(
+    engine: ScriptedEngine, priors: Sequence[float] | None = None, wanted: Ask | None = None
+) -> AbstractAsyncContextManager[Answering]:
+    first, *rivals = prepared(*engine.scripts)
+    openers: list[Opener] = [lambda rival=rival: nullcontext(rival) for rival in rivals]  # type: ignore[misc]
+    return select(engine, PROMPT, wanted or ask(), first, openers, priors or [0.0] * len(engine.scripts))
 
 
 async def answered(engine: ScriptedEngine, wanted: Ask | None = None, *priors: float) -> Chosen:
-    given = priors or [0.0] * len(engine.scripts)
-    async with select(engine, PROMPT, wanted or ask(), prepared(*engine.scripts), given) as (deltas, selection):
-        said = [delta async for delta in deltas]
+    async with selecting(engine, priors, wanted) as answering:
+        said = [delta async for delta in answering.deltas]
     tokens = sum(delta.token_count for delta in said)
-    return Chosen("".join(delta.text for delta in said), selection, said[-1].finish_reason, tokens)
+    answer, brought = "".join(delta.text for delta in said), [one.adapter for one in answering.prepared]
+    return Chosen(answer, answering.selection, said[-1].finish_reason, tokens, brought)
 
 
 def sure(chosen: Chosen) -> tuple[float | None, ...]:
@@ -73,6 +82,7 @@ def test_of_equal_priors_the_one_that_is_surest_of_its_first_words_wins() -> Non
     assert sure(chosen) == pytest.approx((-1.5, -0.5))
     assert chosen.selection is not None
     assert (chosen.selection.winner, chosen.selection.dropped_tokens) == (1, HEAD)
+    assert chosen.brought == [one.adapter for one in reversed(prepared("ada_0", "ada_1"))]
 
 
 @pytest.mark.parametrize(("lead", "winner"), [(0.9, 1), (1.1, 0)])
@@ -101,11 +111,11 @@ def test_losers_are_aborted_right_after_their_heads_and_the_winner_goes_on() -> 
     engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG, logprob=-0.1), ada_2=Script(LONG))
 
     async def scenario() -> None:
-        async with select(engine, PROMPT, ask(), prepared(*engine.scripts), [0.0] * len(engine.scripts)) as (deltas, _):
+        async with selecting(engine) as answering:
             assert [script.ended for script in engine.scripts.values()] == [
                 f"aborted after {HEAD}", "", f"aborted after {HEAD}",
             ]  # fmt: skip
-            assert "".join([delta.text async for delta in deltas]) == "".join(LONG)
+            assert "".join([delta.text async for delta in answering.deltas]) == "".join(LONG)
         assert engine.scripts["ada_1"].ended == "finished"
 
     asyncio.run(scenario())
@@ -175,8 +185,9 @@ def test_one_adapter_or_none_answers_without_a_choice() -> None:
     assert (alone.text, alone.selection) == ("".join(NEWS), None)
 
     async def base() -> list[str]:
-        async with select(engine, PROMPT, ask(), ()) as (deltas, _):
-            return [delta.text async for delta in deltas]
+        async with select(engine, PROMPT, ask(), None) as answering:
+            assert answering.prepared == ()
+            return [delta.text async for delta in answering.deltas]
 
     assert asyncio.run(base()) == ["base", ""]
     assert [sampling.logprobs for sampling in engine.samplings] == [None, None]
@@ -188,7 +199,7 @@ def test_one_adapter_or_none_answers_without_a_choice() -> None:
 def test_a_rival_that_can_no_longer_win_never_begins() -> None:
     engine = engine_of(ada_0=Script(LONG, logprob=-0.5), ada_1=Script(NEWS), ada_2=Script(NEWS))
     chosen = asyncio.run(answered(engine, None, 9.0, 8.5, 1.0))
-    assert engine.used == [prepared("ada_0")[0].adapter]
+    assert engine.used == chosen.brought == [prepared("ada_0")[0].adapter]
     assert (chosen.text, sure(chosen)) == ("".join(LONG), (-0.5, None, None))
     assert chosen.selection is not None
     assert chosen.selection.dropped_tokens == 0
@@ -241,12 +252,9 @@ def test_leaving_early_aborts_the_winner_before_its_first_token_and_after() -> N
         engine = engine_of(ada_0=Script(LONG), ada_1=Script(LONG))
 
         async def scenario(engine: ScriptedEngine = engine, read: int = read) -> None:
-            async with select(engine, PROMPT, ask(), prepared(*engine.scripts), [0.0] * len(engine.scripts)) as (
-                deltas,
-                _,
-            ):
+            async with selecting(engine) as answering:
                 for _ in range(read):
-                    await anext(deltas)
+                    await anext(answering.deltas)
             assert engine.scripts["ada_0"].ended == f"aborted after {max(read, HEAD)}"
 
         asyncio.run(scenario())

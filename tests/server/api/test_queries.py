@@ -32,7 +32,7 @@ def test_lora_answers_from_the_one_adapter_that_fits_best(memory: Memory) -> Non
     assert memory.engine.used[-1] is not None
     used = Recipe.model_validate_json(memory.engine.used[-1].path.removeprefix(RECIPE_PREFIX))
     assert [(source.adapter_id, source.weight) for source in used.sources] == [(routed["adapter_id"], 1.0)]
-    assert memory.engine.prefetched == memory.engine.activated
+    assert (memory.engine.prefetched, len(memory.engine.activated)) == ([], 1)
     assert "basalt" not in memory.engine.prompt_text()  # closed book
 
 
@@ -86,7 +86,8 @@ def test_usage_times_and_reason(memory: Memory) -> None:
     assert usage["prompt_tokens"] == len(memory.engine.prompts[-1])
     assert usage["completion_tokens"] == 3
     assert usage["total_tokens"] == usage["prompt_tokens"] + 3
-    assert (times["queue"], times["prefill"], times["decode"], times["merge"]) == (1.0, 2.0, 3.0, 4.0)
+    assert (times["prefill"], times["decode"], times["merge"]) == (2.0, 3.0, 4.0)
+    assert times["queue"] >= 1.0  # the engine's, and until there was a slot
     assert 0 < times["embed"] < times["total"]
     assert 0 < times["search"] < times["total"]
     assert 0 < times["ttft"] <= times["total"]

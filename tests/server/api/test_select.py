@@ -49,7 +49,7 @@ def test_the_answer_is_the_winners_and_tells_of_all(memory: Memory) -> None:
     assert times["merge"] == 8.0  # two adapters at 4 ms
     assert 0 < times["select"] < times["ttft"] <= times["total"]
     assert sources(memory) == [[(first, 1.0)], [(second, 1.0)]]
-    assert memory.engine.prefetched == memory.engine.activated
+    assert (memory.engine.prefetched, len(memory.engine.activated)) == ([], 2)
 
 
 def test_a_stream_tells_the_choice_and_then_its_tokens(memory: Memory) -> None:
