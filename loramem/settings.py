@@ -58,7 +58,7 @@ class Settings(BaseSettings):
 
     # engine
     max_model_len: int = Field(2048, ge=256, description="the model's window in tokens, prompt and answer together")
-    max_loras: int = Field(8, ge=1, le=256, description="adapters active in one batch")
+    max_loras: int = Field(16, ge=1, le=256, description="adapters active in one batch; a slot each (8B: 0.3 GB)")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="rank of the engine's slots")
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
