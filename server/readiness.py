@@ -1,6 +1,6 @@
 """Refuse a question that its memory cannot answer yet, and name the job to wait for."""
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.orm import Session
 
 from loramem.database import Database
@@ -8,6 +8,14 @@ from loramem.errors import MemoryNotReady
 from loramem.records import Mode
 from loramem.tables import FINAL_JOB_STATES, Document, DocumentState, Job, JobKind, JobState
 from server.ask import ADAPTER_MODES, Ask, Route
+
+_NOT_YET = (
+    select(Document.id)
+    .where(Document.id.in_(bindparam("ids", expanding=True)))
+    .where(Document.state.not_in(bindparam("needed", expanding=True)))
+    .order_by(Document.id)
+    .limit(1)
+)
 
 
 def check_ready(database: Database, ask: Ask, route: Route, mode: Mode | None = None) -> None:
@@ -25,8 +33,7 @@ def check_ready(database: Database, ask: Ask, route: Route, mode: Mode | None = 
 def _check_documents(database: Database, ask: Ask, document_ids: tuple[str, ...]) -> None:
     needed = (DocumentState.LIVE,) if ask.mode in ADAPTER_MODES else (DocumentState.LIVE, DocumentState.INDEXED)
     with database.read() as session:
-        wanted = select(Document.id).where(Document.id.in_(document_ids), Document.state.not_in(needed))
-        missing = session.scalars(wanted.order_by(Document.id)).first()
+        missing = session.scalar(_NOT_YET, {"ids": list(document_ids), "needed": list(needed)})
         if missing is not None:
             job = _job_of(session, Job.document_id == missing)
             raise _not_ready(f"document {missing!r} cannot answer in mode {ask.mode} yet", job, missing)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, String, and_, cast, func, select
+from sqlalchemy import ColumnElement, String, and_, bindparam, cast, func, select
 from sqlalchemy.orm import Session
 
 from loramem.embed import Embedder
@@ -29,6 +29,10 @@ PASSAGES = 64
 WINDOWS_PER_CHUNK = 24
 """Windows looked at for each chunk wanted; a chunk of the default length has about twenty."""
 WINDOWS_AT_MOST = 8192
+
+_SERVING = select(Document.id, Document.serving_revision).where(
+    Document.namespace == bindparam("namespace"), Document.id.in_(bindparam("ids", expanding=True))
+)
 
 
 class Router:
@@ -160,8 +164,7 @@ def _passage(hit: Hit, ordinal: int, title: str, text: str) -> Passage:
 
 def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dict[str, int]:
     """The revisions that serve of documents named: one may be far from the question, and is read all the same."""
-    known = select(Document.id, Document.serving_revision).where(Document.namespace == namespace)
-    found = dict(session.execute(known.where(Document.id.in_(document_ids))).all())
+    found = dict(session.execute(_SERVING, {"namespace": namespace, "ids": list(document_ids)}).all())
     for document_id in document_ids:
         if document_id not in found:
             raise NotFound("document", document_id)

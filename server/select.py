@@ -70,7 +70,8 @@ async def select(
     """
     if first is None or not rivals:
         adapter = first.adapter if first else None
-        async with aclosing(engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)) as deltas:
+        generation = engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)
+        async with aclosing(generation), _at_work(generation) as deltas:
             yield Answering(deltas, (first,) if first else ())
         return
     started = time.perf_counter()
@@ -91,6 +92,21 @@ async def select(
         chosen_first = sorted(begun, key=lambda one: one is not chosen)
         prepared = tuple(one.running.prepared for one in chosen_first if one.running)
         yield Answering(await opened.enter_async_context(aclosing(chosen.answer())), prepared, selection)
+
+
+@asynccontextmanager
+async def _at_work(generation: AsyncGenerator[Delta, None]) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
+    """The same deltas, the first of them asked for at once: the engine begins while the reader is told of the route."""
+
+    async def deltas() -> AsyncGenerator[Delta, None]:
+        if (delta := await first) is not None:
+            yield delta
+        async for delta in generation:
+            yield delta
+
+    first = asyncio.ensure_future(anext(generation, None))
+    async with _ended([first]), aclosing(deltas()) as begun:
+        yield begun
 
 
 class _Running(NamedTuple):

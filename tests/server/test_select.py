@@ -236,6 +236,48 @@ def test_the_choice_is_the_one_that_all_would_have_been_compared_for() -> None:
         assert chosen.selection.winner == scores.index(max(scores))
 
 
+def test_the_engine_begins_before_the_answer_is_read() -> None:
+    engine = engine_of(ada_0=Script(NEWS))
+
+    async def scenario() -> None:
+        async with selecting(engine) as answering:
+            while not engine.scripts["ada_0"].said:  # noqa: ASYNC110 the engine has no event for it
+                await asyncio.sleep(0)
+            assert [delta.text async for delta in answering.deltas] == [*NEWS, ""]
+        assert engine.ended == ["finished"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 30.0])
+def test_leaving_before_a_word_was_read_aborts_what_began_and_leaves_no_task(pause_s: float) -> None:
+    engine = engine_of(ada_0=Script(NEWS))
+    engine.pause_s = pause_s
+
+    async def scenario() -> None:
+        before = asyncio.all_tasks()
+        async with selecting(engine):
+            await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == before
+        assert engine.ended == [f"aborted after {0 if pause_s else 1}"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize("words", [(), NEWS[:1]])
+def test_an_engine_that_fails_is_heard_of_by_who_reads(words: tuple[str, ...]) -> None:
+    engine = engine_of(ada_0=Script(words, error=EngineUnavailable("the engine died")))
+    read: list[str] = []
+
+    async def scenario() -> None:
+        async with selecting(engine) as answering:
+            await asyncio.sleep(0.01)
+            read.extend([delta.text async for delta in answering.deltas])
+
+    with pytest.raises(EngineUnavailable, match="died"):
+        asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 # ends
 
 
