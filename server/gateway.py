@@ -118,7 +118,7 @@ def build_gateway(settings: Settings) -> Gateway:
         engine=engine,
     )
     queue = JobQueue(database, doorbell, settings)
-    for gauges in (Process(engine), Stores(queue, database, index, settings)):
+    for gauges in (Process(engine, answerer.merger.slots), Stores(queue, database, index, settings)):
         metrics.registry.register(gauges)
     return Gateway(settings, base, database, doorbell, queue, index, store, engine, answerer, metrics)
 

@@ -18,6 +18,7 @@ from loramem.settings import Settings
 from loramem.tables import Adapter, Document, Namespace
 from loramem.vectors import VectorIndex
 from server.engine.engine import Engine, Tiers
+from server.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,19 @@ class Pool(Gauges):
 
 
 class Process(Gauges):
-    """Which build this is, and whether its engine takes questions."""
+    """Which build this is, whether its engine takes questions, and how much of it is taken."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, slots: Slots) -> None:
         self._engine = engine
+        self._slots = slots
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily("loramem_build_info", "constant 1, with the version", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
         yield GaugeMetricFamily("loramem_engine_up", "1 when the engine takes questions", self._engine.running)
+        yield GaugeMetricFamily("loramem_slots_held", "adapters that answers hold a slot for", self._slots.in_use)
+        yield GaugeMetricFamily("loramem_slots_waiting", "questions that wait for a slot", self._slots.waiting)
 
 
 class Stores(Gauges):

@@ -42,7 +42,7 @@ class Merger:
         self._engine = engine
         self._max_rank = max_rank
         self._ids = AdapterIds()
-        self._slots = Slots(lambda: engine.slots)
+        self.slots = Slots(lambda: engine.slots)
 
     @asynccontextmanager
     async def held(
@@ -55,10 +55,10 @@ class Merger:
         """
         started = time.perf_counter()
         adapter = self._adapter(recipe_of(adapters, options))
-        if waits and not self._slots.free_for(adapter.int_id):
+        if waits and not self.slots.free_for(adapter.int_id):
             with suppress(LoramemError):  # what goes wrong here goes wrong again when it is prepared, which says so
                 await self._engine.prefetch(adapter)
-        async with self._slots.held(adapter.int_id) if waits else nullcontext():
+        async with self.slots.held(adapter.int_id) if waits else nullcontext():
             waited = time.perf_counter() - started
             yield replace(await self.prepare(adapters, options), waited=waited)
 

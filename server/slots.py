@@ -25,6 +25,15 @@ class Slots:
         """Whether it would be held at once."""
         return adapter in self._held or (len(self._held) < self._count() and not self._waiting)
 
+    @property
+    def in_use(self) -> int:
+        return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for one."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def held(self, adapter: int) -> AsyncGenerator[None, None]:
         """Wait for a slot, and hold it until the context is left."""

@@ -135,10 +135,13 @@ def _engine() -> Row:
         [
             lines(
                 "Requests in the engine",
-                "Waiting ones for long mean that the engine is saturated: a selecting question is several requests.",
+                "Waiting ones for long mean that the engine is saturated. Slots are waited for outside it, while each is held "
+                "by answers from another adapter.",
                 "none",
                 Query("sum(vllm:num_requests_running)", "running"),
                 Query("sum(vllm:num_requests_waiting)", "waiting"),
+                Query("sum(loramem_slots_held)", "slots held"),
+                Query("sum(loramem_slots_waiting)", "waiting for a slot"),
             ),
             lines(
                 "KV cache in use",

@@ -68,6 +68,7 @@ def known(folder: Path) -> Known:
 def gateway(folder: Path) -> Labels:
     from server.gauges import Process, Stores
     from server.metrics import Metrics
+    from server.slots import Slots
 
     metrics, settings = Metrics(), Settings(home=folder)
     _touch(metrics)
@@ -79,7 +80,7 @@ def gateway(folder: Path) -> Labels:
     queue = JobQueue(database, PollingDoorbell(0.1), settings)
     index, engine = SimpleNamespace(held=dict), SimpleNamespace(running=True)
     metrics.registry.register(Stores(queue, database, cast(Any, index), settings))
-    metrics.registry.register(Process(cast(Any, engine)))
+    metrics.registry.register(Process(cast(Any, engine), Slots(lambda: 1)))
     found = _samples(metrics.registry)
     database.close()
     return found

@@ -1,5 +1,6 @@
 """What Prometheus reads: every observation arrives, labels come from closed sets, gauges are the database's."""
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from server.ask import Choice, Confidence, Decision, Done, Event, Prepared, Rout
 from server.engine.engine import EngineAdapter
 from server.gauges import Process, Stores
 from server.metrics import STAGES, Metrics, Outcome
+from server.slots import Slots
 from tests.rows import add_adapters, add_document, serve
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -65,7 +67,7 @@ def index(database: Database, tmp_path: Path) -> VectorIndex:
 def metrics(queue: JobQueue, database: Database, index: VectorIndex, tmp_path: Path) -> Metrics:
     made = Metrics()
     made.registry.register(Stores(queue, database, index, Settings(home=tmp_path)))
-    made.registry.register(Process(ScriptedEngine(None)))
+    made.registry.register(Process(ScriptedEngine(None), Slots(lambda: 1)))
     return made
 
 
@@ -329,3 +331,22 @@ def test_two_gateways_live_in_one_process(metrics: Metrics) -> None:
     metrics.observe_answer("rag", DONE)
     assert counted(other, "loramem_query_ttft_seconds") == []
     assert value(metrics, "loramem_build_info", "loramem_build_info", version=__version__) == 1
+
+
+def test_slots_that_are_held_and_questions_that_wait_for_one() -> None:
+    async def scenario() -> None:
+        slots, made = Slots(lambda: 1), Metrics()
+        made.registry.register(Process(ScriptedEngine(None), slots))
+        async with slots.held(1):
+            waiting = asyncio.create_task(hold(slots))
+            await asyncio.sleep(0)
+            assert value(made, "loramem_slots_held", "loramem_slots_held") == 1
+            assert value(made, "loramem_slots_waiting", "loramem_slots_waiting") == 1
+        await waiting
+        assert value(made, "loramem_slots_held", "loramem_slots_held") == 0
+
+    async def hold(slots: Slots) -> None:
+        async with slots.held(2):
+            pass
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))

@@ -56,12 +56,14 @@ def test_one_adapter_too_many_waits_and_those_that_share_do_not() -> None:
         for name, adapter in (("a", 1), ("b", 2), ("c", 3), ("d", 2), ("e", 4)):
             await answers.start(name, adapter)
         assert answers.running == ["a", "b", "d"]
+        assert (answers.slots.in_use, answers.slots.waiting) == (2, 2)
         await answers.end("b")
         assert answers.running == ["a", "d"]
         await answers.end("d")
         assert answers.running == ["a", "c"]
         await answers.end("a")
         assert answers.running == ["c", "e"]
+        assert (answers.slots.in_use, answers.slots.waiting) == (2, 0)
 
     run(scenario())
 
