@@ -135,8 +135,8 @@ def _engine() -> Row:
         [
             lines(
                 "Requests in the engine",
-                "Waiting ones for long mean that the engine is saturated. Slots are waited for outside it, while each is "
-                "held by answers from another adapter.",
+                "Waiting ones for long mean that the engine is saturated. Slots are waited for outside it, while each "
+                "is held by answers from another adapter.",
                 "none",
                 Query("sum(vllm:num_requests_running)", "running"),
                 Query("sum(vllm:num_requests_waiting)", "waiting"),
