@@ -36,8 +36,8 @@ class Embedder:
         self.dim = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = int(self._model.max_seq_length or 512)
         self.tokenizer_path = _tokenizer_path(name_or_path)
-        self._model.eval()
-        self._query_prompt = BGE_QUERY if _is_english_bge(self.name) else _query_prompt(self._model)
+        self._query_prompt = BGE_QUERY if _is_english_bge(self.name) else None
+        self._plain = _is_plain(self._model)
         self._hastened = False
         self._lock = threading.Lock()
 
@@ -53,12 +53,12 @@ class Embedder:
         # one thread: a question is too short to share, and while the engine or the trainer holds the other core,
         # two threads wait for each other: 13 ms turned into 960 ms
         with self._lock, _torch_threads(1):
-            vectors = self._encode_query(text)
+            vectors = self._of_one(text) if self._plain else self._model.encode_query([text], prompt=self._query_prompt)
         vector: NDArray[np.float32] = self._unit(vectors)[0]
         return vector
 
-    def _encode_query(self, text: str) -> Any:
-        """As `SentenceTransformer.encode_query` does for one text, without its millisecond of care for many."""
+    def _of_one(self, text: str) -> Any:
+        """As `SentenceTransformer.encode_query` embeds one text, without its millisecond of care for many."""
         import torch
         from sentence_transformers.util import batch_to_device
 
@@ -74,8 +74,7 @@ class Embedder:
             if self.device != "cpu" or self._hastened:
                 return
             self._hastened = True
-            sample = self._model.tokenizer([(self._query_prompt or "") + QUESTION_LIKE], return_tensors="pt")
-            hasten(self._model[0].auto_model, dict(sample), cache)
+            hasten(self._model, (self._query_prompt or "") + QUESTION_LIKE, cache)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text for this model, special tokens not counted."""
@@ -117,10 +116,13 @@ def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _query_prompt(model: Any) -> str | None:
-    """What the model's configuration wants before a question."""
-    prompt: str | None = model.prompts.get("query") or model.prompts.get(model.default_prompt_name)
-    return prompt
+def _is_plain(model: Any) -> bool:
+    """Whether the modules alone make a text a vector, and the configuration adds nothing."""
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    modules = all(isinstance(module, Transformer | Pooling | Normalize) for module in model)
+    return modules and model.truncate_dim is None and not any(model.prompts.values())
 
 
 def _is_english_bge(name: str) -> bool:

@@ -14,6 +14,7 @@
     ├── Unauthorized                 401
     ├── Unavailable                  503  try again later; nothing was lost
     │   ├── EngineUnavailable        503
+    │   ├── EngineBusy               503  other answers hold all that it has
     │   ├── WriterUnavailable        503  the job waits, no attempt is counted
     │   └── MakesWay                      a job that can wait lets another go first
     ├── StoredDataDamaged            500  a checksum does not match
@@ -137,6 +138,11 @@ class Unavailable(LoramemError):
 class EngineUnavailable(Unavailable):
     code = "engine-unavailable"
     title = "The inference engine is not available"
+
+
+class EngineBusy(Unavailable):
+    code = "engine-busy"
+    title = "The inference engine is busy"
 
 
 class WriterUnavailable(Unavailable):

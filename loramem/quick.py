@@ -19,13 +19,14 @@ from loramem.cache import made_once
 if TYPE_CHECKING:
     import onnxruntime
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 FILE, OUTPUT = "model.onnx", "last_hidden_state"
 TOLERANCE = 1e-4
 """Of hidden states, whose entries are of the order of 1; 2e-6 was measured."""
+LONG = 512
+"""Tokens that a model reads which does not say."""
 Features = dict[str, "Tensor"]
 """What a tokenizer makes of one text: each of shape (1, tokens), int64."""
 
@@ -34,18 +35,21 @@ class NotTheSame(Exception):
     """The graph computes something else than the model."""
 
 
-def hasten(transformer: Any, sample: Features, cache: Path) -> None:
-    """Have single texts run by ONNX Runtime from now on; the graph is exported into `cache` the first time (seconds).
+def hasten(model: Any, sample: str, cache: Path) -> None:
+    """Have a sentence-transformers model's single texts run by ONNX Runtime from now on.
 
-    `sample` is of a text of several tokens. Where the graph cannot be had, a warning says why and torch goes on.
+    The graph is exported into `cache` the first time (seconds), with `sample`, a text of several tokens. Where it
+    cannot be had, a warning says why and torch goes on; so it does for a text that the graph fails on.
     """
     try:
+        transformer, tokens = model[0].auto_model, dict(model.tokenizer([sample], return_tensors="pt"))
         folder = cache / f"embedder-{_digest(transformer)}"
         started = time.monotonic()
-        if made_once(folder, partial(_export, transformer, sample)):
+        if made_once(folder, partial(_export, transformer, tokens)):
             log.info("embedder exported to %s in %.0f s", folder, time.monotonic() - started)
         session = _session(folder / FILE)
-        _check(transformer, session, sample)
+        for length in (len(tokens["input_ids"][0]) - 1, int(model.max_seq_length or LONG)):
+            _check(transformer, session, _of_length(tokens, length))
     except Exception as error:  # noqa: BLE001 of exporter, runtime or disk: the kinds are many, and only speed is lost
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         log.warning("questions are embedded by torch, in about twice the time: %s", reason)
@@ -53,7 +57,7 @@ def hasten(transformer: Any, sample: Features, cache: Path) -> None:
     _take_over(transformer, session)
 
 
-def _take_over(transformer: "PreTrainedModel", session: "onnxruntime.InferenceSession") -> None:
+def _take_over(transformer: Any, session: "onnxruntime.InferenceSession") -> None:
     from transformers.modeling_outputs import BaseModelOutput
 
     stock, names = transformer.forward, {one.name for one in session.get_inputs()}
@@ -62,12 +66,16 @@ def _take_over(transformer: "PreTrainedModel", session: "onnxruntime.InferenceSe
         features = {name: value for name, value in given.items() if name != "return_dict"}
         if args or features.keys() != names or any(one.shape[0] != 1 for one in features.values()):
             return stock(*args, **given)
-        return BaseModelOutput(last_hidden_state=_run(session, features))  # type: ignore[arg-type]
+        try:
+            return BaseModelOutput(last_hidden_state=_run(session, features))  # type: ignore[arg-type]
+        except Exception as error:  # noqa: BLE001 ONNX Runtime's have no common base; torch can still answer
+            log.warning("ONNX Runtime failed on a text, torch embeds it: %s", error)
+            return stock(**given)
 
     transformer.forward = forward
 
 
-def _export(transformer: "PreTrainedModel", sample: Features, folder: Path) -> None:
+def _export(transformer: Any, sample: Features, folder: Path) -> None:
     import torch
 
     lengths = {name: {1: torch.export.Dim.DYNAMIC} for name in sample}
@@ -103,18 +111,25 @@ def _run(session: "onnxruntime.InferenceSession", features: Features) -> "Tensor
     return torch.from_numpy(hidden)
 
 
-def _check(transformer: "PreTrainedModel", session: "onnxruntime.InferenceSession", sample: Features) -> None:
-    """On a text of another length than the one exported with. Raises `NotTheSame`."""
+def _check(transformer: Any, session: "onnxruntime.InferenceSession", tokens: Features) -> None:
+    """Raises `NotTheSame`."""
     import torch
 
-    shorter = {name: tensor[:, 1:] for name, tensor in sample.items()}
+    if (names := {one.name for one in session.get_inputs()}) != tokens.keys():
+        raise NotTheSame(f"the graph reads {sorted(names)}, the tokenizer gives {sorted(tokens)}")
     with torch.inference_mode():
-        apart = (_run(session, shorter) - transformer(**shorter).last_hidden_state).abs().max().item()
+        apart = (_run(session, tokens) - transformer(**tokens).last_hidden_state).abs().max().item()
     if not apart <= TOLERANCE:
         raise NotTheSame(f"hidden states differ by {apart:.2g}")
 
 
-def _digest(transformer: "PreTrainedModel") -> str:
+def _of_length(tokens: Features, length: int) -> Features:
+    """The tokens again and again."""
+    times = -(-length // tokens["input_ids"].shape[1])
+    return {name: tensor.repeat(1, times)[:, :length] for name, tensor in tokens.items()}
+
+
+def _digest(transformer: Any) -> str:
     """Of the weights, the configuration and what exports them."""
     digest = hashlib.sha256(transformer.config.to_json_string().encode())
     for name, tensor in transformer.state_dict().items():

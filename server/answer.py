@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
 
 from loramem import tracing
 from loramem.database import Database
-from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prepared, Prompt, Route, Routed, Token
+from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prepared, Prompt, Route, Routed, RoutedAdapter, Token
 from server.confidence import MOST
 from server.context import PromptBuilder
 from server.decide import decide, refuse
@@ -20,10 +19,9 @@ from server.merge import Merger
 from server.readiness import check_ready
 from server.route import Router, priors
 from server.select import Opener, check_slots, select
+from server.tasks import beside
 
 EMPTY_ROUTE = Route((), (), {}, {}, {})
-T = TypeVar("T")
-First = Callable[[], AbstractAsyncContextManager[Prepared | None]]
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,12 @@ class Answerer:
                 yield event
             return
         ask = replace(ask, mode=decision.mode)
-        first, rivals = self._openers(ask, route)
         async with (
-            _begun(self._prompt(ask, route)) as prompting,
-            first() as prepared,
-            select(self.engine, (await prompting).token_ids, ask, prepared, rivals, priors(route)) as answering,
+            beside(self._prompt(ask, route)) as prompting,
+            select(self.engine, prompting, ask, self._openers(ask, route, prompting), priors(route)) as answering,
         ):
-            prompt = prompting.result()
-            adapters = route.adapters if prepared else ()
+            prompt = await prompting
+            adapters = route.adapters if answering.prepared else ()
             head = Routed(decision, adapters, answering.prepared, prompt.spans, answering.selection)
             yield head
             async with aclosing(generate(answering.deltas, ask, generation)) as tokens:
@@ -69,16 +65,16 @@ class Answerer:
         """Continue a text with the base model alone: no chat template, no memory. Events as in `answer`."""
         started = time.perf_counter()
         generation = Generation(started, started)
-        prompt = await asyncio.to_thread(self.prompts.plain, text, sampling)
         ask, head = Ask(text, "base", "", sampling), Routed(Decision("base"))
-        yield head
         async with (
-            select(self.engine, prompt.token_ids, ask, None) as answering,
+            beside(asyncio.to_thread(self.prompts.plain, text, sampling)) as prompting,
+            select(self.engine, prompting, ask) as answering,
             aclosing(generate(answering.deltas, ask, generation)) as tokens,
         ):
+            yield head
             async for token in tokens:
                 yield token
-        yield _done(generation, EMPTY_ROUTE, head, prompt)
+        yield _done(generation, EMPTY_ROUTE, head, prompting.result())
 
     def _route(self, ask: Ask) -> tuple[Route, Decision]:
         if ask.mode == "base":
@@ -102,26 +98,25 @@ class Answerer:
         with tracing.span("prompt"):
             return await asyncio.to_thread(self.prompts.build, ask, route)
 
-    def _openers(self, ask: Ask, route: Route) -> tuple[First, list[Opener]]:
-        """Of the adapter that begins, or of all merged, or of none; and of each that may begin beside it."""
+    def _openers(self, ask: Ask, route: Route, prompting: Awaitable[Prompt]) -> list[Opener]:
+        """Of the one adapter, or of all merged, or of none; or of each that may begin beside the best."""
         if ask.mode not in ADAPTER_MODES or not route.adapters:
-            return partial(nullcontext, None), []
+            return []
         if ask.compose == "merge":
-            return partial(self.merger.held, route.adapters, ask.merging), []
+            return [partial(self._held, ask, route.adapters, prompting)]
         first, *rivals = [(replace(adapter, weight=1.0),) for adapter in route.adapters]
-        held = partial(self.merger.held, options=ask.merging)
-        return partial(held, first), [partial(held, rival, waits=False) for rival in rivals]
+        unwaiting = partial(self.merger.held, options=ask.merging, waits=False)
+        return [partial(self._held, ask, first, prompting), *(partial(unwaiting, rival) for rival in rivals)]
 
-
-@asynccontextmanager
-async def _begun(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
-    """A task that runs beside what is in the context, and not after it."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    @asynccontextmanager
+    async def _held(
+        self, ask: Ask, group: Sequence[RoutedAdapter], prompting: Awaitable[Prompt]
+    ) -> AsyncGenerator[Prepared, None]:
+        """Beside a prompt of the question alone; one that may be refused takes no slot before it stands."""
+        if ask.context_kind is not None or not self.merger.has_slot_for(group, ask.merging):
+            await prompting
+        async with self.merger.held(group, ask.merging) as prepared:
+            yield prepared
 
 
 def _refused(generation: Generation, route: Route) -> dict[str, float]:
@@ -137,8 +132,10 @@ def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) ->
         timings["merge"] = sum(prepared.seconds for prepared in head.prepared) * 1000
         waited = sum(prepared.waited for prepared in head.prepared)
         timings["queue"] = timings.get("queue", 0.0) + waited * 1000
-    if head.selection is not None:
-        timings["select"] = head.selection.seconds * 1000
+    if head.selection is not None:  # less what the rivals' merges took of it
+        first = head.prepared[0 if head.winner == 0 else 1]
+        rivals = sum(prepared.seconds for prepared in head.prepared) - first.seconds
+        timings["select"] = max(0.0, head.selection.seconds - rivals) * 1000
     dropped = head.selection.dropped_tokens if head.selection else 0
     return Done(generation.finish_reason, len(prompt.token_ids), generation.completion_tokens, timings, dropped)
 

@@ -39,6 +39,11 @@ class Pool(Gauges):
     def __init__(self) -> None:
         self.tiers: Tiers = {}
 
+    def see(self, tiers: Tiers) -> None:
+        """What one answer was told; of several that run at once, not always in order."""
+        if _requests(tiers) >= _requests(self.tiers):
+            self.tiers = tiers
+
     def collect(self) -> Iterator[Metric]:
         size = GaugeMetricFamily("loramem_adapter_pool_bytes", "bytes of adapters by tier", labels=["tier"])
         entries = GaugeMetricFamily("loramem_adapter_pool_entries", "adapters by tier", labels=["tier"])
@@ -51,6 +56,10 @@ class Pool(Gauges):
             asked.add_metric([tier, "miss"], stats["misses"])
             evicted.add_metric([tier], stats["evictions"])
         yield from (size, entries, asked, evicted)
+
+
+def _requests(tiers: Tiers) -> int:
+    return sum(stats["hits"] + stats["misses"] for stats in tiers.values())
 
 
 class Process(Gauges):

@@ -5,7 +5,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import replace
 
 from loramem import tracing
 from loramem.errors import InvalidValue, LoramemError
@@ -14,6 +13,7 @@ from server.ask import MergeOptions, Prepared, RoutedAdapter
 from server.engine.engine import Engine, EngineAdapter
 from server.engine.plugin import RECIPE_PREFIX
 from server.slots import Slots
+from server.tasks import beside
 
 IDS_KEPT = 1 << 16
 """Far more than the engine holds at once, so a forgotten id is never one in use."""
@@ -44,37 +44,39 @@ class Merger:
         self._ids = AdapterIds()
         self.slots = Slots(lambda: engine.slots)
 
+    def has_slot_for(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> bool:
+        """Whether `held` would not wait."""
+        return self.slots.free_for(self._adapter(recipe_of(adapters, options)).int_id)
+
     @asynccontextmanager
     async def held(
         self, adapters: Sequence[RoutedAdapter], options: MergeOptions, *, waits: bool = True
     ) -> AsyncGenerator[Prepared, None]:
-        """`prepare`, as soon as a slot can be had that no other answer needs; others keep off it in the context.
+        """Have the one adapter, or the merge of several, in a slot of the engine until the context is left.
 
-        What a merge is made of is brought into memory meanwhile. With `waits` false, a slot is taken from whoever used
-        it least lately: for who holds one already, as two that wait for each other's would wait for ever.
-        """
-        started = time.perf_counter()
-        adapter = self._adapter(recipe_of(adapters, options))
-        if waits and not self.slots.free_for(adapter.int_id):
-            with suppress(LoramemError):  # what goes wrong here goes wrong again when it is prepared, which says so
-                await self._engine.prefetch(adapter)
-        async with self.slots.held(adapter.int_id) if waits else nullcontext():
-            waited = time.perf_counter() - started
-            yield replace(await self.prepare(adapters, options), waited=waited)
-
-    async def prepare(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Prepared:
-        """Load the one adapter, or the merge of several, at the strength asked for; say whether it was there already.
-
-        Raises `InvalidValue` for a rank that the engine cannot take, `StoredDataDamaged` for files that are missing or
-        altered.
+        It waits for a slot that no other answer needs, and meanwhile has brought into memory what it will need. With
+        `waits` false it counts, but takes a slot at once: two that hold one each and wait for another would wait for
+        ever. Raises `InvalidValue` for a rank that the engine cannot take, `StoredDataDamaged` for files that are
+        missing or altered, `EngineBusy` when it waited too long.
         """
         self._check_rank(adapters, options)
         recipe = recipe_of(adapters, options)
         adapter = self._adapter(recipe)
-        with tracing.span("merge", {"loramem.adapters": len(adapters)}):
-            activation = await self._engine.activate(adapter)
-        merged = len(adapters) > 1 or options.strength not in (None, 1.0)
-        return Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers)
+        started = time.perf_counter()
+        fetch = waits and not self.slots.free_for(adapter.int_id)
+        async with (
+            beside(self._prefetch(adapter)) if fetch else nullcontext(),
+            self.slots.held(adapter.int_id, waits=waits),
+        ):
+            waited = time.perf_counter() - started
+            with tracing.span("merge", {"loramem.adapters": len(adapters)}):
+                activation = await self._engine.activate(adapter)
+            merged = len(adapters) > 1 or options.strength not in (None, 1.0)
+            yield Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers, waited)
+
+    async def _prefetch(self, adapter: EngineAdapter) -> None:
+        with suppress(LoramemError):  # what goes wrong here goes wrong again when it is activated, which says so
+            await self._engine.prefetch(adapter)
 
     def _adapter(self, recipe: Recipe) -> EngineAdapter:
         name = recipe.digest()

@@ -160,7 +160,7 @@ class Metrics:
         self.merges.labels(method, "hit" if prepared.cache_hit else "miss").inc()
         if not prepared.cache_hit:
             self.merge_seconds.labels(method).observe(prepared.seconds)
-        self._pool.tiers = prepared.tiers
+        self._pool.see(prepared.tiers)
 
     def observe_answer(self, mode: str, done: Done) -> None:
         """Of one that was generated; a refusal is not."""

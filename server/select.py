@@ -10,18 +10,17 @@ choice is the same as if all had, and most questions cost what one adapter costs
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from loramem.errors import InvalidValue
-from server.ask import ADAPTER_MODES, Ask, Prepared, Route, Selection
+from server.ask import ADAPTER_MODES, Ask, Prepared, Prompt, Route, Selection
 from server.engine.engine import Delta, Engine, Sampling
-
-T = TypeVar("T")
+from server.tasks import beside, ended, together
 
 HEAD = 4
 """Tokens of each answer that are compared."""
@@ -55,43 +54,53 @@ def check_slots(ask: Ask, route: Route, slots: int) -> None:
 @asynccontextmanager
 async def select(
     engine: Engine,
-    prompt: list[int],
+    prompt: Awaitable[Prompt],
     ask: Ask,
-    first: Prepared | None,
-    rivals: Sequence[Opener] = (),
+    openers: Sequence[Opener] = (),
     priors: Sequence[float] = (),
 ) -> AsyncGenerator[Answering, None]:
-    """Start the answer of the best of `first` and its rivals, or of the base model where there is no `first`.
+    """Start the answer of the best of several adapters, or of the only one, or of the base model where there is none.
 
-    Candidates share the prompt and the way of sampling; `priors` are theirs, in nats up to a constant, best first. Who
-    begins says `HEAD` tokens; of equals the first wins, and the others are aborted. KV blocks are shared within a
-    namespace only. A candidate that waits for a slot needs nothing from its siblings: the engine runs them to their end
-    whether they are read or not. Leaving the context aborts whatever still runs.
+    Candidates share the prompt, which is awaited when the first has its slot, and the way of sampling; `priors` are
+    theirs, in nats up to a constant, best first. Who begins says `HEAD` tokens; of equals the first wins. The others
+    are aborted and let go of their slots. KV blocks are shared within a namespace only. Leaving the context aborts
+    whatever still runs.
     """
-    if first is None or not rivals:
-        adapter = first.adapter if first else None
-        generation = engine.generate(prompt, ask.sampling, adapter=adapter, salt=ask.namespace)
-        async with aclosing(generation), _at_work(generation) as deltas:
-            yield Answering(deltas, (first,) if first else ())
+    if len(openers) < 2:
+        async with (
+            openers[0]() if openers else nullcontext() as only,
+            _generation(engine, prompt, ask, ask.sampling, only) as generation,
+            _at_work(generation) as deltas,
+        ):
+            yield Answering(deltas, (only,) if only else ())
         return
     started = time.perf_counter()
-    sampling = replace(ask.sampling, logprobs=ask.sampling.logprobs or 0)
-    start = partial(_started, engine, prompt, sampling, ask.namespace)
+    start = partial(_started, engine, prompt, ask)
     async with AsyncExitStack() as opened:
-        openers = [partial(nullcontext, first), *rivals]
-        candidates = [
-            _Candidate(opened, partial(start, opener), prior) for opener, prior in zip(openers, priors, strict=True)
-        ]
-        await _begin(candidates)
-        begun = [one for one in candidates if one.running]
-        chosen = max(begun, key=_Candidate.score)
-        await _together(one.drop() for one in begun if one is not chosen)
+        candidates = [_Candidate(partial(start, opener), prior) for opener, prior in zip(openers, priors, strict=True)]
+        for one in candidates:
+            await opened.enter_async_context(one.opened)
+        await _compare(candidates)
+        ran = [one for one in candidates if one.running]
+        chosen = max(ran, key=_Candidate.score)
+        await together(one.opened.aclose() for one in ran if one is not chosen)
         sure = tuple(one.sure() if one.running else None for one in candidates)
-        dropped = sum(one.said for one in begun if one is not chosen)
+        dropped = sum(one.said for one in ran if one is not chosen)
         selection = Selection(candidates.index(chosen), sure, dropped, time.perf_counter() - started)
-        chosen_first = sorted(begun, key=lambda one: one is not chosen)
+        chosen_first = sorted(ran, key=lambda one: one is not chosen)
         prepared = tuple(one.running.prepared for one in chosen_first if one.running)
         yield Answering(await opened.enter_async_context(aclosing(chosen.answer())), prepared, selection)
+
+
+@asynccontextmanager
+async def _generation(
+    engine: Engine, prompt: Awaitable[Prompt], ask: Ask, sampling: Sampling, prepared: Prepared | None
+) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
+    adapter = prepared.adapter if prepared else None
+    async with aclosing(
+        engine.generate((await prompt).token_ids, sampling, adapter=adapter, salt=ask.namespace)
+    ) as deltas:
+        yield deltas
 
 
 @asynccontextmanager
@@ -104,9 +113,12 @@ async def _at_work(generation: AsyncGenerator[Delta, None]) -> AsyncGenerator[As
         async for delta in generation:
             yield delta
 
-    first = asyncio.ensure_future(anext(generation, None))
-    async with _ended([first]), aclosing(deltas()) as begun:
-        yield begun
+    async with beside(_first_of(generation)) as first, aclosing(deltas()) as same:
+        yield same
+
+
+async def _first_of(generation: AsyncGenerator[Delta, None]) -> Delta | None:
+    return await anext(generation, None)
 
 
 class _Running(NamedTuple):
@@ -116,21 +128,20 @@ class _Running(NamedTuple):
 
 @asynccontextmanager
 async def _started(
-    engine: Engine, prompt: list[int], sampling: Sampling, salt: str, opener: Opener
+    engine: Engine, prompt: Awaitable[Prompt], ask: Ask, opener: Opener
 ) -> AsyncGenerator[_Running, None]:
-    async with opener() as prepared:
-        generation = engine.generate(prompt, sampling, adapter=prepared.adapter, salt=salt)
-        async with aclosing(generation) as deltas:
-            yield _Running(prepared, deltas)
+    sampling = replace(ask.sampling, logprobs=ask.sampling.logprobs or 0)
+    async with opener() as prepared, _generation(engine, prompt, ask, sampling, prepared) as deltas:
+        yield _Running(prepared, deltas)
 
 
 @dataclass(eq=False)
 class _Candidate:
-    """An answer that runs in the engine once it has begun, at the longest until `opened` is left."""
+    """An answer that runs in the engine from its beginning until `opened` is closed, which lets go of its slot too."""
 
-    opened: AsyncExitStack
     start: Callable[[], AbstractAsyncContextManager[_Running]]
     prior: float
+    opened: AsyncExitStack = field(default_factory=AsyncExitStack)
     running: _Running | None = None
     head: list[Delta] = field(default_factory=list)
 
@@ -167,10 +178,6 @@ class _Candidate:
         async for _ in self.begin():
             pass
 
-    async def drop(self) -> None:
-        if self.running:
-            await self.running.deltas.aclose()
-
     async def answer(self) -> AsyncGenerator[Delta, None]:
         """The head again, then the rest as it comes."""
         for delta in self.head:
@@ -180,37 +187,19 @@ class _Candidate:
                 yield delta
 
 
-async def _begin(candidates: Sequence[_Candidate]) -> None:
+async def _compare(candidates: Sequence[_Candidate]) -> None:
     """Read the head of the first, and of each other from the moment that the first is no longer sure to win."""
     first, *waiting = candidates
-    begun: list[asyncio.Task[None]] = []
+    rivals: list[asyncio.Task[None]] = []
 
     def let_in(reached: float) -> None:
         for rival in [one for one in waiting if one.prior > reached]:
             waiting.remove(rival)
-            begun.append(asyncio.create_task(rival.begin_whole()))
+            rivals.append(asyncio.create_task(rival.begin_whole()))
 
-    async with _ended(begun):
+    async with ended(rivals):
         let_in(first.prior)
         async for _ in first.begin():
             let_in(first.score_at_most())
         let_in(first.score())
-        await asyncio.gather(*begun)
-
-
-async def _together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order. The first that fails ends the others, and so does being cancelled, before the error goes on."""
-    tasks = [asyncio.ensure_future(item) for item in work]
-    async with _ended(tasks):
-        return await asyncio.gather(*tasks)
-
-
-@asynccontextmanager
-async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> AsyncGenerator[None, None]:
-    """Whatever happens inside, none of these tasks runs afterwards."""
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*rivals)

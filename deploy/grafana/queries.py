@@ -106,8 +106,8 @@ def _stages() -> Row:
         [
             lines(
                 "Stages of an answer",
-                "Mean seconds of an answer in each stage. `queue`, `prefill` and `decode` are the engine's, "
-                "the others the gateway's.",
+                "Mean seconds of an answer in each stage. `prefill` and `decode` are the engine's, `queue` is the wait "
+                "for a slot and then for the engine, the others are the gateway's.",
                 "s",
                 Query(f"{rate(f'{stage}_sum', MODE, 'stage')} / on () group_left () {answers}", "{{stage}}"),
                 stacked=True,

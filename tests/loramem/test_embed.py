@@ -93,18 +93,27 @@ def test_a_folder_that_is_no_embedder_stops_the_start(embedder: Embedder, tmp_pa
         load_embedder(Settings(embedder=str(folder)), device="cpu")
 
 
-@pytest.mark.parametrize("prompt", [None, "query: "])
-def test_a_question_is_embedded_as_the_library_does(embedder: Embedder, tmp_path: Path, prompt: str | None) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"prompts": {"query": "query: "}},
+        {"prompts": {"query": "", "document": "passage: "}, "default_prompt_name": "document"},
+        {"truncate_dim": 64},
+    ],
+)
+def test_a_question_is_embedded_as_the_library_does(
+    embedder: Embedder, tmp_path: Path, extra: dict[str, object]
+) -> None:
     from sentence_transformers import SentenceTransformer
 
-    folder = tmp_path / "prompted"
+    folder = tmp_path / "configured"
     shutil.copytree(Path(embedder.tokenizer_path).parent, folder)
     config = folder / "config_sentence_transformers.json"
-    if prompt:
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": {"query": prompt}}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | extra))
     library = SentenceTransformer(str(folder), device="cpu")
     ours = load_embedder(Settings(embedder=str(folder)), device="cpu")
     for question in (QUESTION, "why " * 600):
-        assert np.allclose(ours.embed_query(question), library.encode_query(question), atol=1e-5)
-    if prompt:
-        assert not np.allclose(ours.embed_query(QUESTION), embedder.embed_query(QUESTION), atol=1e-3)
+        vector = library.encode_query(question)
+        assert np.allclose(ours.embed_query(question), vector / np.linalg.norm(vector), atol=1e-5)
+    assert ours.embed_query(QUESTION).shape == (ours.dim,) == ours.embed(TEXTS).shape[1:]

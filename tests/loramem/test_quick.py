@@ -69,7 +69,7 @@ def test_a_graph_is_exported_once(cache: Path, runs: Runs, monkeypatch: pytest.M
     hastened = load()
     hastened.hasten(cache)
     hastened.embed_query(QUESTIONS[0])
-    assert runs.count == 2  # one to check the graph
+    assert runs.count == 3  # two to check the graph
     assert [path.name.startswith("embedder-") for path in cache.iterdir() if path.is_dir()] == [True]
 
 
@@ -100,6 +100,21 @@ def test_without_a_right_graph_torch_goes_on_and_says_why(
     runs.count = 0
     assert np.array_equal(hastened.embed_query(QUESTIONS[1]), load().embed_query(QUESTIONS[1]))
     assert runs.count == 0
+
+
+def test_a_text_that_the_graph_fails_on_is_embedded_by_torch(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    hastened = load()
+    hastened.hasten(cache)
+    monkeypatch.setattr(quick, "_run", fail)
+    assert np.array_equal(hastened.embed_query(QUESTIONS[1]), load().embed_query(QUESTIONS[1]))
+    assert [record.getMessage() for record in caplog.records if record.name == "loramem.quick"] == [
+        "ONNX Runtime failed on a text, torch embeds it: no memory"
+    ]
 
 
 def test_on_a_gpu_nothing_is_exported(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ class Script:
 
     words: Sequence[str]
     logprob: float = -0.25
+    logprobs: Sequence[float] = ()
     error: Exception | None = None
     refusal: LoramemError | None = None
     said: int = 0
@@ -102,7 +103,8 @@ class ScriptedEngine(Engine):
                 await asyncio.sleep(self.pause_s)
                 said += 1
                 script.said = said
-                yield Delta(word, [self._id_of(word)], _logprobs(word, script.logprob, sampling))
+                logprob = script.logprobs[said - 1] if script.logprobs else script.logprob
+                yield Delta(word, [self._id_of(word)], _logprobs(word, logprob, sampling))
             if script.error is not None:
                 raise script.error
             cut = said == sampling.max_tokens and said < len(script.words)

@@ -37,12 +37,19 @@ def engine() -> ScriptedEngine:
     return made
 
 
+async def held(
+    merger: Merger, adapters: list[RoutedAdapter], options: MergeOptions | None = None, *, waits: bool = True
+) -> Prepared:
+    async with merger.held(adapters, options or MergeOptions(), waits=waits) as prepared:
+        return prepared
+
+
 @pytest.fixture
 def prepare(engine: ScriptedEngine) -> Callable[..., Prepared]:
     merger = Merger(engine, max_rank=64)
 
     def run(adapters: list[RoutedAdapter], options: MergeOptions | None = None) -> Prepared:
-        return asyncio.run(merger.prepare(adapters, options or MergeOptions()))
+        return asyncio.run(held(merger, adapters, options))
 
     return run
 
@@ -194,20 +201,30 @@ def test_who_has_to_wait_for_a_slot_has_the_sources_brought_into_memory_meanwhil
     async def scenario() -> None:
         async with merger.held(holding, MergeOptions()) as first:
             assert (engine.prefetched, engine.activated) == ([], [first.adapter])
-            assert first.waited < 0.02
-            later = asyncio.create_task(hold(other))
-            shared = await hold(holding)
-            await asyncio.sleep(0.02)
+            later = asyncio.create_task(held(merger, other))
+            shared = await held(merger, holding)
+            await asyncio.sleep(0.05)
             assert (len(engine.prefetched), len(engine.activated), later.done()) == (1, 2, False)
-            at_once = await hold(other, waits=False)
+            assert not merger.has_slot_for(other, MergeOptions())
+            at_once = await held(merger, other, waits=False)
         waited = await later
         assert engine.prefetched == [waited.adapter]
         assert [one.adapter for one in (first, shared, at_once, waited)] == engine.activated
-        assert waited.waited >= 0.02 > at_once.waited
+        assert waited.waited >= 0.05
+        assert at_once.waited < waited.waited
 
-    async def hold(adapters: list[RoutedAdapter], *, waits: bool = True) -> Prepared:
-        async with merger.held(adapters, MergeOptions(), waits=waits) as prepared:
-            return prepared
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_what_will_be_refused_waits_for_no_slot(engine: ScriptedEngine) -> None:
+    merger = Merger(engine, max_rank=64)
+    engine.slot_count = 1
+
+    async def scenario() -> None:
+        async with merger.held(routed(1.0), MergeOptions()):
+            with pytest.raises(InvalidValue, match="needs rank 128"):
+                await held(merger, routed(0.5, 0.5, ranks=(8, 128)), MergeOptions(method="ties"))
+        assert engine.prefetched == []
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
 

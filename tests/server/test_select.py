@@ -6,12 +6,13 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import pytest
 
 from loramem.errors import EngineUnavailable, InvalidValue
 from loramem.records import Compose, Mode, Recipe, Source
-from server.ask import Ask, Prepared, Route, RoutedAdapter, Selection
+from server.ask import Ask, Prepared, Prompt, Route, RoutedAdapter, Selection
 from server.engine.engine import Delta, EngineAdapter, Sampling
 from server.select import HEAD, Answering, Opener, check_slots, select
 from tests.server.scripted_engine import Script, ScriptedEngine
@@ -56,9 +57,15 @@ class Chosen:
 def selecting(
     engine: ScriptedEngine, priors: Sequence[float] | None = None, wanted: Ask | None = None
 ) -> AbstractAsyncContextManager[Answering]:
-    first, *rivals = prepared(*engine.scripts)
-    openers: list[Opener] = [lambda rival=rival: nullcontext(rival) for rival in rivals]  # type: ignore[misc]
-    return select(engine, PROMPT, wanted or ask(), first, openers, priors or [0.0] * len(engine.scripts))
+    all_of_them = prepared(*engine.scripts)
+    openers: list[Opener] = [lambda one=one: nullcontext(one) for one in all_of_them]  # type: ignore[misc]
+    return select(engine, prompted(), wanted or ask(), openers, priors or [0.0] * len(openers))
+
+
+def prompted() -> asyncio.Future[Prompt]:
+    known = asyncio.get_running_loop().create_future()
+    known.set_result(Prompt(PROMPT, ()))
+    return known
 
 
 async def answered(engine: ScriptedEngine, wanted: Ask | None = None, *priors: float) -> Chosen:
@@ -185,7 +192,7 @@ def test_one_adapter_or_none_answers_without_a_choice() -> None:
     assert (alone.text, alone.selection) == ("".join(NEWS), None)
 
     async def base() -> list[str]:
-        async with select(engine, PROMPT, ask(), None) as answering:
+        async with select(engine, prompted(), ask()) as answering:
             assert answering.prepared == ()
             return [delta.text async for delta in answering.deltas]
 
@@ -222,18 +229,30 @@ def test_a_rival_begins_as_soon_as_the_first_may_fall_behind_it(lead: float, hea
     assert began == [heard]
 
 
-def test_the_choice_is_the_one_that_all_would_have_been_compared_for() -> None:
+@pytest.mark.parametrize("bursts", [False, True])
+def test_the_choice_is_the_one_that_all_would_have_been_compared_for(bursts: bool) -> None:
     drawn = random.Random(0)
     for _ in range(200):
         scripts = {
-            f"ada_{n}": Script(LONG[: drawn.randint(0, len(LONG))], logprob=-2 * drawn.random()) for n in range(4)
+            f"ada_{n}": Script(
+                drawn.choice([LONG, ("", " ", "\n", "")])[: drawn.randint(0, len(LONG))],
+                logprobs=[-2 * drawn.random() for _ in LONG],
+            )
+            for n in range(4)
         }
         priors = sorted((2 * drawn.random() for _ in scripts), reverse=True)
-        words = [one.logprob if one.words else -math.inf for one in scripts.values()]
-        scores = [prior + evidence for prior, evidence in zip(priors, words, strict=True)]
-        chosen = asyncio.run(answered(engine_of(**scripts), None, *priors))
+        scores = [prior + evidence(one) for prior, one in zip(priors, scripts.values(), strict=True)]
+        engine = running(Bursts(None) if bursts else ScriptedEngine(None), scripts)
+        chosen = asyncio.run(answered(engine, None, *priors))
         assert chosen.selection is not None
         assert chosen.selection.winner == scores.index(max(scores))
+
+
+def evidence(script: Script) -> float:
+    """Of everything that a candidate reads of its head, in bursts of up to three tokens or not."""
+    said = script.words[:HEAD]
+    heard = script.words[: 3 * -(-HEAD // 3)]
+    return fmean(script.logprobs[: len(said)]) if "".join(said).strip() or "".join(heard).strip() else -math.inf
 
 
 def test_the_engine_begins_before_the_answer_is_read() -> None:
@@ -272,10 +291,12 @@ def test_an_engine_that_fails_is_heard_of_by_who_reads(words: tuple[str, ...]) -
     async def scenario() -> None:
         async with selecting(engine) as answering:
             await asyncio.sleep(0.01)
-            read.extend([delta.text async for delta in answering.deltas])
+            async for delta in answering.deltas:
+                read.append(delta.text)
 
     with pytest.raises(EngineUnavailable, match="died"):
         asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert read == list(words)
 
 
 # ends

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from loramem.errors import EngineBusy
 from server.slots import Slots
 
 
@@ -79,6 +80,54 @@ def test_none_is_overtaken_but_by_who_shares() -> None:
         assert answers.running == ["b", "d"]
         assert not answers.slots.free_for(1)
         assert answers.slots.free_for(2)
+
+    run(scenario())
+
+
+def test_who_shares_overtakes_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        answers = Answers(1)
+        for name, adapter in (("a", 1), ("b", 2), ("c", 1)):
+            await answers.start(name, adapter)
+        assert answers.running == ["a", "c"]
+        monkeypatch.setattr("server.slots.PATIENCE_S", 0.0)
+        assert not answers.slots.free_for(1)
+        await answers.start("d", 1)
+        await answers.end("a")
+        assert answers.running == ["c"]
+        await answers.end("c")
+        assert answers.running == ["b"]
+        await answers.end("b")
+        assert answers.running == ["d"]
+
+    run(scenario())
+
+
+def test_one_that_does_not_wait_counts_all_the_same() -> None:
+    async def scenario() -> None:
+        answers = Answers(1)
+        await answers.start("a", 1)
+        async with answers.slots.held(2, waits=False):
+            await answers.start("b", 3)
+            await answers.end("a")
+            assert (answers.running, answers.slots.in_use) == ([], 1)
+        await settled()
+        assert answers.running == ["b"]
+
+    run(scenario())
+
+
+def test_who_waits_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.slots.MOST_S", 0.02)
+
+    async def scenario() -> None:
+        slots = Slots(lambda: 1)
+        async with slots.held(1):
+            with pytest.raises(EngineBusy, match=r"every slot was held by other answers for 0.02 s; try again"):
+                async with slots.held(2):
+                    pass
+            assert slots.waiting == 0
+        assert slots.free_for(2)
 
     run(scenario())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loramem.errors import EngineUnavailable, LoramemError, StoredDataDamaged
+from loramem.errors import EngineUnavailable, LoramemError, StoredDataDamaged, WindowExceeded
 from loramem.records import Recipe
 from server.ask import Ask, Routed
 from server.engine.engine import Sampling
@@ -158,12 +158,42 @@ def test_closing_an_answer_after_the_choice_aborts_what_is_left(memory: Memory) 
     wanted = Ask(QUESTION, "lora", "default", Sampling(16), top_k=2, compose="select")
 
     async def scenario() -> list[str]:
-        events = memory.gateway.answerer.answer(wanted)
-        assert isinstance(await anext(events), Routed)
+        events, slots = memory.gateway.answerer.answer(wanted), memory.gateway.answerer.merger.slots
+        routed = await anext(events)
+        assert isinstance(routed, Routed)
+        assert slots.in_use == 1  # the loser let go of its own
+        assert slots.free_for(routed.prepared[0].adapter.int_id)
         await events.aclose()
+        assert slots.in_use == 0
         return [memory.engine.scripts[name].ended for name in (first, second)]
 
     assert asyncio.run(scenario()) == [f"aborted after {HEAD}"] * 2
+
+
+@pytest.mark.parametrize("harm", ["error", "refusal", "too long"])
+def test_an_answer_that_fails_gives_its_slots_back(memory: Memory, harm: str) -> None:
+    first, second = teach_two(memory)
+    if harm != "too long":
+        setattr(memory.engine.scripts[second], harm, EngineUnavailable("the engine died"))
+    question = QUESTION * 400 if harm == "too long" else QUESTION
+    assert memory.client.post("/query", json={"question": question, **SELECT}).status_code in (422, 503)
+    assert memory.gateway.answerer.merger.slots.in_use == 0
+    assert bool(memory.engine.scripts[first].said) is (harm != "too long")
+
+
+def test_a_prompt_that_is_refused_waits_for_no_slot(memory: Memory) -> None:
+    teach_two(memory)
+    memory.engine.slot_count = 1
+    wanted = Ask(QUESTION * 400, "lora", "default", Sampling(16), top_k=1)
+
+    async def scenario() -> None:
+        merger = memory.gateway.answerer.merger
+        async with merger.slots.held(999):
+            with pytest.raises(WindowExceeded):
+                await anext(memory.gateway.answerer.answer(wanted))
+            assert merger.slots.waiting == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 def test_log_probabilities_stay_inside_unless_asked_for(memory: Memory) -> None:
