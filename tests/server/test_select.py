@@ -10,11 +10,11 @@ from statistics import fmean
 
 import pytest
 
-from loramem.errors import EngineUnavailable, InvalidValue
-from loramem.records import Compose, Mode, Recipe, Source
-from server.ask import Ask, Prepared, Prompt, Route, RoutedAdapter, Selection
+from loramem.errors import EngineUnavailable
+from loramem.records import Recipe, Source
+from server.ask import Ask, Prepared, Prompt, Selection
 from server.engine.engine import Delta, EngineAdapter, Sampling
-from server.select import HEAD, Answering, Opener, check_slots, select
+from server.select import HEAD, Answering, Opener, select
 from tests.server.scripted_engine import Script, ScriptedEngine
 
 LONG = tuple(f"w{n} " for n in range(HEAD + 3))
@@ -396,20 +396,3 @@ def test_two_questions_share_too_few_slots() -> None:
         return await asyncio.wait_for(asyncio.gather(answered(engine), answered(engine)), 20)
 
     assert [chosen.selection.winner for chosen in asyncio.run(both()) if chosen.selection] == [1, 1]
-
-
-def route_to(count: int) -> Route:
-    adapters = [RoutedAdapter(f"ada_{n}", "0" * 64, 8, "doc", "", n, 0.5, 1 / count) for n in range(count)]
-    return Route(tuple(adapters), (), {}, {}, {})
-
-
-def test_more_candidates_than_slots_are_refused_with_the_way_out() -> None:
-    with pytest.raises(InvalidValue, match=r"3 adapters .* has 2; use a smaller top_k.* LORAMEM_MAX_LORAS") as refused:
-        check_slots(ask(top_k=3), route_to(3), slots=2)
-    assert refused.value.extra == {"key": "top_k", "value": 3, "allowed": "1 to 2"}
-
-
-@pytest.mark.parametrize(("mode", "compose"), [("lora", "merge"), ("rag", "select"), ("base", "select")])
-def test_what_runs_as_one_row_needs_one_slot(mode: Mode, compose: Compose) -> None:
-    check_slots(ask(top_k=3, mode=mode, compose=compose), route_to(3), slots=1)
-    check_slots(ask(top_k=3), route_to(2), slots=2)  # fewer were found
