@@ -47,7 +47,7 @@ def test_the_answer_is_the_winners_and_tells_of_all(memory: Memory) -> None:
     assert (usage["completion_tokens"], usage["dropped_tokens"]) == (len(RIGHT), HEAD)
     assert usage["total_tokens"] == usage["prompt_tokens"] + len(RIGHT)
     assert times["merge"] == 8.0  # two adapters at 4 ms
-    assert 0 < times["select"] < times["ttft"] <= times["total"]
+    assert 0 <= times["select"] < times["ttft"] <= times["total"]  # less the rival's 4 ms, which were not spent here
     assert sources(memory) == [[(first, 1.0)], [(second, 1.0)]]
     assert (memory.engine.prefetched, len(memory.engine.activated)) == ([], 2)
 
