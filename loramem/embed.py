@@ -53,7 +53,7 @@ class Embedder:
         # one thread: a question is too short to share, and while the engine or the trainer holds the other core,
         # two threads wait for each other: 13 ms turned into 960 ms
         with self._lock, _torch_threads(1):
-            vectors = self._of_one(text) if self._plain else self._model.encode_query([text], prompt=self._query_prompt)
+            vectors = self._of_one(text) if self._plain else self._of_one_configured(text)
         vector: NDArray[np.float32] = self._unit(vectors)[0]
         return vector
 
@@ -65,6 +65,9 @@ class Embedder:
         with torch.inference_mode():
             features = batch_to_device(self._model.preprocess([text], prompt=self._query_prompt), self._model.device)
             return self._model(features)["sentence_embedding"].float().cpu()
+
+    def _of_one_configured(self, text: str) -> Any:
+        return self._model.encode_query([text], prompt=self._query_prompt, show_progress_bar=False)
 
     def hasten(self, cache: Path) -> None:
         """Have ONNX Runtime embed questions on a CPU, from a graph kept in `cache`; on a GPU nothing is gained."""
