@@ -1,59 +1,83 @@
-"""LoRA on a CPU, one matrix product per adapter in the batch.
+"""LoRA on a CPU: the rows of a batch are grouped by adapter, and few rows take one call of a compiled loop.
 
 vLLM's CPU path (0.32, `torch_ops/lora_ops.py`) gathers the adapter's whole A and B once per token, in float32, and
 takes index -1, which means "no adapter", as Python does: as the last slot, so that base-model rows of a mixed batch get
 whatever adapter lies there. Grouping the rows by slot is both faster and right.
 
 A slot has room for the greatest rank in every layer, the output head included; an adapter fills less of it, and often
-only some layers. What is zero is left out, and for few rows, as in decoding, the rest is multiplied in float32: there a
-product in bfloat16 takes longer to set up than to do.
+only some layers. What is zero is left out. Few rows of an adapter, as in decoding, go through `cpu_lora_kernel`, in one
+call for all adapters; many rows, as in prefill, are matrix products, one adapter after another.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear
 
-FEW_ROWS = 32
-"""Up to here float32 is faster."""
+FEW_ROWS = 64
+"""Up to so many rows of an adapter the compiled loop is faster than matrix products."""
+LIKE: dict[torch.dtype, NDArray[Any]] = {
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.float32: np.empty(0, np.float32),
+}
+"""What the compiled loop can read, and as what."""
 KEPT = "_loramem_filled"
 """Attribute of a layer's first A, with what is filled of its slots."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One slice of a packed layer: `a` (rank, in) and `b` (width, rank) in the slot, and in float32 `b` turned round;
-    `ranks`, `columns`: its place in the layer's products with A, and in the output."""
-
-    a: Tensor
-    b: Tensor
-    b_float: Tensor
-    ranks: slice
-    columns: slice
-
-
-@dataclass(frozen=True)
 class Filled:
-    """What is not zero in one slot of a layer; `a_float` (in, sum of the ranks)."""
+    """What is not zero in the slots of a layer, looked up once for each adapter that comes into a slot.
 
-    parts: tuple[Part, ...]
-    a_float: Tensor
+    `table` (slots, parts, 3) and `columns` (parts, 2) are as the compiled loop takes them; a part is one slice of a
+    packed layer.
+    """
+
+    def __init__(self, a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], widths: tuple[int, ...]) -> None:
+        self._a, self._b = a_stacked, b_stacked
+        starts = np.cumsum((0, *widths[:-1]))
+        self.columns = np.stack([starts, np.asarray(widths)], axis=1).astype(np.int64)
+        self.table = np.zeros((len(a_stacked[0]), len(widths), 3), dtype=np.int64)
+        self._turned: dict[int, list[Tensor]] = {}
+
+    def look_up(self, slot: int) -> None:
+        """Fill in the slot's rows of `table`, unless they are there."""
+        if slot in self._turned:
+            return
+        from server.engine.cpu_lora_kernel import filled_rank
+
+        turned = self._turned[slot] = []
+        for part, (a, b) in enumerate(zip(self._a, self._b, strict=True)):
+            own_a = a[slot, 0]
+            rank = filled_rank(own_a.data_ptr(), len(own_a), own_a[0].nbytes // 2)
+            turned.append(b[slot, 0, : self.columns[part, 1], :rank].t().contiguous())
+            self.table[slot, part] = own_a.data_ptr(), turned[-1].data_ptr(), rank
+
+    def forget(self, slot: int) -> None:
+        self._turned.pop(slot, None)
+        self.table[slot] = 0
+
+    def add(self, y: Tensor, x: Tensor, slot: int, scale: float) -> None:
+        """y += scale * x A^T B^T through the adapter in one slot, by matrix products; `look_up` comes first."""
+        for part, b in enumerate(self._turned[slot]):
+            if len(b):
+                start, width = self.columns[part]
+                product = linear(x, self._a[part][slot, 0, : len(b)]) @ b
+                y[:, start : start + width].add_(product, alpha=scale)
 
 
-def filled(
-    a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]
-) -> Filled | None:
-    """None for a slot that is empty. Looked up once for each adapter that comes into the slot; see `forget`."""
-    kept: dict[int, Filled | None] | None = getattr(a_stacked[0], KEPT, None)
+def filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], widths: tuple[int, ...]) -> Filled:
+    """One for each layer, kept with its tensors."""
+    kept: Filled | None = getattr(a_stacked[0], KEPT, None)
     if kept is None:
-        kept = {}
+        kept = Filled(a_stacked, b_stacked, widths)
         setattr(a_stacked[0], KEPT, kept)
-    if slot not in kept:
-        kept[slot] = _filled(a_stacked, b_stacked, slot, widths)
-    return kept[slot]
+    return kept
 
 
 def forget(layers: Iterable[Any], slot: int) -> None:
@@ -61,46 +85,49 @@ def forget(layers: Iterable[Any], slot: int) -> None:
     for layer in layers:
         stacked: Tensor | tuple[Tensor, ...] = getattr(layer, "lora_a_stacked", ())
         for a in (stacked,) if isinstance(stacked, Tensor) else stacked[:1]:
-            getattr(a, KEPT, {}).pop(slot, None)
+            kept: Filled | None = getattr(a, KEPT, None)
+            if kept is not None:
+                kept.forget(slot)
 
 
-def _filled(
-    a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], slot: int, widths: tuple[int, ...]
-) -> Filled | None:
-    parts: list[Part] = []
-    rank_start = column_start = 0
-    for a, b, width in zip(a_stacked, b_stacked, widths, strict=True):
-        whole_a, whole_b = a[slot, 0], b[slot, 0, :width]
-        rank = _last(whole_a.any(dim=1))
-        if rank:  # B of the output head is large
-            rank = min(rank, _last(whole_b.any(dim=0)))
-        if rank:
-            part_a, part_b = whole_a[:rank], whole_b[:, :rank]
-            ranks, columns = slice(rank_start, rank_start + rank), slice(column_start, column_start + width)
-            parts.append(Part(part_a, part_b, part_b.t().float().contiguous(), ranks, columns))
-        rank_start += rank
-        column_start += width
-    return Filled(tuple(parts), torch.cat([part.a for part in parts]).t().float()) if parts else None
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch by adapter: (slot, rows), rows None where all have it."""
+
+    groups: tuple[tuple[int, Tensor | None], ...]
+    count: int
+
+    @cached_property
+    def many(self) -> tuple[tuple[int, Tensor | None], ...]:
+        return tuple(group for group in self.groups if self._size(group) > FEW_ROWS)
+
+    @cached_property
+    def few(self) -> NDArray[np.int64] | None:
+        """(rows,) the slot of each row whose adapter has few, -1 for others; None when there are none."""
+        groups = [group for group in self.groups if self._size(group) <= FEW_ROWS]
+        slots = np.full(self.count, -1, dtype=np.int64)
+        for slot, rows in groups:
+            slots[slice(None) if rows is None else rows.numpy()] = slot
+        return slots if groups else None
+
+    def _size(self, group: tuple[int, Tensor | None]) -> int:
+        rows = group[1]
+        return self.count if rows is None else len(rows)
 
 
-def _last(nonzero: Tensor) -> int:
-    """Number of entries up to the last that is true."""
-    found = nonzero.nonzero()
-    return int(found[-1]) + 1 if len(found) else 0
-
-
-def group_rows(indices: Tensor) -> list[tuple[int, Tensor | None]]:
-    """(slot, rows) for each adapter of a batch; rows None means all of them. `indices` of shape (tokens,), -1: none."""
+def group_rows(indices: Tensor) -> Rows:
+    """`indices` of shape (tokens,): each row's slot, -1 for none."""
     slots = torch.unique(indices).tolist()
     if len(slots) == 1:
-        return [(slots[0], None)] if slots[0] >= 0 else []
-    return [(slot, (indices == slot).nonzero().flatten()) for slot in slots if slot >= 0]
+        return Rows(((slots[0], None),) if slots[0] >= 0 else (), len(indices))
+    groups = ((slot, (indices == slot).nonzero().flatten()) for slot in slots if slot >= 0)
+    return Rows(tuple(groups), len(indices))
 
 
 def add_grouped(
     y: Tensor,
     x: Tensor,
-    groups: list[tuple[int, Tensor | None]],
+    rows: Rows,
     a_stacked: tuple[Tensor, ...],
     b_stacked: tuple[Tensor, ...],
     scale: float,
@@ -110,26 +137,37 @@ def add_grouped(
 
     `x` (tokens, in), `y` (tokens, sum of widths); per slice `a` (slots, 1, rank, in) and `b` (slots, 1, width, rank).
     """
-    for slot, rows in groups:
-        here = filled(a_stacked, b_stacked, slot, widths)
-        if here is None:
-            continue
-        if rows is None:
-            _add(y, x, here, scale)
+    here = filled(a_stacked, b_stacked, widths)
+    for slot, _ in rows.groups:
+        here.look_up(slot)
+    loops = len(y) == len(x) == rows.count and _loop_takes(y, x, a_stacked[0], b_stacked[0])
+    if loops and rows.few is not None:
+        _add_few(y, x, rows.few, here, scale)
+    for slot, chosen in rows.many if loops else rows.groups:
+        if chosen is None:
+            here.add(y, x, slot, scale)
         else:
-            part = y[rows]
-            _add(part, x[rows], here, scale)
-            y[rows] = part
+            part = y[chosen]
+            here.add(part, x[chosen], slot, scale)
+            y[chosen] = part
 
 
-def _add(y: Tensor, x: Tensor, here: Filled, scale: float) -> None:
-    if len(x) <= FEW_ROWS:
-        products = x.float() @ here.a_float
-        for part in here.parts:
-            y[:, part.columns].add_(products[:, part.ranks] @ part.b_float, alpha=scale)
-    else:
-        for part in here.parts:
-            y[:, part.columns].add_(linear(linear(x, part.a), part.b), alpha=scale)
+def _loop_takes(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> bool:
+    return y.dtype in LIKE and y.dtype == x.dtype == a.dtype == b.dtype and y.stride(1) == x.stride(1) == 1
+
+
+def _add_few(y: Tensor, x: Tensor, slots: NDArray[np.int64], here: Filled, scale: float) -> None:
+    from server.engine.cpu_lora_kernel import add_rows
+
+    x_rows, y_rows = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
+    add_rows(LIKE[y.dtype], slots, here.table, here.columns, x.shape[1], *x_rows, *y_rows, scale)
+
+
+def warm_up() -> None:
+    """Have the loop compiled, or read from Numba's cache, before a query needs it."""
+    for dtype in LIKE:
+        one = torch.ones(1, 1, 1, 1, dtype=dtype)
+        add_grouped(torch.zeros(1, 1, dtype=dtype), one[0, 0], group_rows(torch.tensor([0])), (one,), (one,), 1.0, (1,))
 
 
 def install() -> None:
@@ -142,19 +180,19 @@ def install() -> None:
 
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock_update(self, *args, **kwargs)
-        self.loramem_groups = group_rows(self.token_lora_indices)
-        self.loramem_sampler_groups = group_rows(self.sampler_indices)
+        self.loramem_rows = group_rows(self.token_lora_indices)
+        self.loramem_sampler_rows = group_rows(self.sampler_indices)
 
     def add_lora_linear(
         self: Any, y: Tensor, x: Tensor, a: Any, b: Any, scale: float, output_slices: Any, **kwargs: Any
     ) -> None:
         flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        add_grouped(flat_y, flat_x, self.loramem_groups, a, b, scale, tuple(output_slices))
+        add_grouped(flat_y, flat_x, self.loramem_rows, a, b, scale, tuple(output_slices))
 
     def add_lora_logits(self: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, **kwargs: Any) -> None:
         flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         width = min(b.shape[2], flat_y.shape[1])  # model and adapter pad the vocabulary as each needs
-        add_grouped(flat_y, flat_x, self.loramem_sampler_groups, (a,), (b,), scale, (width,))
+        add_grouped(flat_y, flat_x, self.loramem_sampler_rows, (a,), (b,), scale, (width,))
 
     update_metadata._loramem = True  # type: ignore[attr-defined]
     PunicaWrapperCPU.update_metadata = update_metadata

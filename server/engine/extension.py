@@ -14,10 +14,14 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
     def loramem_warm_up(self) -> None:
-        """Have the merge compiled before a query needs it."""
-        from server.engine import fused
+        """Have the merge, and on a CPU the product, compiled before a query needs them."""
+        from vllm.platforms import current_platform
+
+        from server.engine import cpu_lora, fused
 
         fused.warm_up()
+        if current_platform.is_cpu():
+            cpu_lora.warm_up()
 
     def loramem_prefetch(self, int_id: int, path: str) -> None:
         """Start bringing a recipe's sources into memory, unless it has its slot; returns at once."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from server.engine.cpu_lora import FEW_ROWS, add_grouped, filled, forget, group_rows, install
+from server.engine.cpu_lora import FEW_ROWS, add_grouped, filled, forget, group_rows, install, warm_up
 
 IN, RANK, SLOTS = 6, 4, 3
 WIDTHS = (5, 3, 3)  # q, k and v of one packed layer
@@ -54,20 +54,72 @@ def test_equals_the_product_row_by_row(indices: list[int], widths: tuple[int, ..
 
 
 def test_groups_name_each_slot_once_and_one_slot_takes_all_rows() -> None:
-    assert group_rows(torch.tensor([2, 2])) == [(2, None)]
-    assert group_rows(torch.tensor([-1, -1])) == []
-    groups = group_rows(torch.tensor([1, -1, 0, 1]))
+    assert group_rows(torch.tensor([2, 2])).groups == ((2, None),)
+    assert group_rows(torch.tensor([-1, -1])).groups == ()
+    groups = group_rows(torch.tensor([1, -1, 0, 1])).groups
     assert [(slot, rows.tolist()) for slot, rows in groups if rows is not None] == [(0, [2]), (1, [0, 3])]
 
 
-def test_keeps_the_type_of_the_activations() -> None:
-    a, b = stacked((5,))
-    y = torch.zeros(2, 5, dtype=torch.bfloat16)
-    x = torch.randn(2, IN, dtype=torch.bfloat16)
-    half = tuple(t.bfloat16() for t in a), tuple(t.bfloat16() for t in b)
-    add_grouped(y, x, group_rows(torch.tensor([0, 1])), *half, 1.0, (5,))
-    assert y.dtype == torch.bfloat16
-    assert y.abs().sum() > 0
+def test_an_adapters_few_rows_are_parted_from_anothers_many() -> None:
+    rows = group_rows(torch.tensor([0, *[1] * (FEW_ROWS + 1), -1, 0]))
+    assert [slot for slot, _ in rows.many] == [1]
+    assert rows.few is not None
+    assert rows.few.tolist() == [0, *[-1] * (FEW_ROWS + 2), 0]
+    assert group_rows(torch.tensor([-1])).few is None
+    assert group_rows(torch.zeros(FEW_ROWS + 1, dtype=torch.long)).few is None
+
+
+@pytest.mark.parametrize("rank", range(1, 10))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_every_rank_and_type_with_few_rows_of_some_adapters_and_many_of_one(rank: int, dtype: torch.dtype) -> None:
+    """Against the same product in float64; float16 is not the loop's."""
+    noise = torch.Generator().manual_seed(rank)
+    size, widths = 37, (21, 8)
+    indices = [0, -1, 2, *[1] * (FEW_ROWS + 1), 0]
+    a = tuple(torch.randn(SLOTS, 1, rank, size, generator=noise).to(dtype) for _ in widths)
+    b = tuple(torch.randn(SLOTS, 1, width, rank, generator=noise).to(dtype) for width in widths)
+    x = torch.randn(len(indices), size, generator=noise).to(dtype)
+    y = torch.randn(len(indices), sum(widths), generator=noise).to(dtype)
+    expected = y.double()
+    for row, slot in enumerate(indices):
+        if slot >= 0:
+            parts = [b[i][slot, 0].double() @ (a[i][slot, 0].double() @ x[row].double()) for i in range(len(widths))]
+            expected[row] += 0.5 * torch.cat(parts)
+    add_grouped(y, x, group_rows(torch.tensor(indices)), a, b, 0.5, widths)
+    assert y.dtype == dtype
+    roundings = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float16: 0.003}[dtype]
+    torch.testing.assert_close(y.double(), expected, atol=roundings * float(expected.abs().max()), rtol=0)
+    assert torch.equal(y[1].double(), expected[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_or_not_finite_stays_so(value: float) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        one = torch.ones(1, 1, 1, 1, dtype=dtype)
+        x, y = torch.full((1, 1), value, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+        add_grouped(y, x, group_rows(torch.tensor([0])), (one,), (one,), 1.0, (1,))
+        assert torch.equal(y, x) or (y.isnan().all() and x.isnan().all())
+
+
+def test_rows_that_lie_apart_in_memory() -> None:
+    x, y = torch.randn(3, 2 * IN), torch.randn(3, 9)
+    indices, (a, b) = [1, -1, 0], stacked((5,))
+    expected = row_by_row(y[:, :5], x[:, IN:], indices, (5,), 1.0)
+    rest = y[:, 5:].clone()
+    add_grouped(y[:, :5], x[:, IN:], group_rows(torch.tensor(indices)), a, b, 1.0, (5,))
+    torch.testing.assert_close(y[:, :5], expected)
+    assert torch.equal(y[:, 5:], rest)
+    across = torch.randn(IN, 3).t()  # no row of it lies in one piece
+    y = torch.zeros(3, 5)
+    add_grouped(y, across, group_rows(torch.tensor(indices)), a, b, 1.0, (5,))
+    torch.testing.assert_close(y, row_by_row(torch.zeros(3, 5), across, indices, (5,), 1.0))
+
+
+def test_warming_up_compiles_every_type() -> None:
+    warm_up()
+    from server.engine.cpu_lora_kernel import add_rows
+
+    assert len(add_rows.signatures) == 2
 
 
 # what is filled of a slot
@@ -78,6 +130,7 @@ def packed(rank: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     a, b = stacked(WIDTHS)
     for part in (*a, *b):
         part[2] = 0
+    a[1][1] = 0
     for part_a, part_b in zip(a, b, strict=True):
         part_a[1, 0, rank:] = 0
         part_b[1, 0, :, rank:] = 0
@@ -87,37 +140,52 @@ def packed(rank: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 def test_what_is_zero_is_left_out() -> None:
     a, b = packed(2)
-    here = filled(a, b, 1, WIDTHS)
-    assert here is not None
-    assert [(part.a.shape[0], part.columns) for part in here.parts] == [(2, slice(0, 5)), (2, slice(8, 11))]
-    assert filled(a, b, 2, WIDTHS) is None
-    for rows in (3, FEW_ROWS + 1):  # in float32, and as it is stored
+    here = filled(a, b, WIDTHS)
+    for slot in (1, 2):
+        here.look_up(slot)
+    assert here.table[1, :, 2].tolist() == [2, 0, 2]
+    assert here.columns.tolist() == [[0, 5], [5, 3], [8, 3]]
+    assert not here.table[2, :, 2].any()
+    for rows in (3, FEW_ROWS + 1):  # in the loop, and as products
         x, y = torch.randn(rows, IN), torch.zeros(rows, sum(WIDTHS))
-        add_grouped(y, x, [(1, None)], a, b, 0.5, WIDTHS)
+        add_grouped(y, x, group_rows(torch.full((rows,), 1)), a, b, 0.5, WIDTHS)
         products = [0.5 * x @ part_a[1, 0].T @ part_b[1, 0].T for part_a, part_b in zip(a, b, strict=True)]
+        torch.testing.assert_close(y, torch.cat(products, dim=1))
+        add_grouped(y, x, group_rows(torch.full((rows,), 2)), a, b, 0.5, WIDTHS)
         torch.testing.assert_close(y, torch.cat(products, dim=1))
 
 
-def test_the_heads_one_tensor_is_looked_up_once_and_forgotten_like_a_slice() -> None:
+def product(a: Sequence[Tensor], b: Sequence[Tensor], widths: tuple[int, ...]) -> Tensor:
+    """Of ones, through slot 1."""
+    y = torch.zeros(1, sum(widths))
+    add_grouped(y, torch.ones(1, IN), group_rows(torch.tensor([1])), tuple(a), tuple(b), 1.0, widths)
+    return y
+
+
+def test_the_heads_one_tensor_is_forgotten_like_a_slice() -> None:
     a, b = stacked((5,))
-    before = filled((a[0],), (b[0],), 1, (5,))
-    assert filled((a[0],), (b[0],), 1, (5,)) is before
+    before = product(a, b, (5,))
+    b[0][1] *= 2
+    assert torch.equal(product(a, b, (5,)), before), "looked up once"
     forget([SimpleNamespace(lora_a_stacked=a[0])], 1)
-    assert filled((a[0],), (b[0],), 1, (5,)) is not before
+    torch.testing.assert_close(product(a, b, (5,)), 2 * before)
 
 
 def test_another_adapter_in_a_slot_is_seen_once_the_slot_is_forgotten() -> None:
-    a, b = packed(RANK)
-    before = filled(a, b, 1, WIDTHS)
-    a[0][1] *= 2
-    assert filled(a, b, 1, WIDTHS) is before
-    other = filled(a, b, 0, WIDTHS)
+    a, b = packed(2)
+    before = product(a, b, WIDTHS)
+    here = filled(a, b, WIDTHS)
+    assert filled(a, b, WIDTHS) is here
+    here.look_up(0)
+    other = here.table[0].copy()
+    whole_a, whole_b = stacked(WIDTHS, seed=1)
+    for part, whole in zip((*a, *b), (*whole_a, *whole_b), strict=True):
+        part[1] = whole[1]
     forget([SimpleNamespace(lora_a_stacked=a), SimpleNamespace()], 1)
-    after = filled(a, b, 1, WIDTHS)
-    assert after is not None
-    assert before is not None
-    torch.testing.assert_close(after.a_float[:, :RANK], 2 * before.a_float[:, :RANK])
-    assert filled(a, b, 0, WIDTHS) is other
+    after = product(a, b, WIDTHS)
+    torch.testing.assert_close(after, product(whole_a, whole_b, WIDTHS))
+    assert not torch.allclose(after, before)
+    assert (here.table[0] == other).all()
 
 
 # inside vLLM

@@ -22,7 +22,7 @@ from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import AdapterStore
 from server.engine import plugin
-from server.engine.cpu_lora import filled
+from server.engine.cpu_lora import add_grouped, group_rows
 from server.engine.extension import WorkerExtension
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, RECIPE_PREFIX
 from server.engine.published import as_tensor
@@ -327,12 +327,14 @@ def test_the_product_of_a_slot_is_with_the_adapter_that_came_last(store: Adapter
     for number, recipe in enumerate(recipes, start=1):
         worker.loramem_activate(f"name {number}", number, RECIPE_PREFIX + recipe.canonical())
         slot = worker.manager._adapter_manager.lora_index_to_id.index(number)
-        here = filled(layer.lora_a_stacked, layer.lora_b_stacked, slot, (WIDTH,) * 3)
-        assert here is not None
+        x, y = torch.randn(2, WIDTH), torch.zeros(2, 3 * WIDTH)
+        rows = group_rows(torch.full((2,), slot))
+        add_grouped(y, x, rows, layer.lora_a_stacked, layer.lora_b_stacked, 1.0, (WIDTH,) * 3)
         expected = merged(recipe)
-        for part, name in zip(here.parts, ("q_proj", "v_proj"), strict=True):
-            assert torch.equal(part.a, expected[f"{ATTENTION}.{name}.lora_A.weight"])
-            assert torch.equal(part.b_float.T, expected[f"{ATTENTION}.{name}.lora_B.weight"])
+        for start, name in ((0, "q_proj"), (2 * WIDTH, "v_proj")):
+            a, b = (expected[f"{ATTENTION}.{name}.lora_{side}.weight"] for side in "AB")
+            torch.testing.assert_close(y[:, start : start + WIDTH], x @ a.T @ b.T)
+        assert not y[:, WIDTH : 2 * WIDTH].any()
 
 
 def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) -> None:
