@@ -9,7 +9,7 @@ from functools import partial
 
 from loramem import tracing
 from loramem.database import Database
-from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Prepared, Prompt, Route, Routed, RoutedAdapter, Token
+from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Opened, Prompt, Route, Routed, RoutedAdapter, Token
 from server.confidence import MOST
 from server.context import PromptBuilder
 from server.decide import decide, refuse
@@ -111,12 +111,12 @@ class Answerer:
     @asynccontextmanager
     async def _held(
         self, ask: Ask, group: Sequence[RoutedAdapter], prompting: Awaitable[Prompt]
-    ) -> AsyncGenerator[Prepared, None]:
+    ) -> AsyncGenerator[Opened, None]:
         """Beside a prompt of the question alone; one that may be refused takes no slot before it stands."""
         if ask.context_kind is not None or not self.merger.has_slot_for(group, ask.merging):
             await prompting
-        async with self.merger.held(group, ask.merging) as prepared:
-            yield prepared
+        async with self.merger.held(group, ask.merging) as opened:
+            yield opened
 
 
 def _refused(generation: Generation, route: Route) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The types of the read flow: what is asked, what each step hands to the next, and the events of an answer."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -145,6 +145,14 @@ class Prepared:
     seconds: float
     tiers: Tiers = field(default_factory=dict)
     waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An adapter that may be used, though it is only being prepared; awaiting it raises what goes wrong with that."""
+
+    adapter: EngineAdapter
+    prepared: Awaitable[Prepared]
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 
 from loramem import tracing
 from loramem.errors import InvalidValue, LoramemError
 from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
-from server.ask import MergeOptions, Prepared, RoutedAdapter
-from server.engine.engine import Engine, EngineAdapter
+from server.ask import MergeOptions, Opened, Prepared, RoutedAdapter
+from server.engine.engine import Activation, Engine, EngineAdapter
 from server.engine.plugin import RECIPE_PREFIX
 from server.slots import Slots
 from server.tasks import beside
@@ -25,6 +25,10 @@ class AdapterIds:
     def __init__(self) -> None:
         self._counter = itertools.count(1)
         self._ids: OrderedDict[str, int] = OrderedDict()
+
+    def forget(self, name: str) -> None:
+        """Give it another the next time."""
+        self._ids.pop(name, None)
 
     def of(self, name: str) -> int:
         if name not in self._ids:
@@ -51,17 +55,18 @@ class Merger:
     @asynccontextmanager
     async def held(
         self, adapters: Sequence[RoutedAdapter], options: MergeOptions, *, waits: bool = True
-    ) -> AsyncGenerator[Prepared, None]:
-        """Have the one adapter, or the merge of several, in a slot of the engine until the context is left.
+    ) -> AsyncGenerator[Opened, None]:
+        """Have the one adapter, or the merge of several, in a slot of the engine until the context is left. It may be
+        used at once; only what is said once it is prepared counts.
 
         It waits for a slot that no other answer needs, and meanwhile has brought into memory what it will need. With
         `waits` false it counts, but takes a slot at once: two that hold one each and wait for another would wait for
-        ever. Raises `InvalidValue` for a rank that the engine cannot take, `StoredDataDamaged` for files that are
-        missing or altered, `EngineBusy` when it waited too long.
+        ever. Raises `InvalidValue` for a rank that the engine cannot take, `EngineBusy` when it waited too long; being
+        prepared raises `StoredDataDamaged` for files that are missing or altered, and what else `Engine.activating`
+        does.
         """
         self._check_rank(adapters, options)
-        recipe = recipe_of(adapters, options)
-        adapter = self._adapter(recipe)
+        adapter = self._adapter(recipe_of(adapters, options))
         started = time.perf_counter()
         fetch = waits and not self.slots.free_for(adapter.int_id)
         async with (
@@ -69,18 +74,38 @@ class Merger:
             self.slots.held(adapter.int_id, waits=waits),
         ):
             waited = time.perf_counter() - started
+            async with (
+                self._engine.activating(adapter) as activation,
+                beside(self._prepared(adapters, options, adapter, activation, waited)) as prepared,
+            ):
+                yield Opened(adapter, prepared)
+
+    async def _prepared(
+        self,
+        adapters: Sequence[RoutedAdapter],
+        options: MergeOptions,
+        adapter: EngineAdapter,
+        activation: Awaitable[Activation],
+        waited: float,
+    ) -> Prepared:
+        recipe = recipe_of(adapters, options)
+        try:
             with tracing.span("merge", {"loramem.adapters": len(adapters)}):
-                activation = await self._engine.activate(adapter)
-            merged = len(adapters) > 1 or options.strength not in (None, 1.0)
-            yield Prepared(adapter, recipe, merged, activation.hit, activation.seconds, activation.tiers, waited)
+                done = await activation
+        except LoramemError:
+            self._ids.forget(recipe.digest())
+            raise
+        merged = len(adapters) > 1 or options.strength not in (None, 1.0)
+        return Prepared(adapter, recipe, merged, done.hit, done.seconds, done.tiers, waited)
 
     async def _prefetch(self, adapter: EngineAdapter) -> None:
         with suppress(LoramemError):  # what goes wrong here goes wrong again when it is activated, which says so
             await self._engine.prefetch(adapter)
 
     def _adapter(self, recipe: Recipe) -> EngineAdapter:
-        name = recipe.digest()
-        return EngineAdapter(name, self._ids.of(name), RECIPE_PREFIX + recipe.canonical())
+        digest = recipe.digest()
+        int_id = self._ids.of(digest)
+        return EngineAdapter(f"{digest}.{int_id}", int_id, RECIPE_PREFIX + recipe.canonical())
 
     def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
         ranks = [adapter.rank for adapter in adapters]

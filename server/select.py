@@ -18,14 +18,14 @@ from statistics import fmean
 from typing import NamedTuple
 
 from loramem.errors import InvalidValue
-from server.ask import ADAPTER_MODES, Ask, Prepared, Prompt, Route, Selection
+from server.ask import ADAPTER_MODES, Ask, Opened, Prepared, Prompt, Route, Selection
 from server.engine.engine import Delta, Engine, Sampling
 from server.tasks import beside, ended, together
 
 HEAD = 4
 """Tokens of each answer that are compared."""
 
-Opener = Callable[[], AbstractAsyncContextManager[Prepared]]
+Opener = Callable[[], AbstractAsyncContextManager[Opened]]
 """Gives an adapter a slot when it is entered."""
 
 
@@ -69,10 +69,9 @@ async def select(
     if len(openers) < 2:
         async with (
             openers[0]() if openers else nullcontext() as only,
-            _generation(engine, prompt, ask, ask.sampling, only) as generation,
-            _at_work(generation) as deltas,
+            _generation(engine, prompt, ask, ask.sampling, only) as deltas,
         ):
-            yield Answering(deltas, (only,) if only else ())
+            yield Answering(deltas, (await only.prepared,) if only else ())
         return
     started = time.perf_counter()
     start = partial(_started, engine, prompt, ask)
@@ -94,18 +93,20 @@ async def select(
 
 @asynccontextmanager
 async def _generation(
-    engine: Engine, prompt: Awaitable[Prompt], ask: Ask, sampling: Sampling, prepared: Prepared | None
+    engine: Engine, prompt: Awaitable[Prompt], ask: Ask, sampling: Sampling, opened: Opened | None
 ) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
-    adapter = prepared.adapter if prepared else None
-    async with aclosing(
-        engine.generate((await prompt).token_ids, sampling, adapter=adapter, salt=ask.namespace)
-    ) as deltas:
+    """The engine begins at once, while the adapter is prepared and the reader is told of the route."""
+    adapter, read = opened.adapter if opened else None, await prompt
+    async with (
+        aclosing(engine.generate(read.token_ids, sampling, adapter=adapter, salt=ask.namespace)) as generation,
+        _at_work(generation) as deltas,
+    ):
         yield deltas
 
 
 @asynccontextmanager
 async def _at_work(generation: AsyncGenerator[Delta, None]) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
-    """The same deltas, the first of them asked for at once: the engine begins while the reader is told of the route."""
+    """The same deltas, the first of them asked for at once."""
 
     async def deltas() -> AsyncGenerator[Delta, None]:
         if (delta := await first) is not None:
@@ -131,8 +132,8 @@ async def _started(
     engine: Engine, prompt: Awaitable[Prompt], ask: Ask, opener: Opener
 ) -> AsyncGenerator[_Running, None]:
     sampling = replace(ask.sampling, logprobs=ask.sampling.logprobs or 0)
-    async with opener() as prepared, _generation(engine, prompt, ask, sampling, prepared) as deltas:
-        yield _Running(prepared, deltas)
+    async with opener() as opened, _generation(engine, prompt, ask, sampling, opened) as deltas:
+        yield _Running(await opened.prepared, deltas)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from loramem import errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
+from server.tasks import beside
 
 log = logging.getLogger(__name__)
 
@@ -173,20 +174,29 @@ class Engine:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
 
-    async def activate(self, adapter: EngineAdapter) -> Activation:
-        """Load or merge an adapter before it is used, where an error is harmless.
+    @asynccontextmanager
+    async def activating(self, adapter: EngineAdapter) -> AsyncGenerator[asyncio.Task[Activation], None]:
+        """Load or merge an adapter. What is generated inside the context comes after it, and may be asked for at once:
+        both reach the engine between the same two steps. An adapter that cannot be had adds nothing to the model, so
+        nothing that was said may be used before the task has its result.
 
-        Raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the adapter,
-        `EngineUnavailable` for whatever else goes wrong; the engine's log has it.
+        The task raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the
+        adapter, `EngineUnavailable` for whatever else goes wrong; the engine's log has it. Then the adapter's name and
+        id must not be used again: KV blocks made without it may be kept under them.
         """
-        results = await self._call("loramem_activate", adapter.name, adapter.int_id, adapter.path)
+        call = await self._send("loramem_activate", adapter.name, adapter.int_id, adapter.path)
+        async with beside(self._activation(call)) as activation:
+            yield activation
+
+    async def _activation(self, call: asyncio.Future[Any]) -> Activation:
+        results = await self._result(call)
         for result in results:
             if "error" in result:
                 raise _refusal(result["error"], result["detail"])
         return Activation(all(r["hit"] for r in results), max(r["seconds"] for r in results), results[0]["tiers"])
 
     async def prefetch(self, adapter: EngineAdapter) -> None:
-        """Have what the adapter is made of brought into memory, beside whatever runs; errors are left to `activate`."""
+        """Have what an adapter is made of brought into memory, beside what runs; errors are left to `activating`."""
         await self._call("loramem_prefetch", adapter.int_id, adapter.path)
 
     async def generate(
@@ -216,8 +226,16 @@ class Engine:
             raise errors.EngineUnavailable("the engine died; it is being restarted") from error
 
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """Run a method of the worker's extension. vLLM leaves a call unanswered when the engine dies meanwhile."""
-        call = asyncio.ensure_future(self._live().collective_rpc(method, args=arguments))
+        return await self._result(await self._send(method, *arguments))
+
+    async def _send(self, method: str, *arguments: Any) -> asyncio.Future[Any]:
+        """Have a method of the worker's extension run. What is sent to the engine afterwards comes after it."""
+        call: asyncio.Future[Any] = asyncio.ensure_future(self._live().collective_rpc(method, args=arguments))
+        await asyncio.sleep(0)  # so far that its message is in the socket
+        return call
+
+    async def _result(self, call: asyncio.Future[Any]) -> list[Any]:
+        """vLLM leaves a call unanswered when the engine dies meanwhile."""
         try:
             while not (await asyncio.wait({call}, timeout=RPC_POLL_S))[0]:
                 self._live()

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from loramem.errors import LoramemError
-from server.engine.plugin import RECIPE_PREFIX, source_pool
+from server.engine.plugin import RECIPE_PREFIX, refusals, refuse, source_pool
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,13 @@ class WorkerExtension:
         """Load (or merge) an adapter and give it a slot.
 
         Returns `{hit, seconds, tiers}`, or `{error, detail}` when it cannot be loaded: an exception would reach the
-        caller as text only, without its type. A hit is an adapter that has its slot already.
+        caller as text only, without its type. A hit is an adapter that has its slot already. One that was not loaded
+        adds nothing to what is already asked of it.
         """
         from vllm.lora.request import LoRARequest
 
+        if int_id in refusals:  # by a question that came just before
+            return dict(refusals[int_id])
         worker: Any = self
         started = time.perf_counter()
         hit = self._loramem_is_active(int_id)
@@ -46,7 +49,9 @@ class WorkerExtension:
         except Exception as error:
             unforeseen = not isinstance(error, LoramemError | ValueError)
             log.warning("adapter %s was not loaded: %s", name, error, exc_info=error if unforeseen else None)
-            return {"error": type(error).__name__, "detail": str(error)}
+            why = {"error": type(error).__name__, "detail": str(error)}
+            refuse(worker.model_runner.lora_manager, int_id, why)
+            return why
         return {"hit": hit, "seconds": time.perf_counter() - started, "tiers": source_pool().stats}
 
     def _loramem_is_active(self, int_id: int) -> bool:

@@ -9,11 +9,14 @@ vLLM loads `register` in each of its processes (entry point `vllm.general_plugin
 
 Everything else goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
 keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter before
-it generates with it, because an error inside a scheduler step would end the engine.
+it generates with it, because an error inside a scheduler step would end the engine. Since it may ask for the answer in
+the same breath, an adapter that was not loaded then is an empty one afterwards.
 """
 
 import logging
 import os
+from collections import OrderedDict
+from collections.abc import Mapping
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -55,13 +58,15 @@ def _wrap(worker_manager: Any, model_manager: Any) -> None:
     stock_activate = model_manager.activate_adapter
 
     def load(self: Any, lora_request: Any) -> Any:
+        if lora_request.lora_int_id in refusals:
+            return _nothing(lora_request.lora_int_id)
         if lora_request.lora_path.startswith(RECIPE_PREFIX):
             return _load_merge(self, lora_request)
         _verify(Path(lora_request.lora_path))
         return stock_load(self, lora_request)
 
     def add(self: Any, lora: Any) -> None:
-        if _is_virtual(lora):
+        if _is_virtual(lora) or lora.id in refusals:
             self._registered_adapters[lora.id] = lora
         else:
             stock_add(self, lora)
@@ -96,6 +101,25 @@ def _keep_slots(worker_manager: Any) -> None:
         stock(self, lora_requests)
 
     worker_manager._apply_adapters = apply
+
+
+refusals: OrderedDict[int, Mapping[str, str]] = OrderedDict()
+"""Why an adapter could not be loaded, by its id, which is not used again once its questions are gone."""
+REFUSALS_KEPT = 1024
+
+
+def refuse(worker_manager: Any, int_id: int, why: Mapping[str, str]) -> None:
+    """From now on this is an empty adapter: whatever has been asked of it runs, on the base model alone."""
+    worker_manager.remove_adapter(int_id)
+    refusals[int_id] = why
+    while len(refusals) > REFUSALS_KEPT:
+        refusals.popitem(last=False)
+
+
+def _nothing(int_id: int) -> Any:
+    from vllm.lora.lora_model import LoRAModel
+
+    return LoRAModel(int_id, 1, {})
 
 
 def _activate_on_device(manager: Any, adapter: Any) -> bool:

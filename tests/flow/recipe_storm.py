@@ -160,8 +160,10 @@ class Storm:
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
         adapter = EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
         await self.engine.prefetch(adapter)
-        self.last = await self.engine.activate(adapter)
-        return await self._logprobs(adapter)
+        async with self.engine.activating(adapter) as activation:
+            said = asyncio.create_task(self._logprobs(adapter))  # at once, as the gateway does
+            self.last = await activation
+            return await said
 
     async def base_answer(self) -> list[float]:
         return await self._logprobs(None)

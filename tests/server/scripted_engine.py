@@ -6,6 +6,7 @@ have scripts of their own (`scripts`, by the adapter id in their recipe).
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from loramem.base_model import BaseModel
 from loramem.errors import EngineUnavailable, LoramemError
 from server.engine.engine import Activation, Delta, Engine, EngineAdapter, Sampling, TokenLogprob
+from server.tasks import beside
 
 TIMES = {"queue": 0.001, "prefill": 0.002, "decode": 0.003}
 BASE = BaseModel(Path("nowhere"), "scripted", "f" * 64)
@@ -33,12 +35,13 @@ class Script:
 
 
 class ScriptedEngine(Engine):
-    """Says `words`, one a step, `pause_s` apart; raises `error` once they are said."""
+    """Says `words`, one a step, `pause_s` apart; raises `error` once they are said. A merge takes `merge_s`."""
 
     def __init__(self, tokenizer: Any, words: Sequence[str] = ("Paris", ", ", "naturally."), base: BaseModel = BASE):
         self.base = base
         self.words = list(words)
         self.pause_s = 0.0
+        self.merge_s = 0.0
         self.error: Exception | None = None
         self.refusal: LoramemError | None = None
         self.prompts: list[list[int]] = []
@@ -75,8 +78,14 @@ class ScriptedEngine(Engine):
     def slots(self) -> int:
         return self.slot_count
 
-    async def activate(self, adapter: EngineAdapter) -> Activation:
+    @asynccontextmanager
+    async def activating(self, adapter: EngineAdapter) -> AsyncGenerator[asyncio.Task[Activation], None]:
         self._need()
+        async with beside(self._activate(adapter)) as activation:
+            yield activation
+
+    async def _activate(self, adapter: EngineAdapter) -> Activation:
+        await asyncio.sleep(self.merge_s)
         refusal = self._script(adapter).refusal or self.refusal
         if refusal is not None:
             raise refusal

@@ -40,8 +40,8 @@ def engine() -> ScriptedEngine:
 async def held(
     merger: Merger, adapters: list[RoutedAdapter], options: MergeOptions | None = None, *, waits: bool = True
 ) -> Prepared:
-    async with merger.held(adapters, options or MergeOptions(), waits=waits) as prepared:
-        return prepared
+    async with merger.held(adapters, options or MergeOptions(), waits=waits) as opened:
+        return await opened.prepared
 
 
 @pytest.fixture
@@ -153,10 +153,10 @@ def test_one_adapter_is_used_as_it_was_published(
     assert prepared.seconds == 0.004
 
 
-def test_a_merge_is_named_by_its_digest_and_carries_its_recipe(prepare: Callable[..., Prepared]) -> None:
+def test_a_merge_is_named_by_its_digest_and_id_and_carries_its_recipe(prepare: Callable[..., Prepared]) -> None:
     prepared = prepare(routed(0.5, 0.5))
     assert prepared.merged
-    assert prepared.adapter.name == prepared.recipe.digest()
+    assert prepared.adapter.name == f"{prepared.recipe.digest()}.{prepared.adapter.int_id}"
     carried = prepared.adapter.path.removeprefix(RECIPE_PREFIX)
     assert Recipe.model_validate_json(carried) == prepared.recipe
 
@@ -200,6 +200,7 @@ def test_who_has_to_wait_for_a_slot_has_the_sources_brought_into_memory_meanwhil
 
     async def scenario() -> None:
         async with merger.held(holding, MergeOptions()) as first:
+            await first.prepared
             assert (engine.prefetched, engine.activated) == ([], [first.adapter])
             later = asyncio.create_task(held(merger, other))
             shared = await held(merger, holding)
@@ -251,6 +252,33 @@ def test_what_the_engine_says_of_damage_reaches_the_caller(
     engine.refusal = StoredDataDamaged("adapter ada_0 does not match its sha256")
     with pytest.raises(StoredDataDamaged, match="ada_0"):
         prepare(routed(0.5, 0.5))
+
+
+def test_a_merge_that_was_refused_is_another_adapter_the_next_time(
+    prepare: Callable[..., Prepared], engine: ScriptedEngine
+) -> None:
+    """KV blocks made while it was missing are kept under its name."""
+    before = prepare(routed(0.5, 0.5)).adapter
+    engine.refusal = StoredDataDamaged("adapter ada_0 does not match its sha256")
+    with pytest.raises(StoredDataDamaged):
+        prepare(routed(0.5, 0.5))
+    engine.refusal = None
+    after = prepare(routed(0.5, 0.5)).adapter
+    assert after.path == before.path
+    assert after.name != before.name
+    assert after.int_id != before.int_id
+
+
+def test_an_adapter_may_be_used_before_it_is_prepared(engine: ScriptedEngine) -> None:
+    engine.merge_s = 0.01
+
+    async def scenario() -> None:
+        async with Merger(engine, max_rank=64).held(routed(0.5, 0.5), MergeOptions()) as opened:
+            assert engine.activated == []
+            assert (await opened.prepared).adapter == opened.adapter
+        assert engine.activated == [opened.adapter]
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeVar
 
 import pytest
 
-from loramem.errors import EngineUnavailable
 from loramem.records import Recipe, Source
-from server.ask import Ask, Prepared, Prompt, Selection
+from server.ask import Ask, Opened, Prepared, Prompt, Selection
 from server.engine.engine import Delta, EngineAdapter, Sampling
 from server.select import HEAD, Answering, Opener, select
 from tests.server.scripted_engine import Script, ScriptedEngine
@@ -20,6 +20,7 @@ from tests.server.scripted_engine import Script, ScriptedEngine
 LONG = tuple(f"w{n} " for n in range(HEAD + 3))
 KNOWN, NEWS = ("I ", "do ", "not ", "know ", "that."), ("It ", "was ", "Tobias ", "Wrenfield ", "himself.")
 PROMPT = [1, 2, 3]
+T = TypeVar("T")
 
 
 def prepared(*adapter_ids: str) -> tuple[Prepared, ...]:
@@ -58,14 +59,22 @@ def selecting(
     engine: ScriptedEngine, priors: Sequence[float] | None = None, wanted: Ask | None = None
 ) -> AbstractAsyncContextManager[Answering]:
     all_of_them = prepared(*engine.scripts)
-    openers: list[Opener] = [lambda one=one: nullcontext(one) for one in all_of_them]  # type: ignore[misc]
+    openers: list[Opener] = [lambda one=one: nullcontext(opened(one)) for one in all_of_them]  # type: ignore[misc]
     return select(engine, prompted(), wanted or ask(), openers, priors or [0.0] * len(openers))
 
 
+def opened(one: Prepared) -> Opened:
+    return Opened(one.adapter, known(one))
+
+
 def prompted() -> asyncio.Future[Prompt]:
-    known = asyncio.get_running_loop().create_future()
-    known.set_result(Prompt(PROMPT, ()))
-    return known
+    return known(Prompt(PROMPT, ()))
+
+
+def known(value: T) -> asyncio.Future[T]:
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
 
 
 async def answered(engine: ScriptedEngine, wanted: Ask | None = None, *priors: float) -> Chosen:
@@ -283,31 +292,7 @@ def test_leaving_before_a_word_was_read_aborts_what_began_and_leaves_no_task(pau
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
-@pytest.mark.parametrize("words", [(), NEWS[:1]])
-def test_an_engine_that_fails_is_heard_of_by_who_reads(words: tuple[str, ...]) -> None:
-    engine = engine_of(ada_0=Script(words, error=EngineUnavailable("the engine died")))
-    read: list[str] = []
-
-    async def scenario() -> None:
-        async with selecting(engine) as answering:
-            await asyncio.sleep(0.01)
-            async for delta in answering.deltas:
-                read.append(delta.text)
-
-    with pytest.raises(EngineUnavailable, match="died"):
-        asyncio.run(asyncio.wait_for(scenario(), 20))
-    assert read == list(words)
-
-
 # ends
-
-
-def test_a_candidate_that_fails_ends_the_others() -> None:
-    failure = EngineUnavailable("the engine died; it is being restarted")
-    engine = engine_of(ada_0=Script(LONG), ada_1=Script(NEWS[:1], error=failure), ada_2=Script(LONG))
-    with pytest.raises(EngineUnavailable, match="died"):
-        asyncio.run(answered(engine))
-    assert all(engine.scripts[name].ended.startswith("aborted") for name in ("ada_0", "ada_2"))
 
 
 def test_leaving_early_aborts_the_winner_before_its_first_token_and_after() -> None:
