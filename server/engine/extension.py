@@ -1,5 +1,6 @@
 """What loramem adds to vLLM's worker, reached by `AsyncLLM.collective_rpc`. Calls run between two scheduler steps."""
 
+import gc
 import logging
 import time
 from typing import Any
@@ -14,7 +15,11 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
     def loramem_warm_up(self) -> None:
-        """Have the merge, and on a CPU the product, compiled before a query needs them."""
+        """Have the merge, and on a CPU the product, compiled before a query needs them; what is there then stays.
+
+        The worker for CPUs (vLLM 0.32) does not freeze its objects, as that for GPUs does: now and then all of them
+        would be looked through for garbage in the middle of a step.
+        """
         from vllm.platforms import current_platform
 
         from server.engine import cpu_lora, fused
@@ -22,6 +27,8 @@ class WorkerExtension:
         fused.warm_up()
         if current_platform.is_cpu():
             cpu_lora.warm_up()
+        gc.collect()
+        gc.freeze()
 
     def loramem_prefetch(self, int_id: int, path: str) -> None:
         """Start bringing a recipe's sources into memory, unless it has its slot; returns at once."""
