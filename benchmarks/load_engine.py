@@ -3,6 +3,7 @@
 It has the gateway's window, batch and slots (`LORAMEM_*`), and none of the sampling defaults that a model may bring.
 """
 
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import httpx
 from loramem.base_model import resolve_base_model
 from loramem.errors import SettingsError
 from loramem.settings import Settings, load_settings
+from server.engine.cpu_norm import PRIORITY
 
 READY_S = 300.0
 STOP_S = 60.0
@@ -116,7 +118,8 @@ def _machine_options(settings: Settings, gpu_memory: float) -> list[str]:
     except PackageNotFoundError:
         return ["--gpu-memory-utilization", f"{gpu_memory:g}"]
     tokens = str(max(settings.max_model_len, 2048))
-    return ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", tokens]
+    eager = ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", tokens]
+    return [*eager, "--ir-op-priority", json.dumps(PRIORITY)]
 
 
 def _is_healthy(url: str) -> bool:

@@ -5,7 +5,7 @@ takes index -1, which means "no adapter", as Python does: as the last slot, so t
 whatever adapter lies there. Grouping the rows by slot is both faster and right.
 
 A slot has room for the greatest rank in every layer, the output head included; an adapter fills less of it, and often
-only some layers. What is zero is left out. Few rows of an adapter, as in decoding, go through `cpu_lora_kernel`, in one
+only some layers. What is zero is left out. Few rows of an adapter, as in decoding, go through `cpu_kernels`, in one
 call for all adapters; many rows, as in prefill, are matrix products, one adapter after another.
 """
 
@@ -49,7 +49,7 @@ class Filled:
         """Fill in the slot's rows of `table`, unless they are there."""
         if slot in self._turned:
             return
-        from server.engine.cpu_lora_kernel import filled_rank
+        from server.engine.cpu_kernels import filled_rank
 
         turned = self._turned[slot] = []
         for part, (a, b) in enumerate(zip(self._a, self._b, strict=True)):
@@ -157,7 +157,7 @@ def _loop_takes(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> bool:
 
 
 def _add_few(y: Tensor, x: Tensor, slots: NDArray[np.int64], here: Filled, scale: float) -> None:
-    from server.engine.cpu_lora_kernel import add_rows
+    from server.engine.cpu_kernels import add_rows
 
     x_rows, y_rows = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
     add_rows(LIKE[y.dtype], slots, here.table, here.columns, x.shape[1], *x_rows, *y_rows, scale)

@@ -332,8 +332,12 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
     import torch
     from vllm import AsyncEngineArgs
 
+    from server.engine.cpu_norm import PRIORITY
+
     on_gpu = torch.cuda.is_available()
-    options: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {}
+    options: dict[str, Any] = (
+        {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {"ir_op_priority": PRIORITY}
+    )
     return AsyncEngineArgs(
         model=str(Path(base.path)),
         served_model_name=[base.name],

@@ -15,18 +15,19 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
     def loramem_warm_up(self) -> None:
-        """Have the merge, and on a CPU the product, compiled before a query needs them; what is there then stays.
+        """Have the merge, and on a CPU product and norm, compiled before a query needs them; what is there then stays.
 
         The worker for CPUs (vLLM 0.32) does not freeze its objects, as that for GPUs does: now and then all of them
         would be looked through for garbage in the middle of a step.
         """
         from vllm.platforms import current_platform
 
-        from server.engine import cpu_lora, fused
+        from server.engine import cpu_lora, cpu_norm, fused
 
         fused.warm_up()
         if current_platform.is_cpu():
             cpu_lora.warm_up()
+            cpu_norm.warm_up()
         gc.collect()
         gc.freeze()
 

@@ -34,13 +34,14 @@ DEFAULT_BYTES = str(1 << 30)
 
 
 def register() -> None:
-    """Wrap vLLM's methods once per process; on a CPU, put the grouped LoRA product in place, and wait asleep."""
+    """Wrap vLLM's methods once per process; on a CPU, put LoRA's product and the norm in place, and wait asleep."""
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 
-    from server.engine import cpu_lora, cpu_wait, resolver
+    from server.engine import cpu_lora, cpu_norm, cpu_wait, resolver
 
     cpu_lora.install()
+    cpu_norm.install()
     cpu_wait.install()
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])

@@ -119,7 +119,7 @@ def test_rows_that_lie_apart_in_memory() -> None:
 
 def test_warming_up_compiles_every_type() -> None:
     warm_up()
-    from server.engine.cpu_lora_kernel import add_rows
+    from server.engine.cpu_kernels import add_rows
 
     assert len(add_rows.signatures) == 2
 

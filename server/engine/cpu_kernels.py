@@ -1,9 +1,11 @@
-"""The loop of `cpu_lora.add_grouped` for few rows, compiled by Numba; import it only to run it.
+"""The loops of `cpu_lora` and `cpu_norm`, compiled by Numba; import them only to run them.
 
 Decoding multiplies one row, or a few, with matrices of rank 16: a matrix product of a library takes longer to call than
 to do, and one adapter after another makes that many calls. Here one call does all rows of a layer, whatever adapters
 they have, and reads the adapters as they lie in vLLM's slots. Written for LLVM's vectoriser: four rows of A or B at a
 time, each a slice of its own, because an index with an offset in it could be negative and is not vectorised.
+
+All take `like`, an empty array of the entries' type: float32, or uint16 for bfloat16. Arithmetic is float32.
 """
 
 from typing import Any
@@ -131,10 +133,9 @@ def _add_rows(
 ) -> None:
     """y += scale * x A^T B, in place, for each row that has a slot.
 
-    `like`: an empty array of the entries' type, float32, or uint16 for bfloat16. `slots` (rows,), -1 for none. `table`
-    (slots, parts, 3): addresses of A (rank, size) and of B turned round, (rank, width), and the rank, 0 for an empty
-    part. `columns` (parts, 2): start and width in a row of y. x and y by the address of their first row, and the
-    entries from one row to the next.
+    `slots` (rows,), -1 for none. `table` (slots, parts, 3): addresses of A (rank, size) and of B turned round, (rank,
+    width), and the rank, 0 for an empty part. `columns` (parts, 2): start and width in a row of y. x and y by the
+    address of their first row, and the entries from one row to the next.
     """
     bytes_each = like.itemsize
     row, h = np.empty(size, dtype=np.float32), np.empty(table[:, :, RANK].max(), dtype=np.float32)
@@ -169,11 +170,40 @@ def _filled_rank(a_at: int, rank: int, words: int) -> int:
     return 0
 
 
+def _norm_rows(
+    like: Any, x_at: int, residual_at: int, weight_at: int, out_at: int, rows: int, size: int, epsilon: float
+) -> None:
+    """out = x / sqrt(mean(x^2) + epsilon) * weight for each row, rounded before and after the weight as the model's own
+    code does. With a residual (0: none), x is the sum of both, and so is the residual afterwards."""
+    bytes_each = like.itemsize
+    row, weight = np.empty(size, dtype=np.float32), numba.carray(pointer_to(weight_at, like), size)
+    for t in range(rows):
+        first = bytes_each * size * t
+        x, out = (
+            numba.carray(pointer_to(x_at + first, like), size),
+            numba.carray(pointer_to(out_at + first, like), size),
+        )
+        if residual_at:
+            residual = numba.carray(pointer_to(residual_at + first, like), size)
+            for i in range(size):
+                row[i] = up(x[i]) + up(residual[i])
+                residual[i] = down(row[i], residual[i])
+        else:
+            for i in range(size):
+                row[i] = up(x[i])
+        squares = np.float32(0.0)
+        for i in range(size):
+            squares += row[i] * row[i]
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(size) + np.float32(epsilon))
+        for i in range(size):
+            out[i] = down(up(down(row[i] * scale, out[i])) * up(weight[i]), out[i])
+
+
 overload(up, inline="always", strict=False)(_up)
 overload(down, inline="always", strict=False)(_down)
 _compile: Any = numba.njit(
     cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
 )  # sums in any order, so that they are vectorised; what is not a number or not finite stays so
-round_to_half, project, expand, add_rows, filled_rank = map(
-    _compile, (_round_to_half, _project, _expand, _add_rows, _filled_rank)
+round_to_half, project, expand, add_rows, filled_rank, norm_rows = map(
+    _compile, (_round_to_half, _project, _expand, _add_rows, _filled_rank, _norm_rows)
 )
