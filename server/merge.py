@@ -1,16 +1,18 @@
 """Make the adapters that a question was routed to into one that the engine has loaded."""
 
+import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 
 from loramem import tracing
 from loramem.errors import InvalidValue, LoramemError
 from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Opened, Prepared, RoutedAdapter
-from server.engine.engine import Activation, Engine, EngineAdapter
+from server.engine.engine import Activation, Engine, EngineAdapter, Tiers
 from server.engine.plugin import RECIPE_PREFIX
 from server.slots import Slots
 from server.tasks import beside
@@ -26,9 +28,10 @@ class AdapterIds:
         self._counter = itertools.count(1)
         self._ids: OrderedDict[str, int] = OrderedDict()
 
-    def forget(self, name: str) -> None:
-        """Give it another the next time."""
-        self._ids.pop(name, None)
+    def forget(self, name: str, int_id: int) -> None:
+        """Give it another the next time, if it has this one."""
+        if self._ids.get(name) == int_id:
+            del self._ids[name]
 
     def of(self, name: str) -> int:
         if name not in self._ids:
@@ -66,7 +69,8 @@ class Merger:
         does.
         """
         self._check_rank(adapters, options)
-        adapter = self._adapter(recipe_of(adapters, options))
+        recipe = recipe_of(adapters, options)
+        adapter = self._adapter(recipe)
         started = time.perf_counter()
         fetch = waits and not self.slots.free_for(adapter.int_id)
         async with (
@@ -74,29 +78,15 @@ class Merger:
             self.slots.held(adapter.int_id, waits=waits),
         ):
             waited = time.perf_counter() - started
-            async with (
-                self._engine.activating(adapter) as activation,
-                beside(self._prepared(adapters, options, adapter, activation, waited)) as prepared,
-            ):
-                yield Opened(adapter, prepared)
-
-    async def _prepared(
-        self,
-        adapters: Sequence[RoutedAdapter],
-        options: MergeOptions,
-        adapter: EngineAdapter,
-        activation: Awaitable[Activation],
-        waited: float,
-    ) -> Prepared:
-        recipe = recipe_of(adapters, options)
-        try:
-            with tracing.span("merge", {"loramem.adapters": len(adapters)}):
-                done = await activation
-        except LoramemError:
-            self._ids.forget(recipe.digest())
-            raise
-        merged = len(adapters) > 1 or options.strength not in (None, 1.0)
-        return Prepared(adapter, recipe, merged, done.hit, done.seconds, done.tiers, waited)
+            async with self._engine.activating(adapter) as activation:
+                merged = len(adapters) > 1 or options.strength not in (None, 1.0)
+                nearly = partial(Prepared, adapter, recipe, merged, waited=waited)
+                try:
+                    async with beside(_prepared(nearly, activation, len(adapters))) as prepared:
+                        yield Opened(adapter, prepared)
+                finally:
+                    if not _succeeded(activation):
+                        self._ids.forget(recipe.digest(), adapter.int_id)
 
     async def _prefetch(self, adapter: EngineAdapter) -> None:
         with suppress(LoramemError):  # what goes wrong here goes wrong again when it is activated, which says so
@@ -118,6 +108,19 @@ class Merger:
                 value=options.method,
                 allowed=f"{'summed ' if options.method == 'cat' else ''}rank up to {self._max_rank}",
             )
+
+
+async def _prepared(
+    nearly: Callable[[bool, float, Tiers], Prepared], activation: Awaitable[Activation], count: int
+) -> Prepared:
+    with tracing.span("merge", {"loramem.adapters": count}):
+        done = await activation
+    return nearly(done.hit, done.seconds, done.tiers)
+
+
+def _succeeded(activation: asyncio.Task[Activation]) -> bool:
+    """False too where it was left before its end, and nobody will know."""
+    return activation.done() and not activation.cancelled() and activation.exception() is None
 
 
 def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recipe:

@@ -173,8 +173,8 @@ def _filled_rank(a_at: int, rank: int, words: int) -> int:
 def _norm_rows(
     like: Any, x_at: int, residual_at: int, weight_at: int, out_at: int, rows: int, size: int, epsilon: float
 ) -> None:
-    """out = x / sqrt(mean(x^2) + epsilon) * weight for each row, rounded before and after the weight as the model's own
-    code does. With a residual (0: none), x is the sum of both, and so is the residual afterwards."""
+    """out = x / sqrt(mean(x^2) + epsilon) * weight for each row, rounded before and after the weight as vLLM's own
+    operations do. With a residual (0: none), x is the sum of both, and so is the residual afterwards."""
     bytes_each = like.itemsize
     row, weight = np.empty(size, dtype=np.float32), numba.carray(pointer_to(weight_at, like), size)
     for t in range(rows):

@@ -39,11 +39,21 @@ class Filled:
     """
 
     def __init__(self, a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], widths: tuple[int, ...]) -> None:
-        self._a, self._b = a_stacked, b_stacked
+        self._a, self._b, self.widths = a_stacked, b_stacked, widths
+        stacked = (*a_stacked, *b_stacked)
+        alike = len({part.dtype for part in stacked}) == len({a.shape[-1] for a in a_stacked}) == 1
+        wide_enough = all(b.shape[2] >= width for b, width in zip(b_stacked, widths, strict=True))
+        self._regular = alike and wide_enough and all(part.is_contiguous() for part in stacked)
         starts = np.cumsum((0, *widths[:-1]))
         self.columns = np.stack([starts, np.asarray(widths)], axis=1).astype(np.int64)
         self.table = np.zeros((len(a_stacked[0]), len(widths), 3), dtype=np.int64)
         self._turned: dict[int, list[Tensor]] = {}
+
+    def fits(self, y: Tensor, x: Tensor) -> bool:
+        """Whether the compiled loop, which goes by addresses, may add what it makes of x to y."""
+        kind = x.dtype == y.dtype == self._a[0].dtype and x.dtype in LIKE
+        sizes = len(x) == len(y) and x.shape[1] == self._a[0].shape[-1] and y.shape[1] >= sum(self.widths)
+        return self._regular and kind and sizes and x.stride(1) == y.stride(1) == 1
 
     def look_up(self, slot: int) -> None:
         """Fill in the slot's rows of `table`, unless they are there."""
@@ -74,7 +84,7 @@ class Filled:
 def filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], widths: tuple[int, ...]) -> Filled:
     """One for each layer, kept with its tensors."""
     kept: Filled | None = getattr(a_stacked[0], KEPT, None)
-    if kept is None:
+    if kept is None or kept.widths != widths:
         kept = Filled(a_stacked, b_stacked, widths)
         setattr(a_stacked[0], KEPT, kept)
     return kept
@@ -140,7 +150,7 @@ def add_grouped(
     here = filled(a_stacked, b_stacked, widths)
     for slot, _ in rows.groups:
         here.look_up(slot)
-    loops = len(y) == len(x) == rows.count and _loop_takes(y, x, a_stacked[0], b_stacked[0])
+    loops = len(x) == rows.count and here.fits(y, x)
     if loops and rows.few is not None:
         _add_few(y, x, rows.few, here, scale)
     for slot, chosen in rows.many if loops else rows.groups:
@@ -150,10 +160,6 @@ def add_grouped(
             part = y[chosen]
             here.add(part, x[chosen], slot, scale)
             y[chosen] = part
-
-
-def _loop_takes(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> bool:
-    return y.dtype in LIKE and y.dtype == x.dtype == a.dtype == b.dtype and y.stride(1) == x.stride(1) == 1
 
 
 def _add_few(y: Tensor, x: Tensor, slots: NDArray[np.int64], here: Filled, scale: float) -> None:

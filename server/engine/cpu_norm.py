@@ -2,7 +2,7 @@
 
 vLLM (0.32) has compiled norms, but takes them on GPUs only; on a CPU a norm is ten operations of torch, which for one
 row take longer to call than to do: 37 microseconds, 61 times a step of the embedded model. This rounds where those do,
-so that the model computes what it was trained to. `PRIORITY` is for vLLM's `ir_op_priority`.
+so answers stay what they were. `PRIORITY` is for vLLM's `ir_op_priority`.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def fused_add_rms_norm(
 
 def takes(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
     """Whether `rms_norm` can do it; vLLM's own does the rest."""
-    fits = weight is not None and weight.dtype == x.dtype and weight.is_contiguous()
+    fits = weight is not None and weight.dtype == x.dtype and weight.shape == x.shape[-1:] and weight.is_contiguous()
     return fits and variance_size is None and x.dtype in LIKE and x.is_contiguous() and x.device.type == "cpu"
 
 

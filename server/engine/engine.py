@@ -185,8 +185,11 @@ class Engine:
         id must not be used again: KV blocks made without it may be kept under them.
         """
         call = await self._send("loramem_activate", adapter.name, adapter.int_id, adapter.path)
-        async with beside(self._activation(call)) as activation:
-            yield activation
+        try:
+            async with beside(self._activation(call)) as activation:
+                yield activation
+        finally:
+            call.cancel()
 
     async def _activation(self, call: asyncio.Future[Any]) -> Activation:
         results = await self._result(call)
@@ -231,7 +234,11 @@ class Engine:
     async def _send(self, method: str, *arguments: Any) -> asyncio.Future[Any]:
         """Have a method of the worker's extension run. What is sent to the engine afterwards comes after it."""
         call: asyncio.Future[Any] = asyncio.ensure_future(self._live().collective_rpc(method, args=arguments))
-        await asyncio.sleep(0)  # so far that its message is in the socket
+        try:
+            await asyncio.sleep(0)  # so far that its message is in the socket
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
         return call
 
     async def _result(self, call: asyncio.Future[Any]) -> list[Any]:

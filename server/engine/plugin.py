@@ -105,16 +105,16 @@ def _keep_slots(worker_manager: Any) -> None:
 
 
 refusals: OrderedDict[int, Mapping[str, str]] = OrderedDict()
-"""Why an adapter could not be loaded, by its id, which is not used again once its questions are gone."""
+"""Why an adapter could not be loaded, by its id; the last of them. Their ids are not used for new questions."""
 REFUSALS_KEPT = 1024
 
 
 def refuse(worker_manager: Any, int_id: int, why: Mapping[str, str]) -> None:
     """From now on this is an empty adapter: whatever has been asked of it runs, on the base model alone."""
-    worker_manager.remove_adapter(int_id)
     refusals[int_id] = why
+    worker_manager.remove_adapter(int_id)
     while len(refusals) > REFUSALS_KEPT:
-        refusals.popitem(last=False)
+        worker_manager.remove_adapter(refusals.popitem(last=False)[0])  # the empty one, if it is still there
 
 
 def _nothing(int_id: int) -> Any:

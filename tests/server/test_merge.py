@@ -269,6 +269,43 @@ def test_a_merge_that_was_refused_is_another_adapter_the_next_time(
     assert after.int_id != before.int_id
 
 
+@pytest.mark.parametrize("failure", [asyncio.CancelledError(), RuntimeError("the prompt cannot be read")])
+def test_an_adapter_whose_question_ended_before_it_was_known_to_be_there_is_another_the_next_time(
+    engine: ScriptedEngine, failure: BaseException
+) -> None:
+    merger = Merger(engine, max_rank=64)
+    engine.merge_s = 30
+
+    async def left() -> int:
+        async with merger.held(routed(0.5, 0.5), MergeOptions()) as opened:
+            ids.append(opened.adapter.int_id)
+            raise failure
+        raise AssertionError("not reached")
+
+    async def scenario() -> None:
+        before = asyncio.all_tasks()
+        for _ in range(2):
+            with pytest.raises(type(failure)):
+                await left()
+        assert asyncio.all_tasks() == before
+
+    ids: list[int] = []
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert len(set(ids)) == 2
+    assert merger.slots.in_use == 0
+
+
+def test_only_the_id_that_was_refused_is_forgotten() -> None:
+    ids = AdapterIds()
+    first = ids.of("a")
+    ids.forget("a", first)
+    second = ids.of("a")
+    assert second != first
+    ids.forget("a", first)
+    ids.forget("b", 99)
+    assert ids.of("a") == second
+
+
 def test_an_adapter_may_be_used_before_it_is_prepared(engine: ScriptedEngine) -> None:
     engine.merge_s = 0.01
 

@@ -50,6 +50,7 @@ def test_what_it_does_not_take_is_left_to_vllm() -> None:
     assert not takes(x, None, EPSILON)
     assert not takes(x, weight.float(), EPSILON)
     assert not takes(x, weight, EPSILON, 4)
+    assert not takes(x, weight[:1], EPSILON)
     assert not takes(x[:, ::2], weight[:4], EPSILON)
     assert not takes(x.half(), weight.half(), EPSILON)
     assert not takes_sum(x, x.float(), weight, EPSILON)

@@ -365,35 +365,3 @@ def test_a_rank_that_vllm_refuses_is_the_requests_fault(store: AdapterStore) -> 
     reply = Worker(max_rank=8).loramem_activate("name", 3, path)
     assert reply["error"] in ("ValueError", "VLLMValidationError")
     assert "rank 16" in reply["detail"]
-
-
-def test_what_was_refused_is_an_empty_adapter_to_what_was_already_asked_of_it(store: AdapterStore) -> None:
-    worker, both = Worker(), sources(store, (8, 8))
-    recipe = Recipe.of("ties", both)
-    path = RECIPE_PREFIX + recipe.canonical()
-    store.remove(both[0].adapter_id)
-    first = worker.loramem_activate("name", 3, path)
-    assert first["error"] == "StoredDataDamaged"
-    worker.manager._apply_adapters({named(path, 3)})  # the step in which it runs
-    assert worker.manager.list_adapters() == {3}
-    assert not slot_of(worker.manager, 3, 0, 0)[0].any()
-    again = worker.loramem_activate("name", 3, path)
-    assert again == first, "a question that came just after must not take the empty one for the adapter"
-
-
-def test_a_merge_that_fails_in_its_slot_is_refused_too(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, recipe = Worker(), Recipe.of("ties", sources(store, (8, 8)))
-    with monkeypatch.context() as broken:
-        broken.setattr(VirtualAdapter, "fill", Mock(side_effect=OSError("a disk that is gone")))
-        assert worker.loramem_activate("name", 3, RECIPE_PREFIX + recipe.canonical())["error"] == "OSError"
-        worker.manager._apply_adapters({named(RECIPE_PREFIX + recipe.canonical(), 3)})
-    assert not slot_of(worker.manager, 3, 0, 0)[0].any()
-    worker.loramem_activate("other name", 4, RECIPE_PREFIX + recipe.canonical())
-    assert_holds(worker.manager, 4, recipe, 8)
-
-
-def test_only_the_last_refusals_are_kept(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "REFUSALS_KEPT", 2)
-    for number in range(4):
-        plugin.refuse(manager(), number, {"error": "OSError", "detail": ""})
-    assert list(plugin.refusals) == [2, 3]
