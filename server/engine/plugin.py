@@ -38,10 +38,11 @@ def register() -> None:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 
-    from server.engine import cpu_lora, cpu_norm, cpu_wait, resolver
+    from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_wait, resolver
 
     cpu_lora.install()
     cpu_norm.install()
+    cpu_gemm.install()
     cpu_wait.install()
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
