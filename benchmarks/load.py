@@ -136,7 +136,6 @@ async def measure(
         async def ask(planned: Planned) -> Any:
             return await ask_gateway(http, asking.body(planned))
 
-        await ask(Planned(0.0, "base", 0, texts[0].questions[0], 1))  # the engine loads after the gateway is ready
         levels: list[Level] = []
         if options.rate is None or options.concurrency or options.smoke:
             questions = plan(at_once(CLOSED_LOOP_QUESTIONS, options.max_tokens))

@@ -1,26 +1,30 @@
-"""Which of vLLM's products a CPU without AMX decodes with.
+"""Which of vLLM's products a CPU without AMX multiplies by.
 
-vLLM (0.32) is built with SGLang's kernels for few rows, `weight_packed_linear`, and takes them where a CPU has AMX, for
-small matrices. On one with AVX-512 and bfloat16 but no AMX (AMD from Zen 4 on) every product goes to oneDNN, which
-reads the weights at half the pace of memory when a step has few rows: 20 ms a token of the embedded model, 12 by
-SGLang's, to the same bits. From some ten rows on both cost the same within a twentieth. So there all are SGLang's, and
-the weights lie in memory once, as before. Measured in `benchmarks/LOG.md`.
+vLLM (0.32) is built with SGLang's kernels, `weight_packed_linear`, and takes them where a CPU has AMX, for small
+matrices. On one with AVX-512 and bfloat16 but no AMX (AMD from Zen 4 on) every product goes to oneDNN, which reads the
+weights at half the pace of memory when a step has few rows: the products of one token of the embedded model take 20 ms,
+by SGLang's kernels 12. From some ten rows on both cost about the same, if the input is not too wide. Such matrices are
+SGLang's then, packed by them alone, so that no weight is kept twice for it. Measured in `benchmarks/LOG.md`.
 """
 
 from typing import Any
 
 import torch
 
-TILE = 16, 32  # the kernel's: outputs and inputs of a matrix are multiples
+TILE = 16, 32
+"""The kernel's; outputs and inputs of a matrix are multiples."""
+MOST_INPUTS = 4096
+"""The kernel does not cut the inputs into blocks: beyond this its tiles leave the cache, and many rows take up to three
+times as long as by oneDNN."""
 
 
 def install() -> None:
     """Have vLLM's own choice of a product say yes more often; once per process, before a model is loaded."""
     from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
 
-    stock: Any = utils.check_cpu_sgl_kernel
-    if not hasattr(stock, "_loramem"):
-        utils.check_cpu_sgl_kernel = _or_without_amx(stock)
+    if current_platform.is_cpu() and not hasattr(utils.check_cpu_sgl_kernel, "_loramem"):
+        utils.check_cpu_sgl_kernel = _or_without_amx(utils.check_cpu_sgl_kernel)
 
 
 def _or_without_amx(stock: Any) -> Any:
@@ -28,14 +32,10 @@ def _or_without_amx(stock: Any) -> Any:
         return bool(stock(n, k, dtype)) or (
             dtype == torch.bfloat16
             and (n % TILE[0], k % TILE[1]) == (0, 0)
-            and has_bfloat16()
+            and k <= MOST_INPUTS
+            and torch.cpu._is_avx512_bf16_supported()
             and not torch.cpu._is_amx_tile_supported()
         )
 
     check._loramem = True  # type: ignore[attr-defined]
     return check
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by AVX-512."""
-    return bool(torch.cpu._is_avx512_bf16_supported())

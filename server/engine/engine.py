@@ -104,6 +104,7 @@ class Engine:
         self.base = base
         self._tokenizer: Any = None
         self._llm: Any = None
+        self._warm = False
 
     async def start(self) -> None:
         """Start the engine's processes; takes tens of seconds, in a thread, so that uploads are answered meanwhile.
@@ -116,6 +117,7 @@ class Engine:
         # What is there now stays. Looking through all of it for garbage takes 0.4 s, in which nobody is answered.
         gc.collect()
         gc.freeze()
+        self._warm = True
         log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def _load(self) -> None:
@@ -138,7 +140,8 @@ class Engine:
 
     @property
     def running(self) -> bool:
-        return self._llm is not None and not self.dead
+        """False too while it warms up, which on a new machine compiles for some ten seconds: who asks then waits."""
+        return self._warm and self._llm is not None and not self.dead
 
     @property
     def slots(self) -> int:
@@ -252,7 +255,7 @@ class Engine:
             call.cancel()
 
     def _live(self) -> Any:
-        if not self.running:
+        if self._llm is None or self.dead:
             raise errors.EngineUnavailable("the engine is not running")
         return self._llm
 

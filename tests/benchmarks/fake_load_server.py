@@ -42,8 +42,6 @@ class FakeLoadServer:
     state: str = "live"
     job_state: str = "succeeded"
     url: str = ""
-    first: Json | None = None
-    """Asked to wait for the engine, and not measured."""
     asked: list[Json] = field(default_factory=list)
     engine_asked: list[Json] = field(default_factory=list)
     documents: dict[str, Json] = field(default_factory=dict)
@@ -71,10 +69,7 @@ class FakeLoadServer:
 
     async def query(self, request: Request) -> Response:
         body = await request.json()
-        if self.first is None:
-            self.first = body
-        else:
-            self.asked.append(body)
+        self.asked.append(body)
         for text, (status, code) in self.refuses.items():
             if text in body["question"]:
                 return JSONResponse({"status": status, "code": code, "detail": "no"}, status)

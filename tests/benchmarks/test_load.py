@@ -59,8 +59,6 @@ def test_a_smoke_run_learns_asks_and_leaves_nothing(capsys: pytest.CaptureFixtur
     (namespace,) = {one["namespace"] for one in server.asked}
     assert namespace.startswith("load-")
     assert all(one["stream"] for one in server.asked)
-    assert server.first is not None
-    assert (server.first["mode"], server.first["max_tokens"]) == ("base", 1)
     lora = [one for one in server.asked if one["mode"] == "lora"]
     assert {(one["top_k"], one["compose"]) for one in lora} == {(3, "merge")}
     assert not any("document_ids" in one for one in server.asked)

@@ -4,11 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from vllm import _custom_ops
 from vllm.model_executor.layers import utils
+from vllm.platforms import current_platform
 
 from server.engine import cpu_gemm
 
 BFLOAT16 = torch.bfloat16
+runs_here = pytest.mark.skipif(
+    not (current_platform.is_cpu() and torch.cpu._is_avx512_bf16_supported()),
+    reason="needs vLLM for CPUs and AVX-512 with bfloat16",
+)
 
 
 @pytest.fixture
@@ -17,16 +23,18 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False)
 
 
-def processor(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool, amx: bool) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool = True, amx: bool = False, cpu: bool = True) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda platform: cpu)
 
 
 @pytest.mark.parametrize(
     ("bfloat16", "amx", "dtype", "shape", "taken"),
     [
         (True, False, BFLOAT16, (1536, 576), True),
-        (True, False, BFLOAT16, (49152, 576), True),
+        (True, False, BFLOAT16, (49152, 4096), True),
+        (True, False, BFLOAT16, (4096, 4128), False),
         (True, False, BFLOAT16, (24, 576), False),
         (True, False, BFLOAT16, (32, 580), False),
         (True, False, torch.float32, (1536, 576), False),
@@ -51,7 +59,7 @@ def test_where_it_is_taken(
 
 
 def test_what_vllm_takes_anyway_stays_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor(monkeypatch, bfloat16=True, amx=True)
+    processor(monkeypatch, amx=True)
     monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True)
     cpu_gemm.install()
     assert utils.check_cpu_sgl_kernel(8, 8, BFLOAT16)
@@ -59,28 +67,46 @@ def test_what_vllm_takes_anyway_stays_taken(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("stock")
 def test_twice_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
     cpu_gemm.install()
     once = utils.check_cpu_sgl_kernel
     cpu_gemm.install()
     assert utils.check_cpu_sgl_kernel is once
 
 
-@pytest.mark.skipif(not cpu_gemm.has_bfloat16(), reason="this processor has no products of bfloat16 by AVX-512")
+@pytest.mark.usefixtures("stock")
+def test_beside_a_gpu_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, cpu=False)
+    before = utils.check_cpu_sgl_kernel
+    cpu_gemm.install()
+    assert utils.check_cpu_sgl_kernel is before
+
+
+@runs_here
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 40])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("remove_weight", [False, True])
 @pytest.mark.usefixtures("stock")
-def test_is_the_same_product(rows: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    processor(monkeypatch, bfloat16=True, amx=False)
+def test_is_the_same_product(rows: int, biased: bool, remove_weight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
     cpu_gemm.install()
+    calls: list[int] = []
+    product = _custom_ops.weight_packed_linear_cpu
+
+    def counted(x: torch.Tensor, *rest: Any) -> Any:
+        calls.append(len(x))
+        return product(x, *rest)
+
+    monkeypatch.setattr(_custom_ops, "weight_packed_linear_cpu", counted)
     draw = torch.Generator().manual_seed(rows)
     layer: Any = torch.nn.Linear(96, 48, bias=biased, dtype=BFLOAT16)
-    layer.weight.data = torch.randn(48, 96, generator=draw).to(BFLOAT16)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw).to(BFLOAT16)
     x = torch.randn(rows, 96, generator=draw).to(BFLOAT16)
     with torch.inference_mode():
-        expected = layer(x)
-        utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-        product = layer.cpu_linear(x, layer.weight, layer.bias)
-    assert layer.weight.numel() == 0, "the weights lie in memory once"
-    torch.testing.assert_close(product, expected, rtol=0.008, atol=1e-6)
-    called = [cell.cell_contents for cell in layer.cpu_linear.__closure__]
-    assert any(isinstance(cell, torch.Tensor) and cell.shape == (48, 96) for cell in called), "packed, so SGLang's"
+        expected = torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float() if biased else None)
+        utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=remove_weight)
+        found = layer.cpu_linear(x, layer.weight, layer.bias)
+    assert calls == [rows]
+    assert (layer.weight.numel() == 0) == remove_weight
+    torch.testing.assert_close(found, expected.to(BFLOAT16), rtol=0.008, atol=1e-4)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,5 +27,27 @@ def test_what_is_loaded_at_the_start_is_left_out_of_collections(monkeypatch: pyt
     try:
         asyncio.run(Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64)).start())
         assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+
+
+def test_it_runs_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def load(engine: Engine) -> None:
+        engine._llm = SimpleNamespace(errored=False)
+
+    async def answer(engine: Engine, method: str, *arguments: Any) -> list[Any]:
+        seen.append(engine.running)
+        return [None]
+
+    monkeypatch.setattr(Engine, "_load", load)
+    monkeypatch.setattr(Engine, "_call", answer)
+    engine = Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64))
+    try:
+        asyncio.run(engine.start())
+        assert (seen, engine.running) == ([False], True)
+        engine._llm.errored = True
+        assert not engine.running
     finally:
         gc.unfreeze()

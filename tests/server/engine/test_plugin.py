@@ -17,6 +17,8 @@ from vllm.lora.model_manager import AdapterLRUCache, LoRAModelManager, LRUCacheL
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
+from vllm.model_executor.layers import utils as layer_utils
+from vllm.platforms import current_platform
 
 from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
@@ -50,6 +52,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (PunicaWrapperCPU, "add_lora_linear"),
         (PunicaWrapperCPU, "add_lora_logits"),
         (SpinCondition, "wait"),
+        (layer_utils, "check_cpu_sgl_kernel"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(plugin, "_pool", None)
@@ -276,6 +279,10 @@ def test_registering_twice_wraps_once() -> None:
     wrapped = WorkerLoRAManager._load_adapter
     plugin.register()
     assert WorkerLoRAManager._load_adapter is wrapped
+
+
+def test_the_product_of_a_cpu_is_chosen_by_us_too() -> None:
+    assert hasattr(layer_utils.check_cpu_sgl_kernel, "_loramem") == current_platform.is_cpu()
 
 
 def test_the_pool_is_one_a_process_and_reads_its_environment(store: AdapterStore) -> None:
