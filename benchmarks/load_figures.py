@@ -58,6 +58,7 @@ def _figures(outcomes: Sequence[Outcome], load: Load, slo: Slo) -> Json:
         "tokens_per_s": round(tokens / load.took_s, 2),
         "ttft_ms": percentiles([one.ttft_s for one in outcomes]),
         "inter_token_ms": percentiles([gap for one in answered for gap in one.gaps_s]),
+        "per_token_ms": percentiles([one.per_token_s for one in outcomes]),
         "e2e_ms": percentiles([one.e2e_s for one in outcomes]),
         "sent_late_ms": percentiles([one.late_s for one in outcomes]),
         "goodput": goodput(outcomes, load.seconds, slo) if slo else None,

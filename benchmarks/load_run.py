@@ -53,8 +53,16 @@ class Outcome:
         return self.reply.ended - self.due if self.reply and not self.error else None
 
     @property
+    def per_token_s(self) -> float | None:
+        """From the first token to the end, for each token after it; None without an answer of at least two."""
+        reply = self.reply
+        if reply is None or self.error or not reply.tokens or reply.completion_tokens < 2:
+            return None
+        return (reply.ended - reply.tokens[0]) / (reply.completion_tokens - 1)
+
+    @property
     def gaps_s(self) -> list[float]:
-        """Between tokens, as they reach the client."""
+        """Between pieces of the answer, of one token or several, as they reach the client."""
         times = self.reply.tokens if self.reply and not self.error else []
         return [later - earlier for earlier, later in pairwise(times)]
 

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
     gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
+    speculative_tokens: int | None = Field(
+        None, ge=0, le=32, description="tokens proposed a step from what a memory was taught; empty: 8 on a CPU, else 0"
+    )
     source_pool_bytes: Bytes = Field(1 << 30, description="adapters kept in host memory, ready to be merged")
     device_pool_bytes: Bytes = Field(1 << 30, description="the same on the GPU, beside what vLLM takes")
 
@@ -130,6 +133,12 @@ class Settings(BaseSettings):
     @property
     def cache_path(self) -> Path:
         return self.home_path / "cache"
+
+    def speculative_tokens_on(self, device: Literal["cpu", "gpu"]) -> int:
+        """None by default on a GPU, where it has not been measured."""
+        if self.speculative_tokens is not None:
+            return self.speculative_tokens
+        return 8 if device == "cpu" else 0
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -13,6 +13,7 @@ from server.ask import ADAPTER_MODES, Ask, Decision, Done, Event, Opened, Prompt
 from server.confidence import MOST
 from server.context import PromptBuilder
 from server.decide import decide, refuse
+from server.drafts import Drafts
 from server.engine.engine import Engine, Sampling
 from server.generate import Generation, generate
 from server.merge import Merger
@@ -32,6 +33,7 @@ class Answerer:
     router: Router
     merger: Merger
     prompts: PromptBuilder
+    drafts: Drafts
     engine: Engine
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
@@ -96,7 +98,11 @@ class Answerer:
 
     async def _prompt(self, ask: Ask, route: Route) -> Prompt:
         with tracing.span("prompt"):
-            return await asyncio.to_thread(self.prompts.build, ask, route)
+            return await asyncio.to_thread(self._built, ask, route)
+
+    def _built(self, ask: Ask, route: Route) -> Prompt:
+        drafts = self.drafts.of(one.adapter_id for one in route.adapters) if ask.mode in ADAPTER_MODES else {}
+        return replace(self.prompts.build(ask, route), drafts=drafts)
 
     def _openers(self, ask: Ask, route: Route, prompting: Awaitable[Prompt]) -> list[Opener]:
         """Of the one adapter, or of all merged, or of none; or of each that may begin beside the best."""

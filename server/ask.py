@@ -149,10 +149,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Opened:
-    """An adapter that may be used, though it is only being prepared; awaiting it raises what goes wrong with that."""
+    """An adapter, made of those with these ids, that may be used though it is only being prepared; awaiting `prepared`
+    raises what goes wrong with that."""
 
     adapter: EngineAdapter
     prepared: Awaitable[Prepared]
+    adapter_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Prompt:
+    """`drafts`: by adapter id, what an answer from it may repeat (`speculate.packed`)."""
+
     token_ids: list[int]
     spans: tuple[Span, ...]
+    drafts: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from loramem.store import AdapterStore
 from loramem.vectors import VectorIndex
 from server.answer import Answerer
 from server.context import PromptBuilder
+from server.drafts import Drafts
 from server.engine.engine import Engine
 from server.gauges import Process, Stores
 from server.merge import Merger
@@ -115,6 +116,7 @@ def build_gateway(settings: Settings) -> Gateway:
         router=Router(index, embedder, base.fingerprint),
         merger=Merger(engine, settings.max_lora_rank),
         prompts=PromptBuilder(database, engine, window=settings.max_model_len, rag_tokens=settings.rag_tokens),
+        drafts=Drafts(database, engine),
         engine=engine,
     )
     queue = JobQueue(database, doorbell, settings)

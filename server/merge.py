@@ -83,7 +83,7 @@ class Merger:
                 nearly = partial(Prepared, adapter, recipe, merged, waited=waited)
                 try:
                     async with beside(_prepared(nearly, activation, len(adapters))) as prepared:
-                        yield Opened(adapter, prepared)
+                        yield Opened(adapter, prepared, tuple(one.adapter_id for one in adapters))
                 finally:
                     if not _succeeded(activation):
                         self._ids.forget(recipe.digest(), adapter.int_id)

@@ -97,8 +97,10 @@ async def _generation(
 ) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
     """The engine begins at once, while the adapter is prepared and the reader is told of the route."""
     adapter, read = opened.adapter if opened else None, await prompt
+    drafts = b"".join(read.drafts.get(adapter_id, b"") for adapter_id in opened.adapter_ids) if opened else b""
+    answer = engine.generate(read.token_ids, sampling, adapter=adapter, salt=ask.namespace, drafts=drafts)
     async with (
-        aclosing(engine.generate(read.token_ids, sampling, adapter=adapter, salt=ask.namespace)) as generation,
+        aclosing(answer) as generation,
         _at_work(generation) as deltas,
     ):
         yield deltas

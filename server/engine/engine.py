@@ -20,6 +20,7 @@ from loramem import errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
+from server.engine.speculate import ARGUMENT, Drafter
 from server.tasks import beside
 
 log = logging.getLogger(__name__)
@@ -206,11 +207,18 @@ class Engine:
         await self._call("loramem_prefetch", adapter.int_id, adapter.path)
 
     async def generate(
-        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        adapter: EngineAdapter | None = None,
+        salt: str | None = None,
+        drafts: bytes = b"",
     ) -> AsyncGenerator[Delta, None]:
         """Decode, a delta per engine step. Closing the iterator aborts the request in the engine.
 
-        `salt` keeps prefix-cache blocks of one namespace from being shared with another.
+        `salt` keeps prefix-cache blocks of one namespace from being shared with another. `drafts` (`speculate.packed`)
+        is what the answer may repeat: it makes it faster, not different.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -219,7 +227,7 @@ class Engine:
             inputs["cache_salt"] = salt
         outputs = self._live().generate(
             inputs,
-            _sampling_params(sampling),
+            _sampling_params(sampling, drafts),
             uuid.uuid4().hex,
             lora_request=_lora_request(adapter),
             trace_headers=tracing.headers() or None,
@@ -308,7 +316,7 @@ def _lora_request(adapter: EngineAdapter | None) -> Any:
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.int_id, lora_path=adapter.path)
 
 
-def _sampling_params(sampling: Sampling) -> Any:
+def _sampling_params(sampling: Sampling, drafts: bytes) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -322,6 +330,8 @@ def _sampling_params(sampling: Sampling) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         output_kind=RequestOutputKind.DELTA,
+        # With a temperature, how many tokens are proposed, which is the load's affair, would change a seed's answer.
+        extra_args={ARGUMENT: drafts} if sampling.temperature == 0 else None,
     )
 
 
@@ -345,6 +355,7 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
     from server.engine.cpu_norm import PRIORITY
 
     on_gpu = torch.cuda.is_available()
+    speculative_tokens = settings.speculative_tokens_on("gpu" if on_gpu else "cpu")
     options: dict[str, Any] = (
         {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {"ir_op_priority": PRIORITY}
     )
@@ -366,6 +377,17 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,
+        speculative_config=_speculative(speculative_tokens),
         otlp_traces_endpoint=tracing.traces_url(settings),
         **options,
     )
+
+
+def _speculative(tokens: int) -> dict[str, Any] | None:
+    if not tokens:
+        return None
+    return {
+        "method": "custom_class",
+        "model": f"{Drafter.__module__}.{Drafter.__qualname__}",
+        "num_speculative_tokens": tokens,
+    }

@@ -7,6 +7,7 @@ from typing import Any
 
 from loramem.errors import LoramemError
 from server.engine.plugin import RECIPE_PREFIX, refusals, refuse, source_pool
+from server.engine.speculate import Drafter
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,8 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
     def loramem_warm_up(self) -> None:
-        """Have the merge, and on a CPU product and norm, compiled before a query needs them; what is there then stays.
+        """Have the merge, and on a CPU product and norm, compiled before a query needs them, and the drafter told whose
+        requests it serves; what is there then stays.
 
         The worker for CPUs (vLLM 0.32) does not freeze its objects, as that for GPUs does: now and then all of them
         would be looked through for garbage in the middle of a step.
@@ -28,6 +30,9 @@ class WorkerExtension:
         if current_platform.is_cpu():
             cpu_lora.warm_up()
             cpu_norm.warm_up()
+        runner: Any = getattr(self, "model_runner", None)
+        if isinstance(getattr(runner, "drafter", None), Drafter):
+            runner.drafter.bind(runner)
         gc.collect()
         gc.freeze()
 

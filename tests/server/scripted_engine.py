@@ -47,6 +47,7 @@ class ScriptedEngine(Engine):
         self.prompts: list[list[int]] = []
         self.samplings: list[Sampling] = []
         self.salts: list[str | None] = []
+        self.drafts: list[bytes] = []
         self.prefetched: list[EngineAdapter] = []
         self.activated: list[EngineAdapter] = []
         self.used: list[EngineAdapter | None] = []
@@ -98,12 +99,19 @@ class ScriptedEngine(Engine):
         self.prefetched.append(adapter)
 
     async def generate(
-        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        adapter: EngineAdapter | None = None,
+        salt: str | None = None,
+        drafts: bytes = b"",
     ) -> AsyncGenerator[Delta, None]:
         self._need()
         self.prompts.append(prompt)
         self.samplings.append(sampling)
         self.salts.append(salt)
+        self.drafts.append(drafts)
         self.used.append(adapter)
         script = self._script(adapter)
         said = 0

@@ -163,10 +163,16 @@ class Bursts(ScriptedEngine):
     """Hands out three tokens at a time, as vLLM does when its reader is slow."""
 
     async def generate(
-        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        adapter: EngineAdapter | None = None,
+        salt: str | None = None,
+        drafts: bytes = b"",
     ) -> AsyncGenerator[Delta, None]:
         held: list[Delta] = []
-        async with aclosing(super().generate(prompt, sampling, adapter=adapter, salt=salt)) as deltas:
+        async with aclosing(super().generate(prompt, sampling, adapter=adapter, salt=salt, drafts=drafts)) as deltas:
             async for delta in deltas:
                 held.append(delta)
                 if len(held) == 3 or delta.finish_reason is not None:
@@ -336,14 +342,20 @@ class Slots(ScriptedEngine):
         self.free: asyncio.Semaphore | None = None
 
     async def generate(
-        self, prompt: list[int], sampling: Sampling, *, adapter: EngineAdapter | None = None, salt: str | None = None
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        adapter: EngineAdapter | None = None,
+        salt: str | None = None,
+        drafts: bytes = b"",
     ) -> AsyncGenerator[Delta, None]:
         said: asyncio.Queue[Delta] = asyncio.Queue()
         self.free = free = self.free or asyncio.Semaphore(self.slot_count)
         stock = super().generate
 
         async def run() -> None:
-            async with free, aclosing(stock(prompt, sampling, adapter=adapter, salt=salt)) as deltas:
+            async with free, aclosing(stock(prompt, sampling, adapter=adapter, salt=salt, drafts=drafts)) as deltas:
                 async for delta in deltas:
                     said.put_nowait(delta)
 

@@ -1,0 +1,43 @@
+"""What an answer may repeat word for word: what the adapters that give it were taught."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from sqlalchemy import bindparam, func, select
+
+from loramem.database import Database
+from loramem.tables import Adapter, Chunk, Question, Revision
+from server.engine.engine import Engine
+from server.engine.speculate import packed
+
+KEPT = 4096
+"""Adapters whose drafts are kept in memory, some ten kilobytes each."""
+
+_ANSWERS = select(Question.answer).where(Question.adapter_id == bindparam("adapter_id")).distinct()
+_TEXT = (
+    select(func.substr(Revision.text, Chunk.start + 1, Chunk.end - Chunk.start))
+    .join(Chunk, (Chunk.document_id == Revision.document_id) & (Chunk.revision == Revision.number))
+    .join(Adapter, Adapter.chunk_id == Chunk.id)
+    .where(Adapter.id == bindparam("adapter_id"))
+)
+
+
+class Drafts:
+    """Answers first, each with the token that ends it, then the text of the chunk, in tokens (`speculate.packed`)."""
+
+    def __init__(self, database: Database, engine: Engine) -> None:
+        self._database = database
+        self._engine = engine
+        self._kept = lru_cache(KEPT)(self._read)  # an adapter never changes
+
+    def of(self, adapter_ids: Iterable[str]) -> dict[str, bytes]:
+        """By adapter id; reads the database for those that were not asked for lately."""
+        return {adapter_id: self._kept(adapter_id) for adapter_id in adapter_ids}
+
+    def _read(self, adapter_id: str) -> bytes:
+        with self._database.read() as session:
+            answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
+            texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
+        encode = self._engine.encode
+        end = self._engine.tokenizer.eos_token_id
+        return packed([*((*encode(answer), end) for answer in answers), *map(encode, texts)])

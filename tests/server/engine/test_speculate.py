@@ -1,0 +1,155 @@
+"""What is proposed as the next tokens of an answer. That it changes no answer is tested on a real engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.extension import WorkerExtension
+from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, ROWS, Drafter, continuation, packed, unpacked
+
+NOTHING = np.array([], dtype=np.int32)
+WINDOW = 64
+
+
+def tokens(*numbers: int) -> Any:
+    return np.array(numbers, dtype=np.int32)
+
+
+def drafts(*texts: tuple[int, ...]) -> Any:
+    return unpacked(packed(texts), NOTHING)
+
+
+def test_an_answer_begins_as_a_text_does() -> None:
+    assert continuation(drafts((9, 1, 5), (1, 2, 3, 4)), tokens(1), 8) == [2, 3, 4]
+
+
+def test_the_longest_match_wins_and_then_the_first() -> None:
+    looked_through = drafts((7, 2, 3, 10), (1, 2, 3, 11), (1, 2, 3, 12))
+    assert continuation(looked_through, tokens(5, 1, 2, 3), 1) == [11]
+
+
+@pytest.mark.parametrize(("answer", "length"), [((50,), 0), ((50, 1), 2), ((50, 1, 2), 4), ((50, 1, 2, 3), 5)])
+def test_the_longer_the_match_the_longer_the_proposal(answer: tuple[int, ...], length: int) -> None:
+    text = tuple(range(20))
+    assert continuation(drafts((99, *text)), tokens(*answer), 5) == list(text[answer[-1] + 1 :][:length])
+
+
+def test_nothing_is_proposed_beyond_the_end_of_a_text() -> None:
+    looked_through = drafts((1, 2, 3), (4, 5))
+    assert continuation(looked_through, tokens(1, 2), 8) == [3]
+    assert continuation(looked_through, tokens(1, 2, 3), 8) == []
+
+
+def test_nothing_without_an_answer_or_without_a_match() -> None:
+    assert continuation(drafts((1, 2)), NOTHING, 8) == []
+    assert continuation(drafts((1, 2)), tokens(3), 8) == []
+    assert continuation(unpacked(b"", NOTHING), tokens(1), 8) == []
+
+
+def test_the_prompt_is_looked_through_after_the_drafts() -> None:
+    both = unpacked(packed([(1, 2, 3)]), tokens(1, 2, 4, 5, 6, 7))
+    assert continuation(both, tokens(9, 1, 2), 8) == [3]
+    assert continuation(both, tokens(9, 4, 5), 8) == [6, 7]
+
+
+def by_hand(looked_through: list[int], answer: list[int], most: int) -> list[int]:
+    tail = [BETWEEN, *answer][-LONGEST_MATCH:]
+    for matched in range(len(tail), 0, -1):
+        for start in range(matched, len(looked_through)):
+            if looked_through[start - matched : start] == tail[-matched:]:
+                follows = looked_through[start : start + min(2 * matched, most)]
+                return follows[: follows.index(BETWEEN)] if BETWEEN in follows else follows
+    return []
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=30), max_size=4),
+    st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    st.integers(0, 9),
+)
+def test_it_is_what_looking_for_every_end_finds(texts: list[list[int]], answer: list[int], most: int) -> None:
+    looked_through = drafts(*map(tuple, texts))
+    assert continuation(looked_through, tokens(*answer), most) == by_hand(looked_through.tolist(), answer, most)
+
+
+class Runner:
+    """As much of vLLM's as is read: requests of prompt, answer, and the drafts that were sent, if any were."""
+
+    def __init__(self, *requests: Any) -> None:
+        ids = [str(number) for number in range(len(requests))]
+        self.lengths = tokens(*(len(prompt) + len(answer) for prompt, answer, *_ in requests))
+        self.tokens = np.zeros((len(requests), WINDOW), dtype=np.int32)
+        for row, (prompt, answer, *_) in enumerate(requests):
+            self.tokens[row, : self.lengths[row]] = [*prompt, *answer]
+        self.input_batch = SimpleNamespace(
+            req_ids=ids, num_prompt_tokens=tokens(*(len(prompt) for prompt, *_ in requests))
+        )
+        self.requests = {
+            name: SimpleNamespace(
+                sampling_params=SimpleNamespace(extra_args=None if sent is None else {ARGUMENT: sent})
+            )
+            for name, (_, _, sent) in zip(ids, requests, strict=True)
+        }
+
+
+def drafter(runner: Runner | None, most: int = 8) -> Drafter:
+    config = SimpleNamespace(
+        speculative_config=SimpleNamespace(num_speculative_tokens=most),
+        model_config=SimpleNamespace(max_model_len=WINDOW),
+    )
+    made = Drafter(config)
+    made.load_model(None)
+    if runner is not None:
+        made.bind(runner)
+    return made
+
+
+def proposed(runner: Runner, sampled: list[list[int]] | None = None, most: int = 8) -> list[list[int]]:
+    return drafter(runner, most).propose(sampled or [[1]] * len(runner.requests), runner.lengths, runner.tokens)
+
+
+TEXT = tuple(range(20, 50))
+
+
+def test_each_request_is_proposed_what_its_own_drafts_hold() -> None:
+    runner = Runner(
+        ((1, 2), (20, 21, 22, 23), packed([TEXT])),
+        ((20, 21, 22, 30, 31), (20, 21), b""),
+        ((20, 21, 22), (20, 21)),
+    )
+    assert proposed(runner) == [[24, 25, 26, 27, 28, 29, 30, 31], [22, 30, 31], []]
+
+
+def test_a_request_that_was_not_sampled_is_proposed_nothing() -> None:
+    runner = Runner(((1, 2), (20, 21), packed([TEXT])), ((1, 2), (20, 21), packed([TEXT])))
+    assert proposed(runner, [[], [21]]) == [[], [22, 23, 24, 25, 26, 27]]
+
+
+def test_nothing_is_proposed_beyond_the_window() -> None:
+    runner = Runner((tuple([1] * (WINDOW - 6)), (20, 21, 22), packed([TEXT])))
+    assert proposed(runner) == [[23, 24]]
+
+
+def test_many_requests_share_the_rows_of_a_step() -> None:
+    many = Runner(*[((1, 2), TEXT[:12], packed([TEXT]))] * (ROWS // 4))
+    assert {len(one) for one in proposed(many)} == {4}
+    too_many = Runner(*[((1, 2), TEXT[:12], packed([TEXT]))] * (ROWS + 1))
+    assert {len(one) for one in proposed(too_many)} == {0}
+
+
+def test_before_it_knows_its_requests_it_proposes_nothing() -> None:
+    assert drafter(None).propose([[1], [2]], tokens(3, 3), np.zeros((2, WINDOW), dtype=np.int32)) == [[], []]
+
+
+def test_warming_up_tells_it_whose_requests_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    runner: Any = Runner(((1, 2), (20, 21), packed([TEXT])))
+    runner.drafter = drafter(None)
+    worker: Any = WorkerExtension()
+    worker.model_runner = runner
+    worker.loramem_warm_up()
+    assert runner.drafter.propose([[21]], runner.lengths, runner.tokens) == [[22, 23, 24, 25, 26, 27]]
