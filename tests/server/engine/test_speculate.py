@@ -88,11 +88,10 @@ class Runner:
         self.input_batch = SimpleNamespace(
             req_ids=ids, num_prompt_tokens=tokens(*(len(prompt) for prompt, *_ in requests))
         )
+        sent = [dict(zip([ARGUMENT], rest, strict=False)) for _, _, *rest in requests]
         self.requests = {
-            name: SimpleNamespace(
-                sampling_params=SimpleNamespace(extra_args=None if sent is None else {ARGUMENT: sent})
-            )
-            for name, (_, _, sent) in zip(ids, requests, strict=True)
+            name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=one or None))
+            for name, one in zip(ids, sent, strict=True)
         }
 
 
