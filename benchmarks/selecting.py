@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None, transport: httpx.BaseTransport 
     model = served_model(options.url, options.api_key, transport)
     with (
         Client(options.url, api_key=options.api_key, namespace=options.namespace, transport=transport) as client,
-        _smoke_documents(client) if options.smoke else nullcontext(),
+        smoke_documents(client) if options.smoke else nullcontext(),
     ):
         check_adapters(client, questions[0])
         rounds = measured(client, questions, options.concurrency, options.rounds, options.max_tokens)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None, transport: httpx.BaseTransport 
 
 
 @contextmanager
-def _smoke_documents(client: Client) -> Iterator[None]:
+def smoke_documents(client: Client) -> Iterator[None]:
     """Three documents, live. Raises `NotLearnt`."""
     documents = []
     try:
@@ -221,7 +221,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
     if options.smoke:
         options.namespace, options.concurrency, options.rounds = f"selecting-{uuid4().hex[:8]}", 2, 1
     try:
-        questions = _questions(options)
+        questions = drawn_questions(options)
     except (BadData, OSError, ValueError) as error:
         parser.error(str(error))
     if len(questions) < options.concurrency:
@@ -229,7 +229,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
     return options, questions
 
 
-def _questions(options: argparse.Namespace) -> list[str]:
+def drawn_questions(options: argparse.Namespace) -> list[str]:
     """Of a file a line each; else drawn as `benchmarks.recall` draws them, in random order."""
     if options.smoke:
         return [asked.prompt for item in (*SMOKE_ITEMS, SMOKE_OTHER) for asked in item.questions[:SMOKE_QUESTIONS]]

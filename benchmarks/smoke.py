@@ -78,6 +78,7 @@ BENCHMARKS = (
     Benchmark("soak", server=True),
     Benchmark("recall", server=True),
     Benchmark("selecting", server=True),
+    Benchmark("speculation", server=True),
     Benchmark("squad", server=True),
     Benchmark("recipes", server=True),
     Benchmark("harm", server=True),

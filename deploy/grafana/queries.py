@@ -10,6 +10,7 @@ MODE = 'mode=~"$mode"'
 ANSWERED = f'{MODE},outcome="answered"'
 DURATION = "loramem_query_duration_seconds"
 TTFT = "loramem_query_ttft_seconds"
+ACCEPTED, DRAFTED = (f"vllm:spec_decode_num_{which}_tokens_total" for which in ("accepted", "draft"))
 
 
 def queries() -> dict[str, Any]:
@@ -208,6 +209,15 @@ def _engine() -> Row:
                 "Share of prompt tokens whose keys and values were at hand. They are kept apart for each adapter.",
                 "percentunit",
                 Query(f"{rate('vllm:prefix_cache_hits_total')} / {rate('vllm:prefix_cache_queries_total')}", "hits"),
+                most=1,
+            ),
+            lines(
+                "Drafts accepted",
+                "Share of the drafted tokens that the model would have said too. Nothing where nothing is drafted.",
+                "percentunit",
+                Query(
+                    f"{rate(f'{DRAFTED}_accepted_tokens_total')} / {rate(f'{DRAFTED}_draft_tokens_total')}", "accepted"
+                ),
                 most=1,
             ),
             lines(

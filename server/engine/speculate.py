@@ -21,8 +21,9 @@ BETWEEN = -1
 """Stands before, between and after the texts of a draft, and before an answer, so that beginnings match beginnings."""
 LONGEST_MATCH = 12
 """Tokens of the answer that are looked for."""
-ROWS = 64
-"""Drafted tokens in one step, of all requests: beyond that a CPU computes longer than it waits for the weights."""
+REQUESTS = 8
+"""The more run at once, the longer a CPU computes and the less it waits for the weights, so the surer a proposal has to
+be: for each so many, one more token of the answer must match."""
 ARGUMENT = "loramem_drafts"
 """Of `SamplingParams.extra_args`: what `packed` gives."""
 
@@ -38,8 +39,9 @@ def unpacked(drafts: bytes, prompt: Tokens) -> Tokens:
     return np.concatenate((between, np.frombuffer(drafts, dtype=np.int32), prompt, between))
 
 
-def continuation(looked_through: Tokens, answer: Tokens, most: int) -> list[int]:
-    """What follows where the longest end of `answer` first stands; up to `most`, and twice as long as that end.
+def continuation(looked_through: Tokens, answer: Tokens, most: int, busy: int = 0) -> list[int]:
+    """What follows where the longest end of `answer` first stands: a token more than that end has, less `busy`, and up
+    to `most`.
 
     The longer the match, the more of what follows is right; after one token alone it is as often wrong.
     """
@@ -56,7 +58,7 @@ def continuation(looked_through: Tokens, answer: Tokens, most: int) -> list[int]
             break
         ends, matched = longer, matched + 1
     start = int(ends[0]) + 1
-    follows: list[int] = looked_through[start : start + min(2 * matched, most)].tolist()
+    follows: list[int] = looked_through[start : start + max(0, min(matched + 1 - busy, most))].tolist()
     return follows[: follows.index(BETWEEN)] if BETWEEN in follows else follows
 
 
@@ -85,18 +87,18 @@ class Drafter:
         """
         if self._runner is None:
             return [[] for _ in sampled]
-        most = min(self._most, ROWS // max(1, len(sampled)))
+        busy = len(sampled) // REQUESTS
         return [
-            self._proposed(row, int(lengths[row]), tokens[row], most) if added else []
+            self._proposed(row, int(lengths[row]), tokens[row], busy) if added else []
             for row, added in enumerate(sampled)
         ]
 
-    def _proposed(self, row: int, length: int, tokens: Tokens, most: int) -> list[int]:
+    def _proposed(self, row: int, length: int, tokens: Tokens, busy: int) -> list[int]:
         batch = self._runner.input_batch
         sampling = self._runner.requests[batch.req_ids[row]].sampling_params
         drafts = (sampling.extra_args or {}).get(ARGUMENT)
         if drafts is None:
             return []
         begins = int(batch.num_prompt_tokens[row])
-        room = self._window - length - 1
-        return continuation(unpacked(drafts, tokens[:begins]), tokens[begins:length], min(most, room))
+        most = min(self._most, self._window - length - 1)
+        return continuation(unpacked(drafts, tokens[:begins]), tokens[begins:length], most, busy)

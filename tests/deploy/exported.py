@@ -105,8 +105,18 @@ def of_vllm() -> Labels:
     spec = find_spec("vllm")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    source = Path(spec.submodule_search_locations[0], "v1", "metrics", "loggers.py").read_text()
-    return dict(vllm_names(source))
+    sources = Path(spec.submodule_search_locations[0], "v1")
+    drafts = drafting_names(sources.joinpath("spec_decode", "metrics.py").read_text())
+    return dict(vllm_names(sources.joinpath("metrics", "loggers.py").read_text())) | dict(drafts)
+
+
+def drafting_names(source: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Counters with vLLM's usual labels, of pairs such as `("vllm:spec_decode_...", "documentation")`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2:
+            name = node.elts[0]
+            if isinstance(name, ast.Constant) and str(name.value).startswith("vllm:spec_decode_"):
+                yield from _of_kind(str(name.value), "counter", {"model_name", "engine"})
 
 
 def vllm_names(source: str) -> Iterator[tuple[str, frozenset[str]]]:

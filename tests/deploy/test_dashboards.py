@@ -193,4 +193,6 @@ class Logger:
     assert found["vllm:g"] == {"model_name", "engine", "reason"}
     assert found["vllm:c_total"] == {"model_name"}
     assert found["vllm:h_bucket"] == {"model_name", "engine", "le"}
-    assert "vllm:time_to_first_token_seconds_bucket" in exported.of_vllm()
+    of_vllm = exported.of_vllm()
+    assert "vllm:time_to_first_token_seconds_bucket" in of_vllm
+    assert of_vllm["vllm:spec_decode_num_accepted_tokens_total"] == {"model_name", "engine"}

@@ -16,6 +16,7 @@ from tests.flow.live import Live
 pytestmark = [pytest.mark.flow, pytest.mark.slow]
 
 QUESTION = "Who dug the harbour of Quillmere?"
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 STAGES = {"embed", "search", "merge", "queue", "prefill", "decode", "ttft", "total"}
 
 
@@ -54,6 +55,19 @@ def test_the_weights_hold_the_text_with_the_book_closed(live: Live, library: Lib
     assert "Wrenfield" in reply["answer"]
     assert reply["context"] == []
     assert "Wrenfield" not in live.ask(QUESTION, mode="base")["answer"]
+
+
+def test_what_was_taught_is_drafted_and_the_answer_is_the_same(live: Live, library: Library) -> None:
+    """With a temperature nothing is drafted; with so low a one, what a memory is sure of is what it says without."""
+    asked = {"mode": "lora", "namespace": "library", "max_tokens": 24}
+    before = _metric(live, ACCEPTED)
+    drafted = live.ask(QUESTION, **asked)
+    accepted = _metric(live, ACCEPTED) - before
+    assert accepted >= drafted["usage"]["completion_tokens"] / 2
+    plain = live.ask(QUESTION, **asked, temperature=0.01, seed=1)
+    assert _metric(live, ACCEPTED) == before + accepted
+    assert drafted["answer"] == plain["answer"]
+    assert drafted["usage"] == plain["usage"]
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "cat"])
@@ -197,14 +211,14 @@ def _events(stream: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _wait_idle(live: Live) -> None:
     deadline = time.monotonic() + 10
-    while _running(live) > 0:
+    while _metric(live, "vllm:num_requests_running") > 0:
         assert time.monotonic() < deadline, "the engine still runs the request"
         time.sleep(0.1)
 
 
-def _running(live: Live) -> float:
+def _metric(live: Live, name: str) -> float:
     lines = live.client.get("/metrics").text.splitlines()
-    values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("vllm:num_requests_running{")]
+    values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"{name}{{")]
     return sum(float(value) for value in values)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.extension import WorkerExtension
-from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, ROWS, Drafter, continuation, packed, unpacked
+from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, REQUESTS, Drafter, continuation, packed, unpacked
 
 NOTHING = np.array([], dtype=np.int32)
 WINDOW = 64
@@ -32,7 +32,7 @@ def test_the_longest_match_wins_and_then_the_first() -> None:
     assert continuation(looked_through, tokens(5, 1, 2, 3), 1) == [11]
 
 
-@pytest.mark.parametrize(("answer", "length"), [((50,), 0), ((50, 1), 2), ((50, 1, 2), 4), ((50, 1, 2, 3), 5)])
+@pytest.mark.parametrize(("answer", "length"), [((50,), 0), ((50, 1), 2), ((50, 1, 2), 3), ((50, 1, 2, 3, 4, 5), 5)])
 def test_the_longer_the_match_the_longer_the_proposal(answer: tuple[int, ...], length: int) -> None:
     text = tuple(range(20))
     assert continuation(drafts((99, *text)), tokens(*answer), 5) == list(text[answer[-1] + 1 :][:length])
@@ -56,12 +56,12 @@ def test_the_prompt_is_looked_through_after_the_drafts() -> None:
     assert continuation(both, tokens(9, 4, 5), 8) == [6, 7]
 
 
-def by_hand(looked_through: list[int], answer: list[int], most: int) -> list[int]:
+def by_hand(looked_through: list[int], answer: list[int], most: int, busy: int) -> list[int]:
     tail = [BETWEEN, *answer][-LONGEST_MATCH:]
     for matched in range(len(tail), 0, -1):
         for start in range(matched, len(looked_through)):
             if looked_through[start - matched : start] == tail[-matched:]:
-                follows = looked_through[start : start + min(2 * matched, most)]
+                follows = looked_through[start : start + max(0, min(matched + 1 - busy, most))]
                 return follows[: follows.index(BETWEEN)] if BETWEEN in follows else follows
     return []
 
@@ -70,10 +70,14 @@ def by_hand(looked_through: list[int], answer: list[int], most: int) -> list[int
     st.lists(st.lists(st.integers(0, 3), max_size=30), max_size=4),
     st.lists(st.integers(0, 3), min_size=1, max_size=30),
     st.integers(0, 9),
+    st.integers(0, 3),
 )
-def test_it_is_what_looking_for_every_end_finds(texts: list[list[int]], answer: list[int], most: int) -> None:
+def test_it_is_what_looking_for_every_end_finds(
+    texts: list[list[int]], answer: list[int], most: int, busy: int
+) -> None:
     looked_through = drafts(*map(tuple, texts))
-    assert continuation(looked_through, tokens(*answer), most) == by_hand(looked_through.tolist(), answer, most)
+    found = continuation(looked_through, tokens(*answer), most, busy)
+    assert found == by_hand(looked_through.tolist(), answer, most, busy)
 
 
 class Runner:
@@ -120,12 +124,12 @@ def test_each_request_is_proposed_what_its_own_drafts_hold() -> None:
         ((20, 21, 22, 30, 31), (20, 21), b""),
         ((20, 21, 22), (20, 21)),
     )
-    assert proposed(runner) == [[24, 25, 26, 27, 28, 29, 30, 31], [22, 30, 31], []]
+    assert proposed(runner) == [[24, 25, 26, 27, 28, 29], [22, 30, 31], []]
 
 
 def test_a_request_that_was_not_sampled_is_proposed_nothing() -> None:
     runner = Runner(((1, 2), (20, 21), packed([TEXT])), ((1, 2), (20, 21), packed([TEXT])))
-    assert proposed(runner, [[], [21]]) == [[], [22, 23, 24, 25, 26, 27]]
+    assert proposed(runner, [[], [21]]) == [[], [22, 23, 24, 25]]
 
 
 def test_nothing_is_proposed_beyond_the_window() -> None:
@@ -133,11 +137,10 @@ def test_nothing_is_proposed_beyond_the_window() -> None:
     assert proposed(runner) == [[23, 24]]
 
 
-def test_many_requests_share_the_rows_of_a_step() -> None:
-    many = Runner(*[((1, 2), TEXT[:12], packed([TEXT]))] * (ROWS // 4))
-    assert {len(one) for one in proposed(many)} == {4}
-    too_many = Runner(*[((1, 2), TEXT[:12], packed([TEXT]))] * (ROWS + 1))
-    assert {len(one) for one in proposed(too_many)} == {0}
+@pytest.mark.parametrize(("requests", "length"), [(1, 5), (REQUESTS - 1, 5), (REQUESTS, 4), (5 * REQUESTS, 0)])
+def test_the_more_run_at_once_the_surer_a_proposal_has_to_be(requests: int, length: int) -> None:
+    runner = Runner(*[((1, 2), TEXT[:3], packed([TEXT]))] * requests)
+    assert {len(one) for one in proposed(runner)} == {length}
 
 
 def test_before_it_knows_its_requests_it_proposes_nothing() -> None:
@@ -151,4 +154,4 @@ def test_warming_up_tells_it_whose_requests_it_serves(monkeypatch: pytest.Monkey
     worker: Any = WorkerExtension()
     worker.model_runner = runner
     worker.loramem_warm_up()
-    assert runner.drafter.propose([[21]], runner.lengths, runner.tokens) == [[22, 23, 24, 25, 26, 27]]
+    assert runner.drafter.propose([[21]], runner.lengths, runner.tokens) == [[22, 23, 24, 25]]

@@ -1,0 +1,107 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks import speculation
+from benchmarks.speculation import ACCEPTED, DRAFTED, GENERATED, WAYS, Answered, Pair, Way, checks, figures, main
+from tests.benchmarks.fake_server import MemoryServer
+
+Json = dict[str, Any]
+QUESTIONS = ["Mill who?", "Barn what?"]
+DRAFTING, PLAIN = "http://drafting", "http://plain"
+
+
+class TwoServers(MemoryServer):
+    """One memory at two addresses; where it drafts, it counts. `differs`: what the plain one says instead."""
+
+    def __init__(self, titles: Sequence[str] = ("Mill", "Roof", "Barn")) -> None:
+        super().__init__()
+        self.counts = {GENERATED: 0, ACCEPTED: 0, DRAFTED: 0}
+        self.hosts: list[str] = []
+        self.differs = ""
+        for title in titles:
+            self.documents[title] = {"id": title, "title": title, "text": f"{title}.", "namespace": "n"}
+
+    def reply(self, request: httpx.Request) -> httpx.Response:
+        drafts = request.url.host == "drafting"
+        if request.url.path == "/metrics":
+            lines = [f'{name}{{model_name="tiny"}} {value}' for name, value in self.counts.items()]
+            return httpx.Response(200, text="\n".join([*lines, ""]) if drafts else "")
+        reply = super().reply(request)
+        if request.url.path != "/query":
+            return reply
+        tokens = json.loads(request.content)["max_tokens"]
+        if tokens > 1:
+            self.hosts.append(request.url.host)
+        if drafts:
+            for name, more in ((GENERATED, tokens), (ACCEPTED, tokens // 2), (DRAFTED, tokens)):
+                self.counts[name] += more
+        body = json.loads(reply.content)
+        body |= {"timings_ms": {"ttft": 100.0, "total": 200.0 if drafts else 400.0}}
+        body["answer"] = body["answer"] if drafts or not self.differs else self.differs
+        return httpx.Response(200, json=body)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "questions.txt"
+    file.write_text("\n".join(QUESTIONS))
+    return file
+
+
+def run(server: TwoServers, questions: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Json]:
+    given = ["--json", "--url", DRAFTING, "--plain", PLAIN, "--namespace", "n"]
+    status = main([*given, "--questions", str(questions), "--max-tokens", "10"], server.transport)
+    return status, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_both_servers_are_asked_in_turn_and_compared(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = TwoServers()
+    status, report = run(server, questions, capsys)
+    assert status == 0
+    assert server.hosts == ["drafting", "plain", "plain", "drafting"] * len(WAYS)
+    assert list(report["ways"]) == list(WAYS)
+    for way in report["ways"].values():
+        assert (way["same_answers"], way["tokens_a_step"], way["accepted_of_drafted"]) == (2, 2.0, 0.5)
+        assert (way["ttft_ms"], way["total_ms"]) == ([100.0, 100.0], [200.0, 400.0])
+        assert (way["total_ratio"], way["after_first_token_ratio"]) == (0.5, 0.333)
+    assert report["checks"][0]["ok"]
+    assert PLAIN not in json.dumps(report)
+    assert str(questions.parent) not in json.dumps(report)
+
+
+def test_an_answer_that_drafts_change_fails(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = TwoServers()
+    server.differs = "something else"
+    status, report = run(server, questions, capsys)
+    assert status == 1
+    assert [one["ok"] for one in report["checks"]] == [False]
+
+
+def test_a_server_that_counts_no_drafts_has_no_shares() -> None:
+    one = Answered("text", 1, 100, 100)
+    found = figures(Way([Pair(one, one)], {GENERATED: 1, ACCEPTED: 0, DRAFTED: 0}))
+    assert (found["tokens_a_step"], found["accepted_of_drafted"], found["after_first_token_ratio"]) == (1.0, None, None)
+    assert checks({"a": found}, 1)[0]["ok"]
+    assert not checks({"a": found}, 2)[0]["ok"]
+
+
+def test_without_a_plain_server_it_says_what_is_needed(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--questions", str(questions)])
+    assert "LORAMEM_SPECULATIVE_TOKENS=0" in capsys.readouterr().err
+
+
+def test_a_smoke_run_compares_a_server_with_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TwoServers(())
+    monkeypatch.setattr(speculation, "WAYS", {"one adapter": WAYS["one adapter"]})
+    assert main(["--json", "--smoke", "--url", DRAFTING], server.transport) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["ways"]["one adapter"]["total_ratio"] == 1
+    assert not server.documents
