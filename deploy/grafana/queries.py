@@ -161,6 +161,7 @@ def _tokens() -> Row:
                 "`prompt` was read, `completion` was answered, `dropped` is of candidates not selected.",
                 TOKENS_PER_SECOND,
                 Query(rate("loramem_tokens_total", MODE, "kind"), "{{kind}}"),
+                width=6,
             ),
             lines(
                 "Tokens of the engine",
@@ -168,6 +169,7 @@ def _tokens() -> Row:
                 TOKENS_PER_SECOND,
                 Query(rate("vllm:prompt_tokens_total"), "read"),
                 Query(rate("vllm:generation_tokens_total"), "written"),
+                width=6,
             ),
             lines(
                 "Between two tokens",
@@ -175,6 +177,15 @@ def _tokens() -> Row:
                 "s",
                 Query(quantile(0.5, between), "p50"),
                 Query(quantile(0.95, between), "p95"),
+                width=6,
+            ),
+            lines(
+                "Drafts accepted",
+                "Share of the drafted tokens that the model would have said too. Nothing where nothing is drafted.",
+                "percentunit",
+                Query(f"{rate(ACCEPTED)} / {rate(DRAFTED)}", "accepted"),
+                width=6,
+                most=1,
             ),
         ],
     )
@@ -209,15 +220,6 @@ def _engine() -> Row:
                 "Share of prompt tokens whose keys and values were at hand. They are kept apart for each adapter.",
                 "percentunit",
                 Query(f"{rate('vllm:prefix_cache_hits_total')} / {rate('vllm:prefix_cache_queries_total')}", "hits"),
-                most=1,
-            ),
-            lines(
-                "Drafts accepted",
-                "Share of the drafted tokens that the model would have said too. Nothing where nothing is drafted.",
-                "percentunit",
-                Query(
-                    f"{rate(f'{DRAFTED}_accepted_tokens_total')} / {rate(f'{DRAFTED}_draft_tokens_total')}", "accepted"
-                ),
                 most=1,
             ),
             lines(
