@@ -32,6 +32,15 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.writer_base_url == "https://writer/v1"
 
 
+@pytest.mark.parametrize(("value", "cpu", "gpu"), [("auto", 8, 0), ("0", 0, 0), ("3", 3, 3)])
+def test_drafts_are_for_cpus_unless_a_number_is_given(
+    monkeypatch: pytest.MonkeyPatch, value: str, cpu: int, gpu: int
+) -> None:
+    monkeypatch.setenv("LORAMEM_SPECULATIVE_TOKENS", value)
+    settings = load_settings()
+    assert (settings.speculative_tokens_on("cpu"), settings.speculative_tokens_on("gpu")) == (cpu, gpu)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
@@ -43,6 +52,8 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("LEASE_S", "0", "greater than 0"),
         ("KV_CACHE_BYTES", "-1", "greater than 0"),
         ("WRITER_URL", "localhost:1234", "must start with http:// or https://"),
+        ("SPECULATIVE_TOKENS", "33", "less than or equal to 32"),
+        ("SPECULATIVE_TOKENS", "some", "'auto'"),
         ("SEED", "-1", "greater than or equal to 0"),
     ],
 )
