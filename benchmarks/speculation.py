@@ -9,7 +9,8 @@ Both servers hold the same memory: stop one, copy its data folder. Each question
 second one to the plain server first. Of a pair of times the first is the drafting server's; ratios are its times by the
 plain one's. `tokens_a_step` is what a step of its engine added to an answer, prefill counted, by the engine's counters.
 
-Greedy answers must be the same, to the letter. With `--smoke`, documents are learnt for seconds into a namespace of
+Greedy answers should be the same; where two tokens are nearly equally likely, rows that are computed together may round
+otherwise than one alone. With `--smoke`, documents are learnt for seconds into a namespace of
 their own; without `--plain` the server is compared with itself.
 """
 
@@ -46,9 +47,12 @@ WAYS: Mapping[str, Json] = {
     "rag": {"mode": "rag"},
     "hybrid": {"mode": "hybrid"},
 }
+SAME = 0.97
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 GENERATED = "vllm:generation_tokens_total"
+STEPS = ("vllm:time_to_first_token_seconds_count", "vllm:inter_token_latency_seconds_count")
+"""Together one for each step of each answer."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Server:
 
     def counted(self) -> dict[str, float]:
         """By the engine since it started; zero for what a server without drafts does not count."""
-        found = dict.fromkeys((ACCEPTED, DRAFTED, GENERATED), 0.0)
+        found = dict.fromkeys((ACCEPTED, DRAFTED, GENERATED, *STEPS), 0.0)
         for family in text_string_to_metric_families(self._http.get("/metrics").raise_for_status().text):
             for sample in family.samples:
                 if sample.name in found:
@@ -153,11 +157,12 @@ def figures(way: Way) -> Json:
     sides = [one.drafting for one in way.pairs], [one.plain for one in way.pairs]
     totals, firsts = ([sum(map(ms, side)) for side in sides] for ms in (_total_ms, _ttft_ms))
     generated, accepted, drafted = (way.counted[name] for name in (GENERATED, ACCEPTED, DRAFTED))
+    steps = sum(way.counted[name] for name in STEPS)
     drafting_after, plain_after = (total - first for total, first in zip(totals, firsts, strict=True))
     return {
         "same_answers": sum(one.drafting.text == one.plain.text for one in way.pairs),
         "tokens": round(mean([one.tokens for one in sides[1]]), 2),
-        "tokens_a_step": round(generated / (generated - accepted), 3) if generated > accepted else None,
+        "tokens_a_step": round(generated / steps, 3) if steps else None,
         "accepted_of_drafted": round(accepted / drafted, 3) if drafted else None,
         "ttft_ms": [round(first / len(way.pairs), 1) for first in firsts],
         "total_ms": [round(total / len(way.pairs), 1) for total in totals],
@@ -175,9 +180,9 @@ def _ttft_ms(one: Answered) -> float:
 
 
 def checks(found: Mapping[str, Json], questions: int) -> list[Json]:
-    """Whether anything was changed; how much is saved is not promised."""
-    asked, same = questions * len(found), sum(one["same_answers"] for one in found.values())
-    return [check("answers that are the same", same, f"= {asked}", same == asked)]
+    """Whether more was changed than rounding does; how much is saved is not promised."""
+    share = round(sum(one["same_answers"] for one in found.values()) / (questions * len(found)), 4)
+    return [check("share of answers that are the same", share, f">= {SAME:g}", share >= SAME)]
 
 
 def _command(options: argparse.Namespace) -> str:

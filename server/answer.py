@@ -101,8 +101,10 @@ class Answerer:
             return await asyncio.to_thread(self._built, ask, route)
 
     def _built(self, ask: Ask, route: Route) -> Prompt:
-        drafts = self.drafts.of(one.adapter_id for one in route.adapters) if ask.mode in ADAPTER_MODES else {}
-        return replace(self.prompts.build(ask, route), drafts=drafts)
+        prompt = self.prompts.build(ask, route)
+        if not self.engine.speculates or ask.mode not in ADAPTER_MODES:
+            return prompt
+        return replace(prompt, drafts=self.drafts.of(one.adapter_id for one in route.adapters))
 
     def _openers(self, ask: Ask, route: Route, prompting: Awaitable[Prompt]) -> list[Opener]:
         """Of the one adapter, or of all merged, or of none; or of each that may begin beside the best."""

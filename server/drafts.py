@@ -1,4 +1,4 @@
-"""What an answer may repeat word for word: what the adapters that give it were taught."""
+"""What an answer may repeat word for word: what the adapters that give it were taught, and examined with."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -38,6 +38,8 @@ class Drafts:
         with self._database.read() as session:
             answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
             texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
-        encode = self._engine.encode
         end = self._engine.tokenizer.eos_token_id
-        return packed([*((*encode(answer), end) for answer in answers), *map(encode, texts)])
+        return packed([*((*self._tokens(answer), end) for answer in answers), *map(self._tokens, texts)])
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._engine.tokenizer(text, add_special_tokens=False)["input_ids"])

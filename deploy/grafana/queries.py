@@ -172,8 +172,8 @@ def _tokens() -> Row:
                 width=6,
             ),
             lines(
-                "Between two tokens",
-                "The engine's time from one token of an answer to the next.",
+                "Between two steps of an answer",
+                "The engine's time from one step to the next, which adds a token, or several that were drafted.",
                 "s",
                 Query(quantile(0.5, between), "p50"),
                 Query(quantile(0.95, between), "p95"),

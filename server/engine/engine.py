@@ -106,6 +106,8 @@ class Engine:
         self._tokenizer: Any = None
         self._llm: Any = None
         self._warm = False
+        self.speculates = False
+        """Whether drafts are of use to it."""
 
     async def start(self) -> None:
         """Start the engine's processes; takes tens of seconds, in a thread, so that uploads are answered meanwhile.
@@ -127,7 +129,9 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
-        self._llm = AsyncLLM.from_engine_args(_engine_args(self.settings, self.base))
+        arguments = _engine_args(self.settings, self.base)
+        self.speculates = arguments.speculative_config is not None
+        self._llm = AsyncLLM.from_engine_args(arguments)
 
     def stop(self) -> None:
         if self._llm is not None:
@@ -218,7 +222,7 @@ class Engine:
         """Decode, a delta per engine step. Closing the iterator aborts the request in the engine.
 
         `salt` keeps prefix-cache blocks of one namespace from being shared with another. `drafts` (`speculate.packed`)
-        is what the answer may repeat: it makes it faster, not different.
+        is what the answer may repeat, which makes it faster.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -227,7 +231,7 @@ class Engine:
             inputs["cache_salt"] = salt
         outputs = self._live().generate(
             inputs,
-            _sampling_params(sampling, drafts),
+            _sampling_params(sampling, drafts if self.speculates else None),
             uuid.uuid4().hex,
             lora_request=_lora_request(adapter),
             trace_headers=tracing.headers() or None,
@@ -316,7 +320,7 @@ def _lora_request(adapter: EngineAdapter | None) -> Any:
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.int_id, lora_path=adapter.path)
 
 
-def _sampling_params(sampling: Sampling, drafts: bytes) -> Any:
+def _sampling_params(sampling: Sampling, drafts: bytes | None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -331,7 +335,7 @@ def _sampling_params(sampling: Sampling, drafts: bytes) -> Any:
         frequency_penalty=sampling.frequency_penalty,
         output_kind=RequestOutputKind.DELTA,
         # With a temperature, how many tokens are proposed, which is the load's affair, would change a seed's answer.
-        extra_args={ARGUMENT: drafts} if sampling.temperature == 0 else None,
+        extra_args={ARGUMENT: drafts} if drafts is not None and sampling.temperature == 0 else None,
     )
 
 
@@ -355,7 +359,6 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
     from server.engine.cpu_norm import PRIORITY
 
     on_gpu = torch.cuda.is_available()
-    speculative_tokens = settings.speculative_tokens_on("gpu" if on_gpu else "cpu")
     options: dict[str, Any] = (
         {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {"ir_op_priority": PRIORITY}
     )
@@ -377,17 +380,22 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,
-        speculative_config=_speculative(speculative_tokens),
+        speculative_config=_speculative(settings, on_gpu),
         otlp_traces_endpoint=tracing.traces_url(settings),
         **options,
     )
 
 
-def _speculative(tokens: int) -> dict[str, Any] | None:
+def _speculative(settings: Settings, on_gpu: bool) -> dict[str, Any] | None:
+    """On a CPU with a schedule, though it is always the same: without one, vLLM fills requests up to the size that a
+    GPU's graphs have, with drafts that do not exist."""
+    tokens = settings.speculative_tokens_on("gpu" if on_gpu else "cpu")
     if not tokens:
         return None
+    always = [(1, settings.max_concurrent_requests, tokens)]
     return {
         "method": "custom_class",
         "model": f"{Drafter.__module__}.{Drafter.__qualname__}",
         "num_speculative_tokens": tokens,
+        **({} if on_gpu else {"num_speculative_tokens_per_batch_size": always}),
     }

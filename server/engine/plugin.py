@@ -34,16 +34,19 @@ DEFAULT_BYTES = str(1 << 30)
 
 
 def register() -> None:
-    """Wrap vLLM's methods once per process; on a CPU, put LoRA's product and the norm in place, and wait asleep."""
+    """Wrap vLLM's methods once per process; on a CPU, put products, norm and sampler in place, and wait asleep."""
+    from vllm import SamplingParams
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 
-    from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_wait, resolver
+    from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait, resolver, speculate
 
     cpu_lora.install()
     cpu_norm.install()
     cpu_gemm.install()
+    cpu_sample.install()
     cpu_wait.install()
+    speculate.hide_drafts(SamplingParams)
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
         logging.getLogger("vllm").setLevel(logging.WARNING)

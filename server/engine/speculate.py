@@ -3,8 +3,8 @@
 An adapter says much of what it learnt word for word, and an answer from retrieved text quotes its prompt. So the next
 tokens are looked up, where a smaller model would guess them: what followed where the end of the answer so far stands in
 the drafts is proposed, and the model checks all of it in the step that it would have spent on one token. Only what it
-would have said itself is accepted. On a CPU, whose step waits for the weights to come out of memory, that makes up to
-three tokens a step (decision 0023).
+would have said itself is accepted. On a CPU, whose step waits for the weights to come out of memory, that is two tokens
+or three in the time of one (decision 0023).
 
 vLLM makes a `Drafter` in its worker (speculative method `custom_class`); the drafts come with the question.
 """
@@ -21,9 +21,9 @@ BETWEEN = -1
 """Stands before, between and after the texts of a draft, and before an answer, so that beginnings match beginnings."""
 LONGEST_MATCH = 12
 """Tokens of the answer that are looked for."""
-REQUESTS = 8
-"""The more run at once, the longer a CPU computes and the less it waits for the weights, so the surer a proposal has to
-be: for each so many, one more token of the answer must match."""
+BESIDE = 4
+"""The more requests run, the longer a CPU computes and the less it waits for the weights, and the surer a proposal has
+to be: for each request beside its own, up to so many, it is a token shorter."""
 ARGUMENT = "loramem_drafts"
 """Of `SamplingParams.extra_args`: what `packed` gives."""
 
@@ -39,9 +39,9 @@ def unpacked(drafts: bytes, prompt: Tokens) -> Tokens:
     return np.concatenate((between, np.frombuffer(drafts, dtype=np.int32), prompt, between))
 
 
-def continuation(looked_through: Tokens, answer: Tokens, most: int, busy: int = 0) -> list[int]:
-    """What follows where the longest end of `answer` first stands: a token more than that end has, less `busy`, and up
-    to `most`.
+def continuation(looked_through: Tokens, answer: Tokens, *, most: int, fewer: int = 0) -> list[int]:
+    """What follows where the longest end of `answer` first stands: a token more than that end has, so many `fewer`, and
+    no more than `most`.
 
     The longer the match, the more of what follows is right; after one token alone it is as often wrong.
     """
@@ -58,8 +58,23 @@ def continuation(looked_through: Tokens, answer: Tokens, most: int, busy: int = 
             break
         ends, matched = longer, matched + 1
     start = int(ends[0]) + 1
-    follows: list[int] = looked_through[start : start + max(0, min(matched + 1 - busy, most))].tolist()
+    follows: list[int] = looked_through[start : start + max(0, min(matched + 1 - fewer, most))].tolist()
     return follows[: follows.index(BETWEEN)] if BETWEEN in follows else follows
+
+
+def hide_drafts(parameters: Any) -> None:
+    """vLLM writes the parameters of what runs into its log when it dies, and drafts are somebody's text; once."""
+    stock = parameters.__repr__
+    if hasattr(stock, "_loramem"):
+        return
+
+    def shown(self: Any) -> str:
+        text: str = stock(self)
+        drafts = (self.extra_args or {}).get(ARGUMENT)
+        return text if drafts is None else text.replace(repr(drafts), f"<{len(drafts)} bytes>")
+
+    shown._loramem = True  # type: ignore[attr-defined]
+    parameters.__repr__ = shown
 
 
 class Drafter:
@@ -74,8 +89,13 @@ class Drafter:
         """There is none."""
 
     def bind(self, runner: Any) -> None:
-        """Drafts are read from this runner's requests; before that nothing is proposed."""
+        """Drafts are read from this runner's requests; before that nothing is proposed.
+
+        vLLM keeps the last tokens of the window for a draft model: when any request comes near, it has zeros proposed
+        to all. Here no proposal goes beyond the window.
+        """
         self._runner = runner
+        runner.effective_drafter_max_model_len = runner.max_model_len + runner.num_spec_tokens
 
     def propose(
         self, sampled: list[list[int]], lengths: NDArray[np.int32], tokens: Tokens, slot_mappings: Any = None
@@ -87,18 +107,20 @@ class Drafter:
         """
         if self._runner is None:
             return [[] for _ in sampled]
-        busy = len(sampled) // REQUESTS
+        beside = min(len(sampled) - 1, BESIDE)
         return [
-            self._proposed(row, int(lengths[row]), tokens[row], busy) if added else []
+            self._proposed(row, int(lengths[row]), tokens[row], beside) if added else []
             for row, added in enumerate(sampled)
         ]
 
-    def _proposed(self, row: int, length: int, tokens: Tokens, busy: int) -> list[int]:
+    def _proposed(self, row: int, length: int, tokens: Tokens, beside: int) -> list[int]:
         batch = self._runner.input_batch
         sampling = self._runner.requests[batch.req_ids[row]].sampling_params
         drafts = (sampling.extra_args or {}).get(ARGUMENT)
         if drafts is None:
             return []
         begins = int(batch.num_prompt_tokens[row])
-        most = min(self._most, self._window - length - 1)
-        return continuation(unpacked(drafts, tokens[:begins]), tokens[begins:length], most, busy)
+        room = min(self._window, begins + (sampling.max_tokens or self._window)) - length - 1
+        return continuation(
+            unpacked(drafts, tokens[:begins]), tokens[begins:length], most=min(self._most, room), fewer=beside
+        )

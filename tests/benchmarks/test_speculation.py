@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from benchmarks import speculation
-from benchmarks.speculation import ACCEPTED, DRAFTED, GENERATED, WAYS, Answered, Pair, Way, checks, figures, main
+from benchmarks.speculation import ACCEPTED, DRAFTED, GENERATED, STEPS, WAYS, Answered, Pair, Way, checks, figures, main
 from tests.benchmarks.fake_server import MemoryServer
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ class TwoServers(MemoryServer):
 
     def __init__(self, titles: Sequence[str] = ("Mill", "Roof", "Barn")) -> None:
         super().__init__()
-        self.counts = {GENERATED: 0, ACCEPTED: 0, DRAFTED: 0}
+        self.counts = dict.fromkeys((GENERATED, ACCEPTED, DRAFTED, *STEPS), 0)
         self.hosts: list[str] = []
         self.differs = ""
         for title in titles:
@@ -38,7 +38,8 @@ class TwoServers(MemoryServer):
         if tokens > 1:
             self.hosts.append(request.url.host)
         if drafts:
-            for name, more in ((GENERATED, tokens), (ACCEPTED, tokens // 2), (DRAFTED, tokens)):
+            said = {GENERATED: tokens, ACCEPTED: tokens // 2, DRAFTED: tokens, STEPS[0]: 1, STEPS[1]: tokens // 2 - 1}
+            for name, more in said.items():
                 self.counts[name] += more
         body = json.loads(reply.content)
         body |= {"timings_ms": {"ttft": 100.0, "total": 200.0 if drafts else 400.0}}
@@ -84,7 +85,7 @@ def test_an_answer_that_drafts_change_fails(questions: Path, capsys: pytest.Capt
 
 def test_a_server_that_counts_no_drafts_has_no_shares() -> None:
     one = Answered("text", 1, 100, 100)
-    found = figures(Way([Pair(one, one)], {GENERATED: 1, ACCEPTED: 0, DRAFTED: 0}))
+    found = figures(Way([Pair(one, one)], {GENERATED: 1, ACCEPTED: 0, DRAFTED: 0, STEPS[0]: 1, STEPS[1]: 0}))
     assert (found["tokens_a_step"], found["accepted_of_drafted"], found["after_first_token_ratio"]) == (1.0, None, None)
     assert checks({"a": found}, 1)[0]["ok"]
     assert not checks({"a": found}, 2)[0]["ok"]

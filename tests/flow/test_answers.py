@@ -70,6 +70,18 @@ def test_what_was_taught_is_drafted_and_the_answer_is_the_same(live: Live, libra
     assert drafted["usage"] == plain["usage"]
 
 
+def test_drafts_are_checked_rightly_beside_answers_that_are_sampled(live: Live, library: Library) -> None:
+    """vLLM's own check on a CPU reads memory that nobody wrote as soon as one request of a batch has a temperature."""
+    asked = {"mode": "lora", "namespace": "library", "max_tokens": 24}
+    alone = live.ask(QUESTION, **asked)["answer"]
+    tale = {"mode": "base", "temperature": 0.9, "max_tokens": 100}
+    with ThreadPoolExecutor(3) as pool:
+        sampled = [pool.submit(live.ask, f"Tell a tale of {what}.", **tale) for what in ("a fox", "a well", "rain")]
+        while not all(one.done() for one in sampled):
+            assert live.ask(QUESTION, **asked)["answer"] == alone
+        assert all(one.result()["answer"] for one in sampled)
+
+
 @pytest.mark.parametrize("method", ["ties", "linear", "cat"])
 def test_three_adapters_merge_and_the_second_time_it_is_cached(live: Live, library: Library, method: str) -> None:
     asked = {"mode": "lora", "namespace": "library", "top_k": 3, "merge": {"method": method, "weights": "router"}}

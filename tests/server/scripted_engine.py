@@ -54,6 +54,7 @@ class ScriptedEngine(Engine):
         self.ended: list[str] = []
         self.scripts: dict[str, Script] = {}
         self.slot_count = 8
+        self.speculates = True
         self.up = False
         self.broken = False
         self._vocabulary: list[str] = []

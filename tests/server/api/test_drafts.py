@@ -91,3 +91,10 @@ def test_a_candidate_is_sent_its_own(memory: Memory) -> None:
     of_each = fresh(memory).of(one["adapter_id"] for one in answer["routed"])
     began = [one["adapter_id"] for one in answer["routed"] if one["logprob"] is not None]
     assert memory.engine.drafts[before:] == [of_each[adapter_id] for adapter_id in began]
+
+
+def test_an_engine_that_does_not_speculate_is_sent_none(memory: Memory) -> None:
+    memory.teach(LIGHTHOUSE)
+    memory.engine.speculates = False
+    memory.ask(mode="lora")
+    assert memory.engine.drafts[-1] == b""

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine import plugin
 from server.engine.extension import WorkerExtension
-from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, REQUESTS, Drafter, continuation, packed, unpacked
+from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, Drafter, continuation, packed, unpacked
 
 NOTHING = np.array([], dtype=np.int32)
 WINDOW = 64
@@ -24,44 +25,44 @@ def drafts(*texts: tuple[int, ...]) -> Any:
 
 
 def test_an_answer_begins_as_a_text_does() -> None:
-    assert continuation(drafts((9, 1, 5), (1, 2, 3, 4)), tokens(1), 8) == [2, 3, 4]
+    assert continuation(drafts((9, 1, 5), (1, 2, 3, 4)), tokens(1), most=8) == [2, 3, 4]
 
 
 def test_the_longest_match_wins_and_then_the_first() -> None:
     looked_through = drafts((7, 2, 3, 10), (1, 2, 3, 11), (1, 2, 3, 12))
-    assert continuation(looked_through, tokens(5, 1, 2, 3), 1) == [11]
+    assert continuation(looked_through, tokens(5, 1, 2, 3), most=1) == [11]
 
 
 @pytest.mark.parametrize(("answer", "length"), [((50,), 0), ((50, 1), 2), ((50, 1, 2), 3), ((50, 1, 2, 3, 4, 5), 5)])
 def test_the_longer_the_match_the_longer_the_proposal(answer: tuple[int, ...], length: int) -> None:
     text = tuple(range(20))
-    assert continuation(drafts((99, *text)), tokens(*answer), 5) == list(text[answer[-1] + 1 :][:length])
+    assert continuation(drafts((99, *text)), tokens(*answer), most=5) == list(text[answer[-1] + 1 :][:length])
 
 
 def test_nothing_is_proposed_beyond_the_end_of_a_text() -> None:
     looked_through = drafts((1, 2, 3), (4, 5))
-    assert continuation(looked_through, tokens(1, 2), 8) == [3]
-    assert continuation(looked_through, tokens(1, 2, 3), 8) == []
+    assert continuation(looked_through, tokens(1, 2), most=8) == [3]
+    assert continuation(looked_through, tokens(1, 2, 3), most=8) == []
 
 
 def test_nothing_without_an_answer_or_without_a_match() -> None:
-    assert continuation(drafts((1, 2)), NOTHING, 8) == []
-    assert continuation(drafts((1, 2)), tokens(3), 8) == []
-    assert continuation(unpacked(b"", NOTHING), tokens(1), 8) == []
+    assert continuation(drafts((1, 2)), NOTHING, most=8) == []
+    assert continuation(drafts((1, 2)), tokens(3), most=8) == []
+    assert continuation(unpacked(b"", NOTHING), tokens(1), most=8) == []
 
 
 def test_the_prompt_is_looked_through_after_the_drafts() -> None:
     both = unpacked(packed([(1, 2, 3)]), tokens(1, 2, 4, 5, 6, 7))
-    assert continuation(both, tokens(9, 1, 2), 8) == [3]
-    assert continuation(both, tokens(9, 4, 5), 8) == [6, 7]
+    assert continuation(both, tokens(9, 1, 2), most=8) == [3]
+    assert continuation(both, tokens(9, 4, 5), most=8) == [6, 7]
 
 
-def by_hand(looked_through: list[int], answer: list[int], most: int, busy: int) -> list[int]:
+def by_hand(looked_through: list[int], answer: list[int], most: int, fewer: int) -> list[int]:
     tail = [BETWEEN, *answer][-LONGEST_MATCH:]
     for matched in range(len(tail), 0, -1):
         for start in range(matched, len(looked_through)):
             if looked_through[start - matched : start] == tail[-matched:]:
-                follows = looked_through[start : start + max(0, min(matched + 1 - busy, most))]
+                follows = looked_through[start : start + max(0, min(matched + 1 - fewer, most))]
                 return follows[: follows.index(BETWEEN)] if BETWEEN in follows else follows
     return []
 
@@ -73,17 +74,17 @@ def by_hand(looked_through: list[int], answer: list[int], most: int, busy: int) 
     st.integers(0, 3),
 )
 def test_it_is_what_looking_for_every_end_finds(
-    texts: list[list[int]], answer: list[int], most: int, busy: int
+    texts: list[list[int]], answer: list[int], most: int, fewer: int
 ) -> None:
     looked_through = drafts(*map(tuple, texts))
-    found = continuation(looked_through, tokens(*answer), most, busy)
-    assert found == by_hand(looked_through.tolist(), answer, most, busy)
+    found = continuation(looked_through, tokens(*answer), most=most, fewer=fewer)
+    assert found == by_hand(looked_through.tolist(), answer, most, fewer)
 
 
 class Runner:
     """As much of vLLM's as is read: requests of prompt, answer, and the drafts that were sent, if any were."""
 
-    def __init__(self, *requests: Any) -> None:
+    def __init__(self, *requests: Any, max_tokens: int = WINDOW) -> None:
         ids = [str(number) for number in range(len(requests))]
         self.lengths = tokens(*(len(prompt) + len(answer) for prompt, answer, *_ in requests))
         self.tokens = np.zeros((len(requests), WINDOW), dtype=np.int32)
@@ -92,9 +93,11 @@ class Runner:
         self.input_batch = SimpleNamespace(
             req_ids=ids, num_prompt_tokens=tokens(*(len(prompt) for prompt, *_ in requests))
         )
+        self.max_model_len = self.effective_drafter_max_model_len = WINDOW
+        self.num_spec_tokens = 8
         sent = [dict(zip([ARGUMENT], rest, strict=False)) for _, _, *rest in requests]
         self.requests = {
-            name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=one or None))
+            name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=one or None, max_tokens=max_tokens))
             for name, one in zip(ids, sent, strict=True)
         }
 
@@ -124,12 +127,12 @@ def test_each_request_is_proposed_what_its_own_drafts_hold() -> None:
         ((20, 21, 22, 30, 31), (20, 21), b""),
         ((20, 21, 22), (20, 21)),
     )
-    assert proposed(runner) == [[24, 25, 26, 27, 28, 29], [22, 30, 31], []]
+    assert proposed(runner) == [[24, 25, 26, 27], [22, 30], []]
 
 
 def test_a_request_that_was_not_sampled_is_proposed_nothing() -> None:
     runner = Runner(((1, 2), (20, 21), packed([TEXT])), ((1, 2), (20, 21), packed([TEXT])))
-    assert proposed(runner, [[], [21]]) == [[], [22, 23, 24, 25]]
+    assert proposed(runner, [[], [21]]) == [[], [22, 23, 24]]
 
 
 def test_nothing_is_proposed_beyond_the_window() -> None:
@@ -137,7 +140,18 @@ def test_nothing_is_proposed_beyond_the_window() -> None:
     assert proposed(runner) == [[23, 24]]
 
 
-@pytest.mark.parametrize(("requests", "length"), [(1, 5), (REQUESTS - 1, 5), (REQUESTS, 4), (5 * REQUESTS, 0)])
+def test_nothing_is_proposed_beyond_what_was_asked_for() -> None:
+    runner = Runner(((1, 2), (20, 21, 22), packed([TEXT])), max_tokens=6)
+    assert proposed(runner) == [[23, 24]]
+
+
+def test_vllm_asks_for_proposals_up_to_the_end_of_the_window() -> None:
+    runner = Runner()
+    drafter(runner)
+    assert runner.effective_drafter_max_model_len >= WINDOW + runner.num_spec_tokens
+
+
+@pytest.mark.parametrize(("requests", "length"), [(1, 5), (2, 4), (4, 2), (5, 1), (32, 1)])
 def test_the_more_run_at_once_the_surer_a_proposal_has_to_be(requests: int, length: int) -> None:
     runner = Runner(*[((1, 2), TEXT[:3], packed([TEXT]))] * requests)
     assert {len(one) for one in proposed(runner)} == {length}
@@ -155,3 +169,15 @@ def test_warming_up_tells_it_whose_requests_it_serves(monkeypatch: pytest.Monkey
     worker.model_runner = runner
     worker.loramem_warm_up()
     assert runner.drafter.propose([[21]], runner.lengths, runner.tokens) == [[22, 23, 24, 25]]
+
+
+def test_what_is_sent_does_not_come_into_the_log() -> None:
+    from vllm import SamplingParams
+
+    plugin.register()
+    sent = packed([TEXT])
+    shown = repr(SamplingParams(max_tokens=7, extra_args={ARGUMENT: sent}))
+    assert "max_tokens=7" in shown
+    assert repr(sent) not in shown
+    assert f"<{len(sent)} bytes>" in shown
+    assert "other" in repr(SamplingParams(extra_args={"other": 1}))

@@ -1,0 +1,119 @@
+"""vLLM's sampler of drafted tokens on a CPU, as the plugin leaves it."""
+
+import warnings
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine import cpu_sample, plugin
+from server.engine.cpu_sample import repeated
+
+VOCABULARY = 50
+DRAFTS = [[3, 4, 5], [], [7]]
+"""Of three requests: greedy, with a temperature, greedy."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_in_the_worker() -> None:
+    from vllm.platforms import current_platform
+
+    plugin.register()
+    with warnings.catch_warnings():  # it looks at every attribute of every module, deprecated ones too
+        warnings.simplefilter("ignore")
+        current_platform.register_triton_kernel_overrides()
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.7, 1.0]), st.integers(0, 4)), min_size=1, max_size=6))
+def test_each_value_stands_for_each_token_of_its_request(requests: list[tuple[float, int]]) -> None:
+    values, counts = torch.tensor([one for one, _ in requests]), torch.tensor([count for _, count in requests])
+    found = repeated(values, counts.cumsum(0), int(counts.sum()), replace_from=0, replace_to=1)
+    assert found.dtype == values.dtype
+    assert found.tolist() == pytest.approx([one or 1.0 for one, count in requests for _ in range(count)])
+
+
+def test_whole_numbers_stay_whole() -> None:
+    found = repeated(torch.tensor([5, 0], dtype=torch.int32), torch.tensor([2, 3], dtype=torch.int32), 3, 0, VOCABULARY)
+    assert (found.dtype, found.tolist()) == (torch.int32, [5, 5, VOCABULARY])
+
+
+def test_what_is_greedy_stays_so_beside_what_is_sampled() -> None:
+    """What vLLM has in its place leaves memory as it was allocated."""
+    logits = logits_for([3, 4, 9, 9, 1, 7, 8])
+    for _ in range(20):
+        sampled = sample(logits, [0.0, 0.9, 0.0]).sampled_token_ids.tolist()
+        assert sampled[0] == [3, 4, 9, -1]
+        assert sampled[2][:2] == [7, 8]
+
+
+def test_log_probabilities_are_of_the_tokens_that_were_kept() -> None:
+    logits = logits_for([3, 4, 9, 9, 1, 7, 8])
+    found = sample(logits, [0.0, 0.0, 0.0], logprobs=0)
+    assert [one for [one] in found.logprobs_tensors.logprob_token_ids.tolist() if one] == [3, 4, 9, 1, 7, 8]
+
+
+def test_without_drafts_the_usual_sampler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("the sampler of drafts was asked")
+
+    from vllm.v1.sample import rejection_sampler
+
+    monkeypatch.setattr(rejection_sampler, "rejection_sample", fails)
+    found = sample(logits_for([6, 2]), [0.0, 0.0], drafts=[[], []])
+    assert found.sampled_token_ids.tolist() == [[6], [2]]
+    with pytest.raises(AssertionError, match="was asked"):
+        sample(logits_for([6, 2, 3]), [0.0, 0.0], drafts=[[6], []])
+
+
+def test_it_is_installed_once() -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    forward = rejection_sampler.RejectionSampler.forward
+    cpu_sample.install()
+    assert rejection_sampler.expand_batch_to_tokens is repeated
+    assert rejection_sampler.RejectionSampler.forward is forward
+
+
+def logits_for(likeliest: list[int]) -> torch.Tensor:
+    """A row for each token to check and one more for each request."""
+    logits = torch.zeros(len(likeliest), VOCABULARY)
+    logits[torch.arange(len(likeliest)), torch.tensor(likeliest)] = 20.0
+    return logits
+
+
+def sample(
+    logits: torch.Tensor, temperatures: list[float], drafts: list[list[int]] = DRAFTS, logprobs: int | None = None
+) -> Any:
+    from vllm.v1.sample.logits_processor import LogitsProcessors
+    from vllm.v1.sample.metadata import SamplingMetadata
+    from vllm.v1.sample.rejection_sampler import RejectionSampler
+    from vllm.v1.sample.sampler import Sampler
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+    greedy = all(one == 0 for one in temperatures)
+    sampling = SamplingMetadata(
+        temperature=None if greedy else torch.tensor(temperatures),
+        all_greedy=greedy,
+        all_random=False,
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=logprobs,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=torch.zeros(0),
+        presence_penalties=torch.zeros(0),
+        repetition_penalties=torch.zeros(0),
+        output_token_ids=[[] for _ in drafts],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors(),
+    )
+    metadata = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
+    ends = list(accumulate(len(one) + 1 for one in drafts))
+    metadata.bonus_logits_indices = torch.tensor([end - 1 for end in ends])
+    metadata.target_logits_indices = torch.tensor([row for row in range(ends[-1]) if row + 1 not in ends]).long()
+    return RejectionSampler(Sampler()).forward(metadata, None, logits, sampling)
