@@ -19,8 +19,8 @@ from typing import Any
 from loramem import errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
+from server.engine import speculate
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
-from server.engine.speculate import ARGUMENT, Drafter
 from server.tasks import beside
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ def _sampling_params(sampling: Sampling, drafts: bytes | None) -> Any:
         frequency_penalty=sampling.frequency_penalty,
         output_kind=RequestOutputKind.DELTA,
         # With a temperature, how many tokens are proposed, which is the load's affair, would change a seed's answer.
-        extra_args={ARGUMENT: drafts} if drafts is not None and sampling.temperature == 0 else None,
+        extra_args={speculate.ARGUMENT: drafts} if drafts is not None and sampling.temperature == 0 else None,
     )
 
 
@@ -380,22 +380,7 @@ def _engine_args(settings: Settings, base: BaseModel) -> Any:
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,
-        speculative_config=_speculative(settings, on_gpu),
+        speculative_config=speculate.configuration(settings, on_gpu),
         otlp_traces_endpoint=tracing.traces_url(settings),
         **options,
     )
-
-
-def _speculative(settings: Settings, on_gpu: bool) -> dict[str, Any] | None:
-    """On a CPU with a schedule, though it is always the same: without one, vLLM fills requests up to the size that a
-    GPU's graphs have, with drafts that do not exist."""
-    tokens = settings.speculative_tokens_on("gpu" if on_gpu else "cpu")
-    if not tokens:
-        return None
-    always = [(1, settings.max_concurrent_requests, tokens)]
-    return {
-        "method": "custom_class",
-        "model": f"{Drafter.__module__}.{Drafter.__qualname__}",
-        "num_speculative_tokens": tokens,
-        **({} if on_gpu else {"num_speculative_tokens_per_batch_size": always}),
-    }

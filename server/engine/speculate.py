@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loramem.settings import Settings
+
 Tokens = NDArray[np.int32]
 
 BETWEEN = -1
@@ -26,6 +28,25 @@ BESIDE = 4
 to be: for each request beside its own, up to so many, it is a token shorter."""
 ARGUMENT = "loramem_drafts"
 """Of `SamplingParams.extra_args`: what `packed` gives."""
+
+
+def configuration(settings: Settings, on_gpu: bool) -> dict[str, Any] | None:
+    """vLLM's `speculative_config`; None: nothing is drafted.
+
+    On a CPU with a schedule, though it is always the same: without one, vLLM fills requests up to the size that a GPU's
+    graphs have, with drafts that do not exist.
+    """
+    tokens = settings.speculative_tokens_on("gpu" if on_gpu else "cpu")
+    if not tokens:
+        return None
+    found = {
+        "method": "custom_class",
+        "model": f"{Drafter.__module__}.{Drafter.__qualname__}",
+        "num_speculative_tokens": tokens,
+    }
+    if on_gpu:
+        return found
+    return found | {"num_speculative_tokens_per_batch_size": [(1, settings.max_concurrent_requests, tokens)]}
 
 
 def packed(texts: Iterable[Sequence[int]]) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
-from server.engine.engine import Engine, _speculative
-from server.engine.speculate import Drafter
+from server.engine.engine import Engine
 
 
 def test_slots_are_as_many_as_the_settings_say() -> None:
@@ -53,17 +51,3 @@ def test_it_runs_once_it_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not engine.running
     finally:
         gc.unfreeze()
-
-
-def test_on_a_cpu_answers_are_drafted_and_never_filled_up_to_the_size_of_a_graph() -> None:
-    found = _speculative(Settings(max_concurrent_requests=5, speculative_tokens=3), on_gpu=False)
-    assert found is not None
-    module, name = found.pop("model").rsplit(".", 1)
-    assert getattr(sys.modules[module], name) is Drafter
-    assert found == {
-        "method": "custom_class",
-        "num_speculative_tokens": 3,
-        "num_speculative_tokens_per_batch_size": [(1, 5, 3)],
-    }
-    assert _speculative(Settings(speculative_tokens=0), on_gpu=False) is None
-    assert _speculative(Settings(), on_gpu=True) is None

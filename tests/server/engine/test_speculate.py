@@ -1,5 +1,6 @@
 """What is proposed as the next tokens of an answer. That it changes no answer is tested on a real engine."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loramem.settings import Settings
 from server.engine import plugin
 from server.engine.extension import WorkerExtension
-from server.engine.speculate import ARGUMENT, BETWEEN, LONGEST_MATCH, Drafter, continuation, packed, unpacked
+from server.engine.speculate import (
+    ARGUMENT,
+    BETWEEN,
+    LONGEST_MATCH,
+    Drafter,
+    configuration,
+    continuation,
+    packed,
+    unpacked,
+)
 
 NOTHING = np.array([], dtype=np.int32)
 WINDOW = 64
@@ -181,3 +192,17 @@ def test_what_is_sent_does_not_come_into_the_log() -> None:
     assert repr(sent) not in shown
     assert f"<{len(sent)} bytes>" in shown
     assert "other" in repr(SamplingParams(extra_args={"other": 1}))
+
+
+def test_on_a_cpu_answers_are_drafted_and_never_filled_up_to_the_size_of_a_graph() -> None:
+    found = configuration(Settings(max_concurrent_requests=5, speculative_tokens=3), on_gpu=False)
+    assert found is not None
+    module, name = found.pop("model").rsplit(".", 1)
+    assert getattr(sys.modules[module], name) is Drafter
+    assert found == {
+        "method": "custom_class",
+        "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": [(1, 5, 3)],
+    }
+    assert configuration(Settings(speculative_tokens=0), on_gpu=False) is None
+    assert configuration(Settings(), on_gpu=True) is None
