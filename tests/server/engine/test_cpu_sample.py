@@ -1,6 +1,7 @@
 """vLLM's sampler of drafted tokens on a CPU, as the plugin leaves it."""
 
 import warnings
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine import cpu_sample, plugin
-from server.engine.cpu_sample import repeated
+from server.engine.cpu_sample import _takes_the_likeliest, repeated
 
 VOCABULARY = 50
 DRAFTS = [[3, 4, 5], [], [7]]
@@ -55,6 +56,44 @@ def test_log_probabilities_are_of_the_tokens_that_were_kept() -> None:
     assert [one for [one] in found.logprobs_tensors.logprob_token_ids.tolist() if one] == [3, 4, 9, 1, 7, 8]
 
 
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=5), st.data())
+def test_the_likeliest_tokens_are_what_the_stock_sampler_keeps(drafts: list[list[int]], data: Any) -> None:
+    rows = sum(len(one) + 1 for one in drafts)
+    logits = logits_for(data.draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows)))
+    if not any(drafts):
+        return
+    greedy = [0.0] * len(drafts)
+    stock = sample(logits, greedy, drafts=drafts, logprobs=0).sampled_token_ids  # with log-probabilities it is vLLM's
+    assert torch.equal(sample(logits, greedy, drafts=drafts).sampled_token_ids, stock)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"no_penalties": False},
+        {"max_num_logprobs": 0},
+        {"bad_words_token_ids": {0: [[1]]}},
+        {"allowed_token_ids_mask": torch.zeros(1, VOCABULARY, dtype=torch.bool)},
+        {"logprob_token_ids": {0: [1]}},
+        {"all_greedy": False},
+    ],
+)
+def test_whatever_else_is_asked_for_is_left_to_the_stock_sampler(asked: dict[str, Any]) -> None:
+    assert _takes_the_likeliest(metadata_of([0.0]))
+    assert not _takes_the_likeliest(replace(metadata_of([0.0]), **asked))
+
+
+def test_a_least_length_is_left_to_the_stock_sampler() -> None:
+    from vllm.v1.sample.logits_processor import LogitsProcessors, MinTokensLogitsProcessor
+
+    processor = MinTokensLogitsProcessor.__new__(MinTokensLogitsProcessor)
+    processor.min_toks = {}
+    sampling = replace(metadata_of([0.0]), logitsprocs=LogitsProcessors([processor]))
+    assert _takes_the_likeliest(sampling)
+    processor.min_toks = {0: (5, [], {1})}
+    assert not _takes_the_likeliest(sampling)
+
+
 def test_without_drafts_the_usual_sampler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: Any, **named: Any) -> None:
         raise AssertionError("the sampler of drafts was asked")
@@ -65,7 +104,7 @@ def test_without_drafts_the_usual_sampler_answers(monkeypatch: pytest.MonkeyPatc
     found = sample(logits_for([6, 2]), [0.0, 0.0], drafts=[[], []])
     assert found.sampled_token_ids.tolist() == [[6], [2]]
     with pytest.raises(AssertionError, match="was asked"):
-        sample(logits_for([6, 2, 3]), [0.0, 0.0], drafts=[[6], []])
+        sample(logits_for([6, 2, 3]), [0.0, 0.9], drafts=[[6], []])
 
 
 def test_it_is_installed_once() -> None:
@@ -87,14 +126,23 @@ def logits_for(likeliest: list[int]) -> torch.Tensor:
 def sample(
     logits: torch.Tensor, temperatures: list[float], drafts: list[list[int]] = DRAFTS, logprobs: int | None = None
 ) -> Any:
-    from vllm.v1.sample.logits_processor import LogitsProcessors
-    from vllm.v1.sample.metadata import SamplingMetadata
     from vllm.v1.sample.rejection_sampler import RejectionSampler
     from vllm.v1.sample.sampler import Sampler
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
+    metadata = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
+    ends = list(accumulate(len(one) + 1 for one in drafts))
+    metadata.bonus_logits_indices = torch.tensor([end - 1 for end in ends])
+    metadata.target_logits_indices = torch.tensor([row for row in range(ends[-1]) if row + 1 not in ends]).long()
+    return RejectionSampler(Sampler()).forward(metadata, None, logits, metadata_of(temperatures, logprobs))
+
+
+def metadata_of(temperatures: list[float], logprobs: int | None = None) -> Any:
+    from vllm.v1.sample.logits_processor import LogitsProcessors
+    from vllm.v1.sample.metadata import SamplingMetadata
+
     greedy = all(one == 0 for one in temperatures)
-    sampling = SamplingMetadata(
+    return SamplingMetadata(
         temperature=None if greedy else torch.tensor(temperatures),
         all_greedy=greedy,
         all_random=False,
@@ -107,13 +155,8 @@ def sample(
         frequency_penalties=torch.zeros(0),
         presence_penalties=torch.zeros(0),
         repetition_penalties=torch.zeros(0),
-        output_token_ids=[[] for _ in drafts],
+        output_token_ids=[[] for _ in temperatures],
         allowed_token_ids_mask=None,
         bad_words_token_ids={},
         logitsprocs=LogitsProcessors(),
     )
-    metadata = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
-    ends = list(accumulate(len(one) + 1 for one in drafts))
-    metadata.bonus_logits_indices = torch.tensor([end - 1 for end in ends])
-    metadata.target_logits_indices = torch.tensor([row for row in range(ends[-1]) if row + 1 not in ends]).long()
-    return RejectionSampler(Sampler()).forward(metadata, None, logits, sampling)
