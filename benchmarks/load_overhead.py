@@ -1,9 +1,9 @@
 """What the gateway adds to a bare vLLM with the same adapter: the same questions to both, one at a time and in turn.
 
 The gateway is asked closed book for one document's adapter, the engine for that adapter by name, with the messages that
-the gateway builds. A gateway that drafts its answers (LORAMEM_SPECULATIVE_TOKENS) does so here too, which a stock engine
-does not; with 0 both do the same work. Few documents are asked about, and all of them before, so that both sides hold the adapters. Their
-prompts must have the same number of tokens, or the two did different work.
+the gateway builds. A gateway that drafts its answers does so here too, which a stock engine does not; with
+LORAMEM_SPECULATIVE_TOKENS=0 the two do the same work. Few documents are asked about, and all of them before, so that
+both sides hold the adapters. Their prompts must have the same number of tokens, or the two did different work.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
