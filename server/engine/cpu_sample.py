@@ -6,7 +6,7 @@ batch has a temperature, the logits of all that were drafted are divided by what
 
 With speculation configured, every step goes through that sampler, which copies all logits several times: 6 ms for
 sixteen requests. One without drafts needs the usual sampler only, and where all are greedy, with nothing else asked
-for, the likeliest tokens are all that it takes.
+for (such as log-probabilities, by which adapters are selected), the likeliest tokens are all that it takes.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def repeated(
 def _shortened(stock: Any) -> Any:
     def forward(self: Any, metadata: Any, draft_probs: Any, logits: Tensor, sampling_metadata: Any) -> Any:
         if not any(metadata.num_draft_tokens):
-            return self.sampler(logits=logits, sampling_metadata=sampling_metadata)
+            return self.sampler(logits=logits, sampling_metadata=sampling_metadata, predict_bonus_token=True)
         if _takes_the_likeliest(sampling_metadata):
             from vllm.v1.outputs import SamplerOutput
 

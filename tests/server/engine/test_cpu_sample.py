@@ -3,16 +3,19 @@
 import warnings
 from dataclasses import replace
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.platforms import current_platform
 
 from server.engine import cpu_sample, plugin
-from server.engine.cpu_sample import _takes_the_likeliest, repeated
+from server.engine.cpu_sample import _takes_the_likeliest, likeliest, repeated
 
+pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the sampler of a CPU")
 VOCABULARY = 50
 DRAFTS = [[3, 4, 5], [], [7]]
 """Of three requests: greedy, with a temperature, greedy."""
@@ -20,8 +23,6 @@ DRAFTS = [[3, 4, 5], [], [7]]
 
 @pytest.fixture(autouse=True, scope="module")
 def _as_in_the_worker() -> None:
-    from vllm.platforms import current_platform
-
     plugin.register()
     with warnings.catch_warnings():  # it looks at every attribute of every module, deprecated ones too
         warnings.simplefilter("ignore")
@@ -56,15 +57,29 @@ def test_log_probabilities_are_of_the_tokens_that_were_kept() -> None:
     assert [one for [one] in found.logprobs_tensors.logprob_token_ids.tolist() if one] == [3, 4, 9, 1, 7, 8]
 
 
-@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=5), st.data())
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=5).filter(any), st.data())
 def test_the_likeliest_tokens_are_what_the_stock_sampler_keeps(drafts: list[list[int]], data: Any) -> None:
     rows = sum(len(one) + 1 for one in drafts)
     logits = logits_for(data.draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows)))
-    if not any(drafts):
-        return
-    greedy = [0.0] * len(drafts)
-    stock = sample(logits, greedy, drafts=drafts, logprobs=0).sampled_token_ids  # with log-probabilities it is vLLM's
-    assert torch.equal(sample(logits, greedy, drafts=drafts).sampled_token_ids, stock)
+    stock = sample(logits, [0.0] * len(drafts), drafts=drafts, logprobs=0)  # with log-probabilities it is vLLM's
+    assert stock.logprobs_tensors is not None
+    assert torch.equal(likeliest(drafts_of(drafts), logits), stock.sampled_token_ids)
+
+
+@pytest.fixture
+def _no_stock_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("the sampler of drafts was asked")
+
+    from vllm.v1.sample import rejection_sampler
+
+    monkeypatch.setattr(rejection_sampler, "rejection_sample", fails)
+
+
+@pytest.mark.usefixtures("_no_stock_sampler")
+def test_greedy_drafts_do_not_go_through_the_stock_sampler() -> None:
+    found = sample(logits_for([3, 4, 9, 9, 1, 7, 8]), [0.0, 0.0, 0.0])
+    assert found.sampled_token_ids.tolist() == [[3, 4, 9, -1], [1, -1, -1, -1], [7, 8, -1, -1]]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +91,8 @@ def test_the_likeliest_tokens_are_what_the_stock_sampler_keeps(drafts: list[list
         {"allowed_token_ids_mask": torch.zeros(1, VOCABULARY, dtype=torch.bool)},
         {"logprob_token_ids": {0: [1]}},
         {"all_greedy": False},
+        {"thinking_budget_state_holder": SimpleNamespace(has_tracked_requests=lambda: True)},
+        {"logitsprocs": SimpleNamespace(non_argmax_invariant=[object()])},
     ],
 )
 def test_whatever_else_is_asked_for_is_left_to_the_stock_sampler(asked: dict[str, Any]) -> None:
@@ -94,17 +111,13 @@ def test_a_least_length_is_left_to_the_stock_sampler() -> None:
     assert not _takes_the_likeliest(sampling)
 
 
-def test_without_drafts_the_usual_sampler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any, **named: Any) -> None:
-        raise AssertionError("the sampler of drafts was asked")
-
-    from vllm.v1.sample import rejection_sampler
-
-    monkeypatch.setattr(rejection_sampler, "rejection_sample", fails)
-    found = sample(logits_for([6, 2]), [0.0, 0.0], drafts=[[], []])
+@pytest.mark.usefixtures("_no_stock_sampler")
+def test_without_drafts_the_usual_sampler_answers() -> None:
+    found = sample(logits_for([6, 2]), [0.0, 0.0], drafts=[[], []], logprobs=0)
     assert found.sampled_token_ids.tolist() == [[6], [2]]
+    assert found.logprobs_tensors.logprob_token_ids.tolist() == [[6], [2]]
     with pytest.raises(AssertionError, match="was asked"):
-        sample(logits_for([6, 2, 3]), [0.0, 0.9], drafts=[[6], []])
+        sample(logits_for([6, 2, 3]), [0.0, 0.0], drafts=[[6], []], logprobs=0)
 
 
 def test_it_is_installed_once() -> None:
@@ -128,13 +141,18 @@ def sample(
 ) -> Any:
     from vllm.v1.sample.rejection_sampler import RejectionSampler
     from vllm.v1.sample.sampler import Sampler
+
+    return RejectionSampler(Sampler()).forward(drafts_of(drafts), None, logits, metadata_of(temperatures, logprobs))
+
+
+def drafts_of(drafts: list[list[int]]) -> Any:
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
     metadata = SpecDecodeMetadata.make_dummy(drafts, torch.device("cpu"))
     ends = list(accumulate(len(one) + 1 for one in drafts))
     metadata.bonus_logits_indices = torch.tensor([end - 1 for end in ends])
     metadata.target_logits_indices = torch.tensor([row for row in range(ends[-1]) if row + 1 not in ends]).long()
-    return RejectionSampler(Sampler()).forward(metadata, None, logits, metadata_of(temperatures, logprobs))
+    return metadata
 
 
 def metadata_of(temperatures: list[float], logprobs: int | None = None) -> Any:
