@@ -1,9 +1,10 @@
 """vLLM's sampler of drafted tokens on a CPU, as the plugin leaves it."""
 
+import sys
 import warnings
 from dataclasses import replace
 from itertools import accumulate
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,25 @@ DRAFTS = [[3, 4, 5], [], [7]]
 """Of three requests: greedy, with a temperature, greedy."""
 
 
+class OwnModules:
+    """Of `sys.modules`, those of vLLM."""
+
+    def __getitem__(self, name: str) -> ModuleType:
+        return sys.modules[name]
+
+    def values(self) -> list[ModuleType]:
+        return [module for name, module in sys.modules.items() if name.startswith("vllm.")]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _as_in_the_worker() -> None:
+    """It looks at every attribute of every module; those of other tests do not all bear that."""
+    from vllm.triton_utils import dispatcher
+
     plugin.register()
-    with warnings.catch_warnings():  # it looks at every attribute of every module, deprecated ones too
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setattr(dispatcher, "sys", SimpleNamespace(modules=OwnModules()))
         current_platform.register_triton_kernel_overrides()
 
 
