@@ -249,6 +249,17 @@ def drawn_questions(options: argparse.Namespace) -> list[str]:
     return random.Random(options.seed).sample(questions, len(questions))
 
 
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """Those that `drawn_questions` reads."""
+    add = parser.add_argument
+    add("--questions", type=Path, metavar="FILE", help="a question a line; default: drawn from a question set")
+    add("--dataset", choices=DATA_SETS, default="squad")
+    add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
+    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
+    add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
+    add("--seed", type=int, default=0, help="of the draw")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks.selecting", description=__doc__.splitlines()[0] if __doc__ else ""
@@ -257,12 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--url", default="http://127.0.0.1:8000")
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     add("--namespace", help="with three live adapters or more; default: the server's")
-    add("--questions", type=Path, metavar="FILE", help="a question a line; default: drawn from a question set")
-    add("--dataset", choices=DATA_SETS, default="squad")
-    add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
-    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
-    add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
-    add("--seed", type=int, default=0, help="of the draw")
+    add_question_options(parser)
     add("--concurrency", type=_at_once, default=16, help="questions asked at once")
     add("--rounds", type=at_least_one, default=3)
     add("--max-tokens", type=at_least_one, default=32, help="of an answer")

@@ -10,8 +10,8 @@ second one to the plain server first. Of a pair of times the first is the drafti
 plain one's. `tokens_a_step` is what a step of its engine added to an answer, prefill counted, by the engine's counters.
 
 Greedy answers should be the same; where two tokens are nearly equally likely, rows that are computed together may round
-otherwise than one alone. With `--smoke`, documents are learnt for seconds into a namespace of
-their own; without `--plain` the server is compared with itself.
+otherwise than one alone. With `--smoke`, documents are learnt for seconds into a namespace of their own; without
+`--plain` the server is compared with itself.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
@@ -30,12 +29,12 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.circumstances import check, circumstances
-from benchmarks.datasets import DATA_SETS, BadData
+from benchmarks.datasets import BadData
 from benchmarks.option_types import at_least_one
 from benchmarks.recall import served_model
 from benchmarks.recall_ask import bar
 from benchmarks.scores import mean
-from benchmarks.selecting import check_adapters, drawn_questions, smoke_documents
+from benchmarks.selecting import add_question_options, check_adapters, drawn_questions, smoke_documents
 from loramem.client import Client
 
 Json = dict[str, Any]
@@ -48,6 +47,7 @@ WAYS: Mapping[str, Json] = {
     "hybrid": {"mode": "hybrid"},
 }
 SAME = 0.97
+"""Least share of answers, as a near tie may be rounded otherwise."""
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 GENERATED = "vllm:generation_tokens_total"
@@ -216,12 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plain", metavar="URL", help="a server of the same memory with LORAMEM_SPECULATIVE_TOKENS=0")
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"), help="of both")
     add("--namespace", help="with three live adapters or more; default: the server's")
-    add("--questions", type=Path, metavar="FILE", help="a question a line; default: drawn from a question set")
-    add("--dataset", choices=DATA_SETS, default="squad")
-    add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
-    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
-    add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
-    add("--seed", type=int, default=0, help="of the draw")
+    add_question_options(parser)
     add("--max-tokens", type=at_least_one, default=64, help="of an answer")
     add("--smoke", action="store_true", help="three short documents of its own, a few seconds of training")
     add("--json", action="store_true", help="one JSON object as the last line")

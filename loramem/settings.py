@@ -19,7 +19,7 @@ ENGINE_RANKS = (8, 16, 32, 64, 128, 256)
 """Ranks the engine's slots may have; `cat` of k adapters needs k times their rank."""
 
 SPECULATIVE_TOKENS = 8
-"""Of one answer in a step, on a CPU: a step of nine rows takes about twice as long as one of a single row."""
+"""Of an answer in a step, on a CPU: the products of eight rows take 18 ms, those of one 11.5 (decision 0022)."""
 
 
 def _http_url(value: str) -> str:
