@@ -2,7 +2,7 @@
 
     python -m benchmarks.q15 --json [--smoke] [--out FILE] [--questions 30] [--max-tokens 32] [--max-model-len 2048]
                              [--model MODEL | --dummy-weights SHAPE [--model-dir FOLDER]] [--device cpu|cuda]
-                             [--precision auto] [--chunk-tokens 768] [--max-seconds 5] [--seed 0]
+                             [--precision auto] [--chunk-tokens 768] [--formats original] [--max-seconds 5] [--seed 0]
 
 Thirty questions about one novella, one after another, by six methods: the base model alone, ICL, RAG, one adapter for
 the whole document, and an adapter for each chunk of which three are merged (TIES) anew for each question, all in memory
@@ -21,9 +21,10 @@ beforehand or read for each question. Each method twice:
 Setup, in seconds, is apart from the questions, in milliseconds; learning is in neither. Stages of loramem are the
 reply's `timings_ms`; `other` is what its client waits for beyond them. ICL reads as much of the document as the window
 holds (`icl`), its prompts begin each in another way, so that each is read anew; `icl_cached` lets the engine keep the
-document's beginning between questions, as it does by default. Quality is not looked at: adapters are trained for
-seconds on the text alone. Random weights of a known shape (`--dummy-weights`) therefore do as well, and always
-answer with all of --max-tokens.
+document's beginning between questions, as it does by default. Quality is not looked at: by default adapters are trained
+for seconds on the text alone. Random weights of a known shape (`--dummy-weights`) therefore do as well, and always
+answer with all of --max-tokens. Where answers are drafted from what was taught, what an adapter has learnt does bear on
+its speed: `--formats qa+original --max-seconds 110` trains as a server does by default, for half an hour on two cores.
 
 `ratios` are of mean times. In `loramem`, answers of different methods differ in length; `loramem_at_equal_length` has
 them as if each had --max-tokens. With `--out` the same is drawn beside the file, as PNG and SVG.
@@ -38,9 +39,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from benchmarks import q15_plot, q15_report, q15_server
 from benchmarks.circumstances import circumstances
-from benchmarks.option_types import at_least_one
+from benchmarks.option_types import above_zero, at_least_one
 from benchmarks.passages import DATA
 from benchmarks.q15_bench import Bench, chunks_of, pools, served
 from benchmarks.q15_plan import (
@@ -60,6 +63,7 @@ from benchmarks.recall_smoke import SMOKE_ITEMS, SMOKE_OTHER
 from benchmarks.smoke import ROOT, NoServer
 from loramem.base_model import resolve_base_model
 from loramem.lines import tidy
+from loramem.records import TrainingOptions
 from loramem.settings import load_settings
 from loramem.store import CONFIG, WEIGHTS
 
@@ -69,7 +73,14 @@ if TYPE_CHECKING:
 FILE = "q15/la_grande_breteche.json"
 OVERLAP = 12
 """A chunk shares one token in so many with the one before, as by default."""
-SMOKE = {"questions": 3, "max_tokens": 8, "max_seconds": 2.0, "chunk_tokens": 96, "max_model_len": 256}
+SMOKE = {
+    "questions": 3,
+    "max_tokens": 8,
+    "formats": ["original"],
+    "max_seconds": 2.0,
+    "chunk_tokens": 96,
+    "max_model_len": 256,
+}
 """The window is shorter than the text, so that there is something to cut."""
 SMOKE_RAG_TOKENS = 96
 
@@ -197,6 +208,7 @@ def settings_of(
         "device": options.device,
         "smoke": options.smoke,
         "max_tokens": options.max_tokens,
+        "formats": options.formats,
         "max_seconds": options.max_seconds,
         **server,
         "adapters": len(learnt.adapters),
@@ -247,7 +259,8 @@ def _command(options: argparse.Namespace) -> str:
         said += f" --dummy-weights {options.dummy_weights}"
     if options.smoke:
         return f"{said} --smoke --device {options.device} --precision {options.precision} --seed {options.seed}"
-    said += f" --questions {options.questions} --max-tokens {options.max_tokens} --max-seconds {options.max_seconds:g}"
+    said += f" --questions {options.questions} --max-tokens {options.max_tokens}"
+    said += f" --formats {'+'.join(options.formats)} --max-seconds {options.max_seconds:g}"
     for name in ("max_model_len", "chunk_tokens"):
         if value := getattr(options, name):
             said += f" --{name.replace('_', '-')} {value}"
@@ -272,6 +285,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _formats(text: str) -> list[str]:
+    try:
+        return list(TrainingOptions.model_validate({"formats": text}).formats)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
+
+
 def _has_gpu() -> bool:
     import torch
 
@@ -288,7 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=get_args(Precision), default="auto", help="of the reference's base model")
     add("--questions", type=at_least_one, default=30, help="how many are asked, of as many as there are")
     add("--max-tokens", type=at_least_one, default=32, help="of an answer")
-    add("--max-seconds", type=float, default=5.0, help="of training an adapter")
+    add("--formats", type=_formats, default="original", metavar="A+B", help="what adapters learn from")
+    add("--max-seconds", type=above_zero, default=5.0, help="of training an adapter")
     add(
         "--max-model-len",
         type=at_least_one,

@@ -57,7 +57,8 @@ def served(bench: Bench, document: Document, options: argparse.Namespace) -> tup
     fit the document's chunks.
     """
     with server_at(None, bench.home, bench.environment) as url:
-        learnt = q15_server.learn(url, document, options.max_seconds)
+        training = {"formats": options.formats, "max_seconds": options.max_seconds}
+        learnt = q15_server.learn(url, document, training)
         if len(learnt.adapters) != (count := len(chunks_of(document.text, bench))):
             raise SystemExit(f"benchmarks.q15: {len(learnt.adapters)} adapters of {count} chunks")
         if options.smoke:

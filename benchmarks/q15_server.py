@@ -86,17 +86,16 @@ class Served:
     warmed: int
 
 
-def learn(url: str, document: Document, max_seconds: float, transport: httpx.BaseTransport | None = None) -> Learnt:
-    """Upload twice, and fetch the adapters. Raises `NotLearnt`, and `SystemExit` where a document has not the adapters
-    that it should have."""
+def learn(url: str, document: Document, training: Json, transport: httpx.BaseTransport | None = None) -> Learnt:
+    """Upload twice, each time with `training` and for as many adapters as it is to become, and fetch the adapters.
+    Raises `NotLearnt`, and `SystemExit` where a document has not the adapters that it should have."""
     documents: dict[str, str] = {}
     index_s: dict[str, float] = {}
     learn_s: dict[str, float] = {}
     for namespace, per in ((CHUNKS, "chunk"), (WHOLE, "document")):
         started = time.perf_counter()
-        training = {"formats": ["original"], "max_seconds": max_seconds, "per": per}
         with Client(url, namespace=namespace, transport=transport) as client:
-            accepted = client.upload(document.text, title=document.title, training=training)
+            accepted = client.upload(document.text, title=document.title, training=training | {"per": per})
             documents[namespace] = accepted["document"]["id"]
             _await_index(client)
             index_s[namespace] = time.perf_counter() - started

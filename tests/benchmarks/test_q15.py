@@ -51,6 +51,7 @@ class Fakes:
         self.environments: list[Mapping[str, str]] = []
         self.running = 0
         self.plans: list[ReferencePlan] = []
+        self.training: Mapping[str, Any] = {}
         self.files: list[list[str]] = []
 
     @contextmanager
@@ -60,7 +61,8 @@ class Fakes:
         yield "http://test"
         self.running -= 1
 
-    def learn(self, url: str, document: Document, max_seconds: float) -> Learnt:
+    def learn(self, url: str, document: Document, training: Mapping[str, Any]) -> Learnt:
+        self.training = training
         archive = Archive({CONFIG: b"{}", WEIGHTS: b"weights"})
         learn_s = {CHUNKS: 90.0, WHOLE: 10.0}
         return Learnt({CHUNKS: "a", WHOLE: "b"}, 2.0, learn_s, [archive] * self.count, archive, 1 << 30)
@@ -123,8 +125,8 @@ def test_a_report_says_what_was_measured_and_names_no_folder(
     assert str(model.parent) not in said
     assert str(tmp_path) not in said
     assert report["command"] == (
-        f"python -m benchmarks.q15 --json --model {model.name} --questions 3 --max-tokens 20 --max-seconds 5 "
-        "--chunk-tokens 64 --device cpu --precision auto --seed 0"
+        f"python -m benchmarks.q15 --json --model {model.name} --questions 3 --max-tokens 20 "
+        "--formats original --max-seconds 5 --chunk-tokens 64 --device cpu --precision auto --seed 0"
     )
     assert list(report["loramem"]) == [*METHODS, ICL_CACHED]
     assert list(report["reference"]) == list(METHODS)
@@ -137,6 +139,16 @@ def test_a_report_says_what_was_measured_and_names_no_folder(
     assert settings["reference"] == {"dtype": "float32", "rag_chunks": 3}
     assert all(one["ok"] for one in report["checks"])
     assert len(report["checks"]) == 6
+
+
+def test_adapters_can_be_trained_as_a_server_does(
+    fakes: Fakes, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(model, "--formats", "qa+original", "--max-seconds", "110"))
+    assert fakes.training == {"formats": ["qa", "original"], "max_seconds": 110}
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["formats"] == ["qa", "original"]
+    assert " --formats qa+original --max-seconds 110 " in report["command"]
 
 
 def test_what_icl_did_not_read_is_said(fakes: Fakes, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +275,8 @@ def test_a_server_that_does_not_start_is_said(fakes: Fakes, model: Path, monkeyp
         (["--device", "cuda"], "there is no GPU"),
         (["--questions", "0"], "must be 1 or more"),
         (["--dummy-weights", "huge"], "invalid choice"),
+        (["--formats", "qa+songs"], "--formats: String should match pattern"),
+        (["--max-seconds", "0"], "must be above 0, not 0"),
         ([], "no benchmark data found"),
     ],
 )

@@ -93,8 +93,8 @@ def questioner(server: Server) -> Questioner:
 def test_the_document_is_learnt_as_many_adapters_and_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(q15_server, "INDEXED_POLL_S", 0.0)
     server = Server()
-    learnt = learn("http://test", DOCUMENT, 2.5, server.transport)
-    training = {"formats": ["original"], "max_seconds": 2.5}
+    training = {"formats": ["qa", "original"], "max_seconds": 2.5}
+    learnt = learn("http://test", DOCUMENT, training, server.transport)
     assert [(one["namespace"], one["training"]) for one in server.uploaded] == [
         (CHUNKS, training | {"per": "chunk"}),
         (WHOLE, training | {"per": "document"}),
@@ -110,7 +110,7 @@ def test_the_document_is_learnt_as_many_adapters_and_as_one(monkeypatch: pytest.
 def test_too_few_adapters_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(q15_server, "INDEXED_POLL_S", 0.0)
     with pytest.raises(SystemExit, match="became 2 adapters, 3 or more are needed"):
-        learn("http://test", DOCUMENT, 2.5, Server(2).transport)
+        learn("http://test", DOCUMENT, {"max_seconds": 2.5}, Server(2).transport)
 
 
 def test_each_question_is_put_to_all_methods_in_random_order() -> None:
