@@ -65,7 +65,8 @@ def command_of(settings: Settings, model: Path, port: int) -> list[str]:
         *("--served-model-name", "base", "--dtype", "bfloat16", "--generation-config", "vllm"),
         *("--enable-lora", "--max-loras", str(settings.max_loras), "--max-cpu-loras", "64"),
         *("--max-lora-rank", str(settings.max_lora_rank), "--max-model-len", str(settings.max_model_len)),
-        *("--max-num-seqs", str(settings.max_concurrent_requests), "--host", "127.0.0.1", "--port", str(port)),
+        *("--max-num-seqs", str(settings.max_concurrent_requests)),
+        *("--kv-cache-memory-bytes", str(settings.kv_cache_bytes), "--host", "127.0.0.1", "--port", str(port)),
     ]
 
 
@@ -73,7 +74,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return os.environ | {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "LORAMEM_ENGINE_ADAPTERS": str(settings.adapters_path),
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, settings.kv_cache_bytes >> 30)),
         "VLLM_NO_USAGE_STATS": "1",
     }
 

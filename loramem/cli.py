@@ -19,7 +19,7 @@ from loramem.errors import SettingsError
 from loramem.migrate import migrate as migrate_database
 from loramem.records import AskedMode, Compose
 from loramem.settings import Settings, load_settings
-from loramem.supervise import EXIT_WRONG_SETTINGS, local_url
+from loramem.supervise import EXIT_WRONG_SETTINGS
 from loramem.supervise import serve as supervise
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -203,7 +203,7 @@ def _allowed(field: FieldInfo) -> str:
 def _client(url: str, api_key: str, namespace: str = "") -> Client:
     current = load_settings()
     first_key = current.api_keys[0].get_secret_value() if current.api_keys else ""
-    return Client(url or local_url(current.host, current.port), api_key or first_key or None, namespace or None)
+    return Client(url or current.gateway_url, api_key or first_key or None, namespace or None)
 
 
 def _one_of(names: tuple[str, ...], name: str, option: str) -> str:

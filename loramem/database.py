@@ -58,7 +58,8 @@ def observe_nothing(kind: Literal["read", "write"], seconds: float) -> None:
 class Database:
     """`read()` and `write()` give a session in a transaction; leaving `write()` commits, an exception rolls back.
 
-    `observe` is told of every transaction and its seconds, from asking for it to its end.
+    `observe` is told of every transaction and its seconds, from asking for it to its end. Errors name statements, not
+    their parameters, which may be the text of a document.
     """
 
     def __init__(self, url: str, observe: Observe = observe_nothing) -> None:
@@ -70,7 +71,7 @@ class Database:
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self.is_sqlite else {"pool_pre_ping": True}
-        self.engine: Engine = create_engine(parsed, **options)
+        self.engine: Engine = create_engine(parsed, hide_parameters=True, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)

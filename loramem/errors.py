@@ -115,7 +115,7 @@ class Conflict(LoramemError):
 
 class MemoryNotReady(Conflict):
     code = "memory-not-ready"
-    title = "Adapters are not live yet"
+    title = "The memory cannot answer this yet"
 
 
 class WrongJobState(Conflict):

@@ -4,6 +4,7 @@ A wrong value stops the start (`SettingsError`) and names the key, the value and
 Units are in the names. `Settings()` in tests takes keyword arguments and reads the environment too.
 """
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +21,9 @@ ENGINE_RANKS = (8, 16, 32, 64, 128, 256)
 
 SPECULATIVE_TOKENS = 8
 """Of an answer in a step, on a CPU: the products of eight rows take 18 ms, those of one 11.5 (decision 0022)."""
+
+_KEY = re.compile(r"[!-~]+")
+"""Others cannot be sent in a header as they are; an empty one would let everybody in."""
 
 
 def _http_url(value: str) -> str:
@@ -64,7 +68,7 @@ class Settings(BaseSettings):
     max_loras: int = Field(16, ge=1, le=256, description="adapters active in one batch; a slot each (8B: 0.3 GB)")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="rank of the engine's slots")
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
-    kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU")
+    kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU; at least what one window needs")
     gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
     speculative_tokens: Literal["auto"] | Annotated[int, Field(ge=0, le=32)] = Field(
         "auto", description="most tokens drafted a step from what a memory was taught; `auto`: 8 on a CPU, 0 on a GPU"
@@ -116,6 +120,8 @@ class Settings(BaseSettings):
             raise ValueError("HEARTBEAT_S must be at most half of LEASE_S")
         if self.rank > self.max_lora_rank:
             raise ValueError("RANK must not exceed MAX_LORA_RANK")
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
+            raise ValueError("API_KEYS must hold keys of one or more ASCII characters each, without spaces")
         if not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1")
         return self
@@ -148,9 +154,15 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home_path / 'loramem.db'}"
 
     @property
+    def gateway_url(self) -> str:
+        """Where the gateway is reached from this machine: "every address" is none to connect to."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
     def writer_base_url(self) -> str:
         """OpenAI root of the writer, ending in /v1."""
-        return self.writer_url or f"http://{self.host}:{self.port}/v1"
+        return self.writer_url or f"{self.gateway_url}/v1"
 
     @property
     def writer_key(self) -> str:

@@ -192,18 +192,12 @@ def serve(settings: "Settings", stop_with_parent: bool = False) -> int:
         _die_with(os.getppid())
     check_address(settings.host, settings.port)
     check_home(settings.home_path)
-    url = local_url(settings.host, settings.port)
+    url = settings.gateway_url
     print(f"starting gateway and worker; data folder {settings.home_path}", flush=True)
     timing = Timing()
     programs = (Program("gateway", "server", timing), Program("worker", "trainer_worker", timing))
     welcome = f"{url} (interactive description at {url}/docs, data in {settings.home_path})"
     return Supervisor(programs, timing, f"{url}/readyz", welcome).run()
-
-
-def local_url(host: str, port: int) -> str:
-    """Where a server bound to `host` is reached from this machine: "every address" is none to connect to."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_address(host: str, port: int) -> None:

@@ -19,6 +19,7 @@ from loramem.settings import Settings
 Value = str | int | float | bool | Sequence[str]
 _W3C = TraceContextTextMapPropagator()
 _HEADER = "traceparent"
+FLUSH_MS = 5_000
 
 
 def traces_url(settings: Settings) -> str | None:
@@ -42,7 +43,14 @@ def configure(settings: Settings, service: str) -> None:
     name = os.environ.get("OTEL_SERVICE_NAME", f"loramem-{service}")
     provider = TracerProvider(resource=Resource.create({"service.name": name, "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
-    trace.set_tracer_provider(provider)  # its end at the process's exit sends what is left
+    trace.set_tracer_provider(provider)
+
+
+def flush() -> None:
+    """Send what was recorded. A process that ends by a signal does not do so by itself."""
+    flushing = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if flushing is not None:
+        flushing(FLUSH_MS)
 
 
 @contextmanager

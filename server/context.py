@@ -13,6 +13,8 @@ from loramem.tables import Revision
 from server.ask import Ask, Passage, Prompt, Route, Span
 from server.engine.engine import Engine, Sampling
 
+SHORTEN = "shorten the question or the conversation, or ask for fewer max_tokens"
+
 
 @dataclass(frozen=True)
 class FullText:
@@ -45,7 +47,8 @@ class PromptBuilder:
 
     def plain(self, text: str, sampling: Sampling) -> Prompt:
         """A text to continue, as it is."""
-        return self._checked(self._engine.encode(text), sampling, (), "shorten the prompt or ask for fewer max_tokens")
+        way_out = "shorten the prompt or ask for fewer max_tokens"
+        return self._checked(self._engine.encode(text), sampling, (), "prompt", way_out)
 
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
         """The best passages up to the budget (at least one), put back into reading order."""
@@ -63,6 +66,8 @@ class PromptBuilder:
         room = self._window - ask.sampling.max_tokens
         if ask.truncate and len(self._encode(ask, _document_messages(ask, texts))) > room:
             texts = self._longest_beginning(ask, texts, room)
+            if not texts:
+                raise self._no_room(ask)
         spans = tuple(Span(text.document_id, None, 0, len(text.text)) for text in texts)
         return self._fitting(ask, _document_messages(ask, texts), spans)
 
@@ -97,21 +102,37 @@ class PromptBuilder:
         return self._engine.encode_chat(_with_history(ask.history, messages))
 
     def _fitting(self, ask: Ask, messages: list[Message], spans: tuple[Span, ...]) -> Prompt:
-        return self._checked(self._encode(ask, messages), ask.sampling, spans, _way_out(ask))
+        return self._checked(self._encode(ask, messages), ask.sampling, spans, _key(ask), _way_out(ask))
 
-    def _checked(self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], way_out: str) -> Prompt:
+    def _checked(
+        self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], key: str, way_out: str
+    ) -> Prompt:
         if len(tokens) + sampling.max_tokens > self._window:
-            raise WindowExceeded(
+            detail = (
                 f"the prompt has {len(tokens)} tokens and the answer may have {sampling.max_tokens}, together more "
-                f"than the model's window of {self._window}; {way_out}",
-                key="prompt",
-                value=f"{len(tokens)} tokens",
-                allowed=f"up to {self._window - sampling.max_tokens} tokens",
-                prompt_tokens=len(tokens),
-                max_tokens=sampling.max_tokens,
-                window=self._window,
+                f"than the model's window of {self._window}; {way_out}"
             )
+            raise self._exceeded(detail, len(tokens), sampling, key)
         return Prompt(tokens, spans)
+
+    def _no_room(self, ask: Ask) -> WindowExceeded:
+        tokens = len(self._encode(ask, _document_messages(ask, ())))
+        detail = (
+            f"without any text the prompt has {tokens} tokens, and the answer may have {ask.sampling.max_tokens}: the "
+            f"model's window of {self._window} has no room for a text between them; {SHORTEN}"
+        )
+        return self._exceeded(detail, tokens, ask.sampling, _key(ask))
+
+    def _exceeded(self, detail: str, tokens: int, sampling: Sampling, key: str) -> WindowExceeded:
+        return WindowExceeded(
+            detail,
+            key=key,
+            value=f"{tokens} tokens",
+            allowed=f"up to {self._window - sampling.max_tokens} tokens",
+            prompt_tokens=tokens,
+            max_tokens=sampling.max_tokens,
+            window=self._window,
+        )
 
 
 def _beginning(texts: Sequence[FullText], ends: Sequence[Sequence[int]], tokens: int) -> list[FullText]:
@@ -125,15 +146,25 @@ def _beginning(texts: Sequence[FullText], ends: Sequence[Sequence[int]], tokens:
     return kept
 
 
+def _key(ask: Ask) -> str:
+    return "messages" if ask.history else "question"
+
+
 def _way_out(ask: Ask) -> str:
-    if ask.context_kind == "icl":
-        return "set truncate, or use rag, lora or hybrid"
-    return "shorten the question or the conversation, or ask for fewer max_tokens"
+    if ask.context_kind != "icl":
+        return SHORTEN
+    return f"set truncate, or use {'context rag or mode' if ask.mode == 'hybrid' else 'hybrid,'} rag or lora"
 
 
 def _wanted_documents(ask: Ask, route: Route) -> list[str]:
-    """The documents named, else the best-routed one."""
-    return list(route.chosen or ask.document_ids) if ask.document_ids is not None else list(route.documents)[:1]
+    """The documents named that serve, else the best-routed one. Raises `MemoryNotReady` where none is left."""
+    if ask.document_ids is None:
+        return list(route.documents)[:1]
+    named = route.chosen or ask.document_ids
+    serving = [document_id for document_id in named if document_id in route.revisions]
+    if not serving:
+        raise MemoryNotReady("none of the documents named has indexed text yet; ask again when their jobs have ended")
+    return serving
 
 
 def _document_messages(ask: Ask, texts: Sequence[FullText]) -> list[Message]:
@@ -148,10 +179,11 @@ def _plain(question: str) -> list[Message]:
 
 
 def _with_history(history: Sequence[Message], messages: list[Message]) -> list[Message]:
-    """A conversation's own system prompt wins over the mode's."""
-    if history and history[0]["role"] == "system":
-        messages = [message for message in messages if message["role"] != "system"]
-    return [*history, *messages]
+    """A system prompt stands first; a conversation's own wins over the mode's."""
+    system = [message for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    own = bool(history) and history[0]["role"] == "system"
+    return [*([] if own else system), *history, *rest]
 
 
 def _span(passage: Passage) -> Span:

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
+from loramem import tracing
 from loramem.base_model import BaseModel, max_positions, resolve_base_model
 from loramem.database import Database
 from loramem.doorbell import Doorbell, make_doorbell
@@ -62,6 +63,7 @@ class Gateway:
         await asyncio.to_thread(self.index.snapshot)
         self.doorbell.close()
         self.database.close()
+        await asyncio.to_thread(tracing.flush)
 
     async def _start_engine(self) -> None:
         """An engine that cannot start ends the gateway: the supervisor tries again, and the log says why."""

@@ -7,31 +7,27 @@ package, so that a new release is one place to change.
 import asyncio
 import gc
 import logging
-import os
+import multiprocessing
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from loramem import errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
-from server.engine import speculate
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
+from server.engine import options, speculate
 from server.tasks import beside
 
 log = logging.getLogger(__name__)
 
-BATCHED_TOKENS = 4096
-"""In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
-
-REGISTERED = 256
-"""Adapters that vLLM knows at once, each a few hundred bytes. It copies the list of them several times a step (0.07 ms
-for so many); one that it forgets is opened again from the pool, which keeps far more of them mapped."""
 RPC_POLL_S = 1.0
+CORE = "EngineCore"
+"""vLLM's name for the process that it starts first."""
+ENDS = (None, "stop", "length")
+"""Of an answer, none yet among them; others mean that vLLM did not bring it to its end."""
 
 REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
 """What vLLM raises for an adapter that is sound but that it will not take, such as one of too great a rank."""
@@ -124,19 +120,24 @@ class Engine:
         log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def _load(self) -> None:
-        _set_environment(self.settings)
+        options.set_environment(self.settings)
         from transformers import AutoTokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
-        arguments = _engine_args(self.settings, self.base)
+        arguments = options.engine_args(self.settings, self.base)
         self.speculates = arguments.speculative_config is not None
         self._llm = AsyncLLM.from_engine_args(arguments)
 
     def stop(self) -> None:
+        """End the engine's processes, those too of an engine that is still loading."""
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+            return
+        for process in multiprocessing.active_children():
+            if process.name.startswith(CORE):
+                process.kill()
 
     @property
     def dead(self) -> bool:
@@ -222,9 +223,10 @@ class Engine:
         """Decode, a delta per engine step. Closing the iterator aborts the request in the engine.
 
         `salt` keeps prefix-cache blocks of one namespace from being shared with another. `drafts` (`speculate.packed`)
-        is what the answer may repeat, which makes it faster.
+        is what the answer may repeat, which makes it faster. Raises `EngineUnavailable` when the engine gives the
+        answer up: it has died, or was told to end, by a Ctrl-C in its terminal for one.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         inputs: dict[str, Any] = {"prompt_token_ids": prompt}
         if salt:
@@ -239,9 +241,14 @@ class Engine:
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    yield _delta(output)
+                    delta = _delta(output)
+                    if delta.finish_reason not in ENDS:
+                        raise errors.EngineUnavailable("the engine gave the answer up; ask again")
+                    yield delta
         except EngineDeadError as error:
             raise errors.EngineUnavailable("the engine died; it is being restarted") from error
+        except EngineGenerateError as error:
+            raise errors.EngineUnavailable("the engine failed at this; its log says why") from error
 
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
         return await self._result(await self._send(method, *arguments))
@@ -257,14 +264,16 @@ class Engine:
         return call
 
     async def _result(self, call: asyncio.Future[Any]) -> list[Any]:
-        """vLLM leaves a call unanswered when the engine dies meanwhile."""
+        """vLLM leaves a call unanswered when the engine dies meanwhile, and fails it when it ends."""
         try:
             while not (await asyncio.wait({call}, timeout=RPC_POLL_S))[0]:
                 self._live()
-            results: list[Any] = call.result()
-            return results
         finally:
             call.cancel()
+        if (error := call.exception()) is not None:
+            raise errors.EngineUnavailable("the engine failed at this; its log says why") from error
+        results: list[Any] = call.result()
+        return results
 
     def _live(self) -> Any:
         if self._llm is None or self.dead:
@@ -336,51 +345,4 @@ def _sampling_params(sampling: Sampling, drafts: bytes | None) -> Any:
         output_kind=RequestOutputKind.DELTA,
         # With a temperature, how many tokens are proposed, which is the load's affair, would change a seed's answer.
         extra_args={speculate.ARGUMENT: drafts} if drafts is not None and sampling.temperature == 0 else None,
-    )
-
-
-def _set_environment(settings: Settings) -> None:
-    """vLLM's worker processes read these; they are inherited, not passed."""
-    os.environ[ADAPTERS_VARIABLE] = str(settings.adapters_path)
-    os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
-    os.environ[DEVICE_BUDGET_VARIABLE] = str(settings.device_pool_bytes)
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as our own spans are sent
-    os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids
-    logging.getLogger("vllm").setLevel(logging.WARNING)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, settings.kv_cache_bytes >> 30)))
-
-
-def _engine_args(settings: Settings, base: BaseModel) -> Any:
-    import torch
-    from vllm import AsyncEngineArgs
-
-    from server.engine.cpu_norm import PRIORITY
-
-    on_gpu = torch.cuda.is_available()
-    options: dict[str, Any] = (
-        {"gpu_memory_utilization": settings.gpu_memory_fraction} if on_gpu else {"ir_op_priority": PRIORITY}
-    )
-    return AsyncEngineArgs(
-        model=str(Path(base.path)),
-        served_model_name=[base.name],
-        dtype="bfloat16",
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_concurrent_requests,
-        enable_lora=True,
-        max_loras=settings.max_loras,
-        max_cpu_loras=REGISTERED,
-        max_lora_rank=settings.max_lora_rank,
-        worker_extension_cls="server.engine.extension.WorkerExtension",
-        enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
-        # On a CPU, vLLM 0.32 dies when a request with a seed is prefilled in chunks: it rewinds its generator in vain.
-        enable_chunked_prefill=on_gpu,
-        max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
-        enable_prefix_caching=True,
-        use_tqdm_on_load=False,
-        seed=settings.seed,
-        speculative_config=speculate.configuration(settings, on_gpu),
-        otlp_traces_endpoint=tracing.traces_url(settings),
-        **options,
     )

@@ -58,12 +58,11 @@ class VllmServe:
         self._command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager", "--enable-lora"]
         self._command += ["--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", str(SLOT_RANK)]
         self._command += ["--max-model-len", "512", "--max-num-batched-tokens", "512", "--no-enable-chunked-prefill"]
-        self._command += ["--max-num-seqs", "4", "--lora-modules", *named]
+        self._command += ["--max-num-seqs", "4", "--kv-cache-memory-bytes", str(1 << 29), "--lora-modules", *named]
         self._environment = {
             **os.environ,
             ADAPTERS_VARIABLE: str(adapters),
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
 

@@ -42,6 +42,14 @@ def test_rows_can_be_used_after_their_session(database: Database) -> None:
     assert (row.name, row.generation) == ("a", 0)
 
 
+def test_errors_tell_no_text_of_a_document(database: Database) -> None:
+    same = [Namespace(name="the secret text"), Namespace(name="the secret text")]
+    with pytest.raises(IntegrityError) as caught, database.write() as session:
+        session.add_all(same)
+    assert "INSERT INTO namespace" in str(caught.value)
+    assert "secret" not in str(caught.value).split("DETAIL:")[0]
+
+
 def test_the_clock_counts_seconds_since_the_epoch(database: Database) -> None:
     with database.read() as session:
         first = session.scalar(select(epoch_now()))

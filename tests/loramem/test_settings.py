@@ -19,6 +19,21 @@ def test_without_any_setting_it_is_local_and_open() -> None:
     assert settings.writer_base_url == "http://127.0.0.1:8000/v1"
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("localhost", "http://localhost:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+    ],
+)
+def test_the_gateway_is_reached_at_a_url_that_its_host_gives(host: str, url: str) -> None:
+    settings = load_settings(host=host, api_keys=("k",))
+    assert (settings.gateway_url, settings.writer_base_url) == (url, f"{url}/v1")
+
+
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORAMEM_HOME", str(tmp_path))
     monkeypatch.setenv("LORAMEM_PORT", "8123")
@@ -82,6 +97,9 @@ def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         ({"lease_s": 10, "heartbeat_s": 6}, "HEARTBEAT_S must be at most half of LEASE_S"),
         ({"rank": 64, "max_lora_rank": 32}, "RANK must not exceed MAX_LORA_RANK"),
         ({"host": "0.0.0.0"}, "set API_KEYS"),
+        ({"host": "0.0.0.0", "api_keys": ("",)}, "API_KEYS must hold keys of one or more ASCII characters"),
+        ({"api_keys": ("good", "with space")}, "without spaces"),
+        ({"api_keys": ("schl\u00fcssel",)}, "ASCII"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(values: dict[str, object], told: str) -> None:

@@ -139,7 +139,7 @@ def test_over_the_window_is_refused_with_the_numbers(builder: PromptBuilder, eng
     messages = prompts.with_document(QUESTION, "Title of doc_long", TEXT)
     assert extra["prompt_tokens"] == len(engine.encode_chat(messages))
     assert (extra["max_tokens"], extra["window"]) == (64, WINDOW)
-    assert (extra["key"], extra["allowed"]) == ("prompt", f"up to {WINDOW - 64} tokens")
+    assert (extra["key"], extra["allowed"]) == ("question", f"up to {WINDOW - 64} tokens")
     for part in (str(extra["prompt_tokens"]), "64", str(WINDOW), "truncate"):
         assert part in refused.value.detail
 
@@ -169,8 +169,31 @@ def test_truncate_cuts_the_last_document_first(builder: PromptBuilder) -> None:
 
 def test_a_question_that_leaves_no_room_is_refused_even_with_truncate(builder: PromptBuilder) -> None:
     endless = Ask(TEXT, "icl", "default", Sampling(max_tokens=64), truncate=True)
-    with pytest.raises(WindowExceeded):
+    with pytest.raises(WindowExceeded, match="has no room for a text") as refused:
         builder.build(endless, route())
+    assert "truncate" not in refused.value.detail
+    assert refused.value.extra["prompt_tokens"] > WINDOW
+
+
+def test_a_text_is_never_cut_to_nothing(builder: PromptBuilder, engine: ScriptedEngine) -> None:
+    bare = len(engine.encode_chat(prompts.with_document(QUESTION, "", "")))
+    wanted = Ask(QUESTION, "icl", "default", Sampling(max_tokens=WINDOW - bare), truncate=True)
+    with pytest.raises(WindowExceeded, match=f"without any text the prompt has {bare} tokens"):
+        builder.build(wanted, route())
+
+
+def test_hybrid_over_the_window_is_not_sent_to_hybrid(builder: PromptBuilder) -> None:
+    with pytest.raises(WindowExceeded, match="set truncate, or use context rag or mode rag or lora"):
+        builder.build(ask("hybrid", context="icl"), route())
+
+
+def test_of_the_documents_named_those_are_read_that_are_indexed(builder: PromptBuilder) -> None:
+    """As happens in mode auto, for which one of them is enough."""
+    found = route(documents=("doc_short",))
+    named = builder.build(ask("icl", document_ids=("doc_pending", "doc_short")), found)
+    assert [document for document, _, _ in spans(named)] == ["doc_short"]
+    with pytest.raises(MemoryNotReady, match="none of the documents named has indexed text yet"):
+        builder.build(ask("icl", document_ids=("doc_pending",)), found)
 
 
 def test_a_revision_that_went_away_meanwhile_is_said_so(builder: PromptBuilder, database: Database) -> None:
@@ -204,6 +227,12 @@ def test_history_comes_before_the_question(builder: PromptBuilder, engine: Scrip
     text = text_of(engine, builder.build(ask("rag", history=HISTORY), route(passage(0))))
     places = [text.index(part) for part in ("Good morning.", "Good morning to you.", SENTENCES[0].strip(), QUESTION)]
     assert places == sorted(places)
+
+
+def test_the_system_prompt_comes_before_the_history(builder: PromptBuilder, engine: ScriptedEngine) -> None:
+    prompt = builder.build(ask("lora", history=HISTORY), route())
+    system, user = prompts.closed_book(QUESTION)
+    assert prompt.token_ids == engine.encode_chat([system, *HISTORY, user])
 
 
 def test_a_conversations_own_system_prompt_wins(builder: PromptBuilder, engine: ScriptedEngine) -> None:
