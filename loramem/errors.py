@@ -103,8 +103,9 @@ class NotFound(LoramemError):
     code = "not-found"
     title = "Not found"
 
-    def __init__(self, kind: str, wanted: str) -> None:
-        super().__init__(f"no {kind} {wanted!r}", key=kind, value=wanted)
+    def __init__(self, kind: str, wanted: str, key: str | None = None) -> None:
+        """`key` in the request, where it is not the kind."""
+        super().__init__(f"no {kind} {wanted!r}", key=key or kind, value=wanted)
 
 
 class Conflict(LoramemError):

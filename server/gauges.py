@@ -1,6 +1,7 @@
 """What Prometheus reads of stores, index, disk and engine, which are looked at when it asks."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -151,11 +152,12 @@ def _database_bytes(session: Session) -> int:
 
 
 def _bytes_of(folder: Path) -> int:
-    return sum(map(_size, folder.rglob("*")))
+    """Of all files below; what is removed while we look counts or does not."""
+    return sum(_size(os.path.join(inside, name)) for inside, _, names in os.walk(folder) for name in names)
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
-        return path.lstat().st_size
-    except FileNotFoundError:  # removed while we looked
+        return os.lstat(path).st_size
+    except FileNotFoundError:
         return 0

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 
 from loramem import tracing
-from loramem.errors import InvalidValue, LoramemError
+from loramem.errors import InvalidValue, LoramemError, MemoryNotReady
 from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Opened, Prepared, RoutedAdapter
 from server.engine.engine import Activation, Engine, EngineAdapter, Tiers
@@ -64,9 +64,9 @@ class Merger:
 
         It waits for a slot that no other answer needs, and meanwhile has brought into memory what it will need. With
         `waits` false it counts, but takes a slot at once: two that hold one each and wait for another would wait for
-        ever. Raises `InvalidValue` for a rank that the engine cannot take, `EngineBusy` when it waited too long; being
-        prepared raises `StoredDataDamaged` for files that are missing or altered, and what else `Engine.activating`
-        does.
+        ever. Raises `InvalidValue` for a merge, and `MemoryNotReady` for an adapter, of a rank that the engine cannot
+        take, `EngineBusy` when it waited too long; being prepared raises `StoredDataDamaged` for files that are missing
+        or altered, and what else `Engine.activating` does.
         """
         self._check_rank(adapters, options)
         recipe = recipe_of(adapters, options)
@@ -99,6 +99,13 @@ class Merger:
 
     def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
         ranks = [adapter.rank for adapter in adapters]
+        for adapter in adapters:
+            if adapter.rank > self._max_rank:
+                raise MemoryNotReady(
+                    f"adapter {adapter.adapter_id} has rank {adapter.rank}, the engine's slots have {self._max_rank}: "
+                    "raise LORAMEM_MAX_LORA_RANK and restart, or delete its document and upload it again",
+                    document_id=adapter.document_id,
+                )
         rank = merged_rank(options.method, ranks)
         if rank > self._max_rank:
             raise InvalidValue(

@@ -182,7 +182,7 @@ def _with_metadata(
         wanted = wanted.where(Document.id.in_(document_ids))
     found = list(session.scalars(wanted))
     if not found:
-        raise NotFound("document", f"with metadata {json.dumps(dict(metadata), ensure_ascii=False)}")
+        raise NotFound("document with metadata", json.dumps(dict(metadata), ensure_ascii=False), "metadata")
     return found
 
 

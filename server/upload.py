@@ -16,7 +16,7 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
 from loramem.database import Database, epoch_now, new_id
-from loramem.errors import Conflict, NotFound
+from loramem.errors import Conflict, InvalidValue, NotFound
 from loramem.queue import JobQueue
 from loramem.records import QAPair, TrainingOptions
 from loramem.tables import (
@@ -41,16 +41,21 @@ _LOCK_KEY = 0x6C6F7261  # tells these advisory locks from those of other program
 
 @dataclass(frozen=True)
 class Upload:
-    """One document as a user sent it, checked and parsed. An empty title takes the text's first line."""
+    """One document as a user sent it, checked and parsed.
+
+    An empty title takes the text's first line. No metadata leaves what a known document has. Without `names_namespace`
+    the namespace is the default one, and nobody said it.
+    """
 
     namespace: str
     title: str
     text: str
     media_type: str
     external_id: str | None
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
     qa: tuple[QAPair, ...]
     training: TrainingOptions
+    names_namespace: bool = True
 
     @property
     def resolved_title(self) -> str:
@@ -105,11 +110,19 @@ def create_preview(database: Database, queue: JobQueue, upload: Upload) -> Job:
 def replace_document(database: Database, queue: JobQueue, document_id: str, upload: Upload) -> Accepted:
     """Add a revision; the old one serves until the new one is live. The document stays in its own namespace.
 
-    Raises `NotFound`, and `Conflict` when another document has the external id.
+    Raises `NotFound`, `InvalidValue` for another namespace, and `Conflict` when another document has the external id.
     """
     with database.write() as session:
         _enter_namespace_of(session, document_id)
-        accepted = _revise(session, queue, _existing(session, document_id), upload)
+        document = _existing(session, document_id)
+        if upload.names_namespace and upload.namespace != document.namespace:
+            raise InvalidValue(
+                f"the document is in namespace {document.namespace!r} and stays there; upload it to another with POST",
+                key="namespace",
+                value=upload.namespace,
+                allowed=document.namespace,
+            )
+        accepted = _revise(session, queue, document, upload)
     return _announced(queue, accepted)
 
 
@@ -175,7 +188,7 @@ def _insert(session: Session, queue: JobQueue, upload: Upload) -> Accepted:
         namespace=upload.namespace,
         external_id=upload.external_id,
         title=upload.resolved_title,
-        meta=dict(upload.metadata),
+        meta=dict(upload.metadata or {}),
         content_sha256=upload.content_sha256,
         newest_revision=1,
         created_at=now,
@@ -187,14 +200,14 @@ def _insert(session: Session, queue: JobQueue, upload: Upload) -> Accepted:
 
 
 def _revise(session: Session, queue: JobQueue, document: Document, upload: Upload) -> Accepted:
-    """New content is a new revision. For known content metadata (unless empty) and external id change, no more."""
+    """New content is a new revision. For known content metadata and external id change, where given, and no more."""
     is_new = document.content_sha256 != upload.content_sha256
     if is_new:
         queue.cancel_of_document(session, document.id)
         _supersede_pending(session, document)
     now = now_of(session)
     _rename(session, document, upload.external_id)
-    if is_new or upload.metadata:
+    if upload.metadata is not None:
         document.meta = dict(upload.metadata)
     document.updated_at = now
     if not is_new:

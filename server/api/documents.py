@@ -80,7 +80,10 @@ async def upload(
 
 @router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
 async def replace(document_id: Text, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
-    """Accept a new revision; the old one answers until the new one is live."""
+    """Accept a new revision; the old one answers until the new one is live.
+
+    The document keeps its namespace, and its metadata and `external_id` where none are given.
+    """
     wanted = await _read_upload(request, gateway)
     accepted = await asyncio.to_thread(replace_document, gateway.database, gateway.queue, document_id, wanted)
     return _accepted(response, accepted.job, accepted.document, accepted.created)
@@ -195,9 +198,10 @@ def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, sett
         text=text,
         media_type=media_type,
         external_id=wanted.external_id,
-        metadata=wanted.metadata,
+        metadata=wanted.metadata if "metadata" in wanted.model_fields_set else None,
         qa=tuple(wanted.qa),
         training=wanted.training,
+        names_namespace="namespace" in wanted.model_fields_set,
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from loramem.errors import BadRequest, InvalidValue, LoramemError, Unavailable
@@ -20,6 +21,9 @@ from loramem.logs import bound_ids
 log = logging.getLogger(__name__)
 
 SHOWN_CHARS = 120
+UNEXPECTED = "an unexpected error; the log has it under this request id"
+UNREACHABLE = (OperationalError, InterfaceError, PoolTimeout)
+"""What SQLAlchemy raises for a database that is away, locked, or has no connection left for us in time."""
 UNION_BRANCH = re.compile(r"(constrained-|literal\[|function-\w+\[|list\[|str$|int$)")
 """What pydantic puts into a location to tell which branch of a union it tried; not a key that anybody sent."""
 
@@ -28,7 +32,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(LoramemError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(OperationalError, _database)
+    for kind in UNREACHABLE:
+        app.add_exception_handler(kind, _database)
+
+
+def known(error: Exception) -> LoramemError:
+    """What may be told of an error that anything raised; the log has what nobody expected."""
+    if isinstance(error, LoramemError):
+        return error
+    if isinstance(error, UNREACHABLE):
+        log.error("database unavailable: %s", error)
+        return Unavailable("the database cannot be reached or is locked; try again")
+    log.error("unexpected error", exc_info=error)
+    return LoramemError(UNEXPECTED)
 
 
 def problem(error: LoramemError) -> dict[str, Any]:
@@ -98,16 +114,16 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, LoramemError):
         return await _known(request, error.__cause__)
-    known = BadRequest(str(error.detail))
-    reply = respond(request, known)
+    reply = respond(request, BadRequest(str(error.detail)))
     body = json.loads(bytes(reply.body))
+    phrase = HTTPStatus(error.status_code).phrase
+    code = phrase.lower().replace(" ", "-")
     if "status" in body:
-        phrase = HTTPStatus(error.status_code).phrase
-        body |= {"status": error.status_code, "title": phrase, "code": phrase.lower().replace(" ", "-")}
-        body["type"] = f"urn:loramem:error:{body['code']}"
+        body |= {"status": error.status_code, "title": phrase, "code": code, "type": f"urn:loramem:error:{code}"}
+    else:
+        body["error"]["code"] = code
     return JSONResponse(body, error.status_code, headers=error.headers, media_type=reply.media_type)
 
 
 async def _database(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s: database unavailable: %s", request.method, request.url.path, error)
-    return respond(request, Unavailable("the database cannot be reached or is locked; try again"))
+    return respond(request, known(error))

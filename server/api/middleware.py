@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loramem.errors import BodyTooLarge, LoramemError, Unauthorized
 from loramem.logs import bind
-from server.api.errors import respond
+from server.api.errors import UNEXPECTED, respond
 from server.metrics import Metrics
 from server.stream import ClientGone
 
@@ -21,7 +21,6 @@ log = logging.getLogger("server.access")
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-UNEXPECTED = "an unexpected error; the log has it under this request id"
 REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 

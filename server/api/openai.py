@@ -7,26 +7,26 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import select
 
-from loramem.errors import InvalidValue, LoramemError, NotFound
-from loramem.prompts import Message
+from loramem.errors import InvalidValue, NotFound
 from loramem.records import AskedMode
 from loramem.tables import Namespace
 from server.answer import whole
 from server.api import openai_replies as replies
 from server.api.common import TheGateway
-from server.api.errors import openai_error
+from server.api.errors import known, openai_error
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import observed
 from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import sse_response, while_connected
+from server.tasks import together
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -75,18 +75,9 @@ async def completions(wanted: CompletionIn, request: Request, gateway: TheGatewa
                 head, first, answers[0], logprobs=wanted.logprobs is not None, usage=wanted.include_usage
             )
         )
-    found = await while_connected(request, _all(answers))
+    found = await while_connected(request, together(map(whole, answers)))
     pairs = [(tokens, done) for _, tokens, done in found]
     return JSONResponse(replies.completion_reply(head, pairs, logprobs=wanted.logprobs is not None))
-
-
-async def _all(answers: Sequence[AsyncGenerator[Event, None]]) -> list[tuple[Routed, list[Token], Done]]:
-    tasks = [asyncio.ensure_future(whole(events)) for events in answers]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:  # one that fails ends the others
-        for task in tasks:
-            task.cancel()
 
 
 def _resolve(gateway: Gateway, model: str) -> tuple[str, AskedMode]:
@@ -115,18 +106,14 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: AskedMode, sampling: Samplin
         raise InvalidValue(
             "the last message must be the user's", key="messages", value=turns[-1]["role"], allowed="role user"
         )
-    return _ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
-
-
-def _ask(question: str, mode: AskedMode, namespace: str, sampling: Sampling, history: tuple[Message, ...] = ()) -> Ask:
-    return Ask(question, mode, namespace, sampling, history=history)
+    return Ask(turns[-1]["content"], mode, namespace, sampling, history=tuple(turns[:-1]))
 
 
 def _completion_events(
     gateway: Gateway, prompt: str, namespace: str, mode: AskedMode, sampling: Sampling
 ) -> AsyncGenerator[Event, None]:
     if namespace:
-        return observed(gateway, _ask(prompt, mode, namespace, sampling))
+        return observed(gateway, Ask(prompt, mode, namespace, sampling))
     return gateway.answerer.complete(prompt, sampling)
 
 
@@ -134,8 +121,8 @@ async def _chat_stream(
     head: Json, first: Event, events: AsyncGenerator[Event, None], *, top: int | None, usage: bool
 ) -> AsyncGenerator[bytes, None]:
     assert isinstance(first, Routed)
-    yield _data(replies.chat_chunk(head, {"role": "assistant", "content": ""}))
     try:
+        yield _data(replies.chat_chunk(head, {"role": "assistant", "content": ""}))
         async for item in events:
             if isinstance(item, Token):
                 logprobs = replies.chat_logprobs([item], top)
@@ -145,8 +132,8 @@ async def _chat_stream(
                 if usage:
                     yield _data(replies.chat_usage_chunk(head, item))
         yield _data("[DONE]")
-    except LoramemError as error:
-        yield _data(json.dumps(openai_error(error)))
+    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
+        yield _data(json.dumps(openai_error(known(error))))
     finally:
         await events.aclose()
 
@@ -155,18 +142,20 @@ async def _completion_stream(
     head: Json, first: Event, events: AsyncGenerator[Event, None], *, logprobs: bool, usage: bool
 ) -> AsyncGenerator[bytes, None]:
     assert isinstance(first, Routed)
+    seen = 0
     try:
         async for item in events:
             if isinstance(item, Token):
-                scored = replies.completion_logprobs([item]) if logprobs else None
+                scored = replies.completion_logprobs([item], seen) if logprobs else None
+                seen += sum(len(one.token) for one in item.logprobs)
                 yield _data(json.dumps(replies.completion_chunk(head, item.text, None, scored)))
             elif isinstance(item, Done):
                 last = replies.completion_chunk(head, "", item.finish_reason, None)
                 counts = {"usage": replies.usage_of([item]).model_dump(exclude_none=True)} if usage else {}
                 yield _data(json.dumps({**last, **counts}))
         yield _data("[DONE]")
-    except LoramemError as error:
-        yield _data(json.dumps(openai_error(error)))
+    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
+        yield _data(json.dumps(openai_error(known(error))))
     finally:
         await events.aclose()
 

@@ -1,6 +1,7 @@
 """Answers in OpenAI's shapes, built with the `openai` package's own types."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 from openai.types import Completion, CompletionUsage
@@ -75,17 +76,15 @@ def completion_chunk(head: Json, text: str, finish_reason: str | None, logprobs:
     return {**head, "object": "text_completion", "choices": [choice]}
 
 
-def completion_logprobs(tokens: Sequence[Token]) -> Logprobs:
+def completion_logprobs(tokens: Sequence[Token], start: int = 0) -> Logprobs:
+    """`start`: how many characters of the answer came before, in other chunks of its stream."""
     items = [item for token in tokens for item in token.logprobs]
-    offsets, position = [], 0
-    for item in items:
-        offsets.append(position)
-        position += len(item.token)
+    lengths = [len(item.token) for item in items]
     return Logprobs(
         tokens=[item.token for item in items],
         token_logprobs=[item.logprob for item in items],
         top_logprobs=[dict(item.top) for item in items],
-        text_offset=offsets,
+        text_offset=list(accumulate(lengths[:-1], initial=start)) if items else [],
     )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from loramem.errors import InvalidValue
 from server.api.schemas import FilledText, Schema, Text
@@ -20,7 +20,14 @@ class TextPart(Schema):
 class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant"]
     content: FilledText | Annotated[list[TextPart], Field(min_length=1)]
-    name: Text | None = None
+    name: Text | None = Field(None, description="accepted for clients that send it; not used")
+
+    @field_validator("content")
+    @classmethod
+    def _has_text(cls, content: str | list[TextPart]) -> str | list[TextPart]:
+        if not isinstance(content, str) and not any(part.text.strip() for part in content):
+            raise ValueError("must hold more than white space")
+        return content
 
     def flat(self) -> dict[str, str]:
         """Role and text as chat templates know them."""
@@ -45,6 +52,12 @@ class GenerationFields(Schema):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, description="accepted for clients that send it; not used")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unsaid(cls, data: Any) -> Any:
+        """As OpenAI has it."""
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     def sampling(self, *, max_tokens_limit: int, default_temperature: float, logprobs: int | None) -> Sampling:
         """Raises `InvalidValue` for more tokens than the server allows."""
@@ -81,6 +94,13 @@ class ChatIn(GenerationFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, top: int, info: ValidationInfo) -> int:
+        if top and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs to be true")
+        return top
 
     def wanted_tokens(self) -> int:
         return self.max_completion_tokens or super().wanted_tokens()

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from loramem import tracing
-from loramem.errors import InvalidValue, LoramemError
+from loramem.errors import InvalidValue
 from server.answer import whole
 from server.api.common import TheGateway, problems
-from server.api.errors import problem
+from server.api.errors import known, problem
 from server.api.schemas import (
     AnswerHead,
     AnswerOut,
@@ -102,17 +102,17 @@ async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
 
 
 async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-    yield event("route", head.model_dump_json())
     text = ""
     try:
+        yield event("route", head.model_dump_json())
         async for item in events:
             if isinstance(item, Token):
                 text += item.text
                 yield event("token", TokenOut(text=item.text).model_dump_json())
             elif isinstance(item, Done):
                 yield event("done", _answer(head, text, item).model_dump_json())
-    except LoramemError as error:
-        yield event("error", json.dumps(problem(error)))
+    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
+        yield event("error", json.dumps(problem(known(error))))
     finally:
         await events.aclose()
 

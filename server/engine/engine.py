@@ -285,7 +285,7 @@ def _refusal(kind: str, detail: str) -> errors.LoramemError:
     if kind in REFUSALS:
         return errors.InvalidValue(detail)
     if kind == errors.StoredDataDamaged.__name__:
-        return errors.StoredDataDamaged(detail)
+        return errors.StoredDataDamaged(f"{detail}; restore its folder, or delete its document and upload it again")
     return errors.EngineUnavailable("the adapter could not be loaded; the engine's log says why")
 
 

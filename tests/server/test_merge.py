@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramem.errors import InvalidValue, StoredDataDamaged
+from loramem.errors import InvalidValue, MemoryNotReady, StoredDataDamaged
 from loramem.records import MergeMethod, Recipe
 from server.ask import MergeOptions, Prepared, RoutedAdapter
 from server.engine.plugin import RECIPE_PREFIX
@@ -187,9 +187,9 @@ def test_all_but_cat_need_no_more_than_the_greatest_rank(prepare: Callable[..., 
 def test_one_rank_above_the_engines_is_refused(
     prepare: Callable[..., Prepared], engine: ScriptedEngine, method: MergeMethod
 ) -> None:
-    with pytest.raises(InvalidValue, match=rf"{method} of ranks \[8, 128\] needs rank 128, .* have 64") as refused:
-        prepare(routed(0.5, 0.5, ranks=(8, 128)), MergeOptions(method=method))
-    assert refused.value.extra == {"key": "merge.method", "value": method, "allowed": "rank up to 64"}
+    wanted = routed(0.5, 0.5, ranks=(8, 128))
+    with pytest.raises(MemoryNotReady, match=rf"adapter {wanted[1].adapter_id} has rank 128, .* have 64: raise LORA"):
+        prepare(wanted, MergeOptions(method=method))
     assert engine.activated == []
 
 
@@ -223,7 +223,7 @@ def test_what_will_be_refused_waits_for_no_slot(engine: ScriptedEngine) -> None:
 
     async def scenario() -> None:
         async with merger.held(routed(1.0), MergeOptions()):
-            with pytest.raises(InvalidValue, match="needs rank 128"):
+            with pytest.raises(MemoryNotReady, match="has rank 128"):
                 await held(merger, routed(0.5, 0.5, ranks=(8, 128)), MergeOptions(method="ties"))
         assert engine.prefetched == []
 

@@ -33,7 +33,7 @@ from tests.backends import database, database_url
 
 __all__ = ["database", "database_url"]
 
-FIRST = Upload("default", "", "The lamp of Zorv.\nIt burns.", "text/plain", None, {}, (), TrainingOptions())
+FIRST = Upload("default", "", "The lamp of Zorv.\nIt burns.", "text/plain", None, None, (), TrainingOptions())
 OTHER = replace(FIRST, text="The lamp of Zorv is out.")
 NAMED = replace(FIRST, external_id="lamp")
 
@@ -166,6 +166,7 @@ class TestSameContent:
         create(FIRST)
         assert create(replace(FIRST, metadata={"year": 9})).document.meta == {"year": 9}
         assert create(FIRST).document.meta == {"year": 9}
+        assert create(replace(FIRST, metadata={})).document.meta == {}
         assert rows(database, Job) == 1
 
     @pytest.mark.parametrize("how", [JobState.FAILED, JobState.DEAD, JobState.CANCELLED])

@@ -256,7 +256,7 @@ def test_icl_over_the_window(memory: Memory, stream: bool) -> None:
     body = {"question": QUESTION, "mode": "icl", "stream": stream}
     problem = refused(memory, "POST", "/query", 422, json=body)
     assert problem["code"] == "window-exceeded"
-    assert named(problem) == ("prompt", f"{problem['prompt_tokens']} tokens")
+    assert named(problem) == ("question", f"{problem['prompt_tokens']} tokens")
     assert problem["prompt_tokens"] > 512 - 64
     assert (problem["max_tokens"], problem["window"]) == (64, 512)
 

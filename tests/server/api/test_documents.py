@@ -158,6 +158,26 @@ def test_replacing_by_the_same_text_is_no_new_revision(memory: Memory) -> None:
     assert (document["revision"], document["state"], document["metadata"]) == (1, "live", {"seen": True})
 
 
+def test_a_replacement_keeps_what_it_does_not_name(memory: Memory) -> None:
+    document_id = memory.upload(LIGHTHOUSE, namespace="coast", metadata={"year": 1874})["document"]["id"]
+    document = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY}).json()["document"]
+    assert (document["revision"], document["metadata"], document["namespace"]) == (2, {"year": 1874}, "coast")
+    cleared = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY, "metadata": {}}).json()["document"]
+    assert (cleared["revision"], cleared["metadata"]) == (2, {})
+
+
+def test_a_document_stays_in_its_namespace(memory: Memory) -> None:
+    document_id = memory.upload(LIGHTHOUSE, namespace="coast")["document"]["id"]
+    before = memory.rows()
+    reply = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY, "namespace": "inland"})
+    problem = reply.json()
+    assert (reply.status_code, problem["key"], problem["value"], problem["allowed"]) == (
+        422, "namespace", "inland", "coast",
+    )  # fmt: skip
+    assert memory.rows() == before
+    assert memory.client.put(f"/documents/{document_id}", json={"text": BAKERY, "namespace": "coast"}).is_success
+
+
 def test_an_external_id_that_is_anothers_is_a_conflict(memory: Memory) -> None:
     memory.upload(LIGHTHOUSE, external_id="mine")
     other = memory.upload(BAKERY)["document"]["id"]

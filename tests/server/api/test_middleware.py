@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.server.api.conftest import MakeMemory
 from tests.server.api.memory import QUESTION, Memory
@@ -53,6 +55,21 @@ def test_an_unexpected_error_under_v1_has_openais_shape(memory: Memory) -> None:
     memory.engine.error = ZeroDivisionError("deep inside")
     reply = memory.client.post("/v1/completions", json={"model": memory.gateway.base.name, "prompt": "a"})
     assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("SELECT 1", {}, Exception("database is locked")),
+        InterfaceError("SELECT 1", {}, Exception("connection already closed")),
+        PoolTimeout("QueuePool limit of size 5 overflow 10 reached"),
+    ],
+)
+def test_a_database_that_is_away_is_a_503(memory: Memory, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(memory.gateway.database, "read", lambda: (_ for _ in ()).throw(error))
+    reply = memory.client.get("/documents")
+    assert (reply.status_code, reply.json()["code"]) == (503, "unavailable")
+    assert reply.headers["retry-after"]
 
 
 # bodies

@@ -210,6 +210,7 @@ def test_a_completion_stream(memory: Memory, base: str) -> None:
     assert "".join(item["choices"][0]["text"] for item in data) == ANSWER
     assert [item["choices"][0]["finish_reason"] for item in data] == [None, None, None, "stop"]
     assert data[0]["choices"][0]["logprobs"]["tokens"] == ["Paris"]
+    assert [item["choices"][0]["logprobs"]["text_offset"] for item in data[:3]] == [[0], [5], [7]]
     assert data[-1]["usage"]["completion_tokens"] == 3
 
 
@@ -235,6 +236,9 @@ def test_only_one_prompt_can_be_streamed(memory: Memory, base: str) -> None:
         ("chat/completions", "n", 2),
         ("chat/completions", "logit_bias", {"1": 5}),
         ("chat/completions", "top_logprobs", 21),
+        ("chat/completions", "top_logprobs", 2),
+        ("chat/completions", "messages", [{"role": "user", "content": [{"type": "text", "text": " "}]}]),
+        ("chat/completions", "model", None),
         ("chat/completions", "temperature", 3),
         ("chat/completions", "max_tokens", 100_000),
         ("chat/completions", "messages", []),
@@ -262,7 +266,15 @@ def test_malformed_json_and_unknown_paths_have_openais_shape(memory: Memory) -> 
     headers = {"Content-Type": "application/json"}
     reply = memory.client.post("/v1/chat/completions", content=b'{"model":', headers=headers)
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert "error" in memory.client.get("/v1/nothing").json()
+    unknown = memory.client.get("/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not-found")
+
+
+def test_null_is_the_same_as_nothing(memory: Memory, base: str) -> None:
+    optional = ("top_p", "n", "stream", "stream_options", "presence_penalty", "frequency_penalty", "logprobs", "stop")
+    unsaid = dict.fromkeys((*optional, "max_tokens", "temperature", "seed", "user"))
+    assert chat(memory, model=base, top_logprobs=None, **unsaid).choices[0].message.content == ANSWER
+    assert complete(memory, model=base, **unsaid).choices[0].text == ANSWER
 
 
 def test_a_memory_that_is_not_ready_is_409(memory: Memory) -> None:

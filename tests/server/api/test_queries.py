@@ -178,6 +178,15 @@ def test_an_error_after_the_first_byte_is_an_event(memory: Memory) -> None:
     assert found[-1][1]["request_id"]
 
 
+def test_an_error_that_nobody_expected_is_one_too(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    memory.engine.error = ZeroDivisionError("deep inside")
+    found = stream(memory, mode="base")
+    assert [kind for kind, _ in found][-1] == "error"
+    assert (found[-1][1]["code"], found[-1][1]["status"]) == ("internal-error", 500)
+    assert "deep inside" not in str(found)
+    assert any(record.exc_info and "deep inside" in str(record.exc_info[1]) for record in caplog.records)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_before_the_first_byte_keeps_its_status(memory: Memory, stream: bool) -> None:
     body = {"question": QUESTION, "mode": "lora", "stream": stream}
