@@ -3,7 +3,7 @@
 #
 #   deploy/walkthrough.sh [--cleanup] [-q QUESTION]... [URL] [FILE]
 #
-# URL is http://127.0.0.1:8000 by default, FILE is deploy/sample.txt. The questions stand beside the file (sample.json:
+# URL is LORAMEM_URL, or http://127.0.0.1:8000, by default, FILE is deploy/sample.txt. The questions stand beside the file (sample.json:
 # a list of {question, expected}), or are given with -q. LORAMEM_API_KEY is sent as the bearer key, when set.
 # LORAMEM_WALKTHROUGH_NAMESPACE (default: walkthrough) holds the document. --cleanup deletes it at the end.
 #
@@ -27,7 +27,7 @@ while (($#)); do
   shift
 done
 ((${#positional[@]} <= 2)) || usage
-url=${positional[0]:-http://127.0.0.1:8000}
+url=${positional[0]:-${LORAMEM_URL:-http://127.0.0.1:8000}}
 url=${url%/}
 file=${positional[1]:-$here/sample.txt}
 [[ -r $file ]] || { echo "walkthrough: cannot read $file" >&2; exit 2; }

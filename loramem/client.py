@@ -116,16 +116,20 @@ class Client:
         return self._json("GET", f"/jobs/{job_id}")
 
     def follow(self, job_id: str, patience_s: float = 60) -> Iterator[Event]:
-        """The job's events from its first to its last, then end. Raises when the server stays away for `patience_s`."""
-        last_id, lost_at = "", None
+        """The job's events from its first to its last, then end. Raises when the server stays away for `patience_s`.
+
+        A job that was retried has ended before, in the middle of its events.
+        """
+        last_id, lost_at, ended = "", None, False
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
                 for event in self._events("GET", f"/jobs/{job_id}/events", headers=headers):
                     last_id, lost_at = event.id or last_id, None
+                    ended = event.data["state"] in FINAL_JOB_STATES if "state" in event.data else ended
                     yield event
-                    if event.data.get("state") in FINAL_JOB_STATES:
-                        return
+                if ended:
+                    return
             except Unreachable:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > patience_s:

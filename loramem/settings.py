@@ -24,6 +24,8 @@ SPECULATIVE_TOKENS = 8
 
 _KEY = re.compile(r"[!-~]+")
 """Others cannot be sent in a header as they are; an empty one would let everybody in."""
+EXAMPLE_KEY = "change-me"
+"""How keys and passwords begin in `.env.example`."""
 
 
 def _http_url(value: str) -> str:
@@ -52,7 +54,7 @@ class Settings(BaseSettings):
         (), description="JSON list of accepted bearer keys; empty: open, loopback only"
     )
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics")
-    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of the worker's metrics; 0: it tells none")
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of the worker's metrics; 0: off")
     otlp_endpoint: HttpUrl | Literal[""] = Field(
         "", description="OpenTelemetry collector (OTLP over HTTP), as `http://127.0.0.1:4318`; empty: no traces"
     )
@@ -101,7 +103,7 @@ class Settings(BaseSettings):
     writer_url: HttpUrl | Literal[""] = Field(
         "", description="OpenAI-compatible endpoint that writes training data; empty: the gateway"
     )
-    writer_model: str = Field("", description="model name at the writer; empty: the base model")
+    writer_model: str = Field("", description="model name at the writer; empty: the first that it lists")
     writer_api_key: SecretStr = Field(SecretStr(""), description="bearer key of the writer")
 
     # queue
@@ -122,6 +124,8 @@ class Settings(BaseSettings):
             raise ValueError("RANK must not exceed MAX_LORA_RANK")
         if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
             raise ValueError("API_KEYS must hold keys of one or more ASCII characters each, without spaces")
+        if any(key.get_secret_value().startswith(EXAMPLE_KEY) for key in self.api_keys):
+            raise ValueError("API_KEYS holds a key of .env.example, which everybody knows: make your own")
         if not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1")
         return self

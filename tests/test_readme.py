@@ -12,7 +12,7 @@ from loramem.settings import Settings
 from tests.rules import ROOT
 
 README = (ROOT / "README.md").read_text()
-OTHER_VARIABLES = {"LORAMEM_PROFILE", "LORAMEM_URL", "LORAMEM_API_KEY"}
+OTHER_VARIABLES = {"LORAMEM_PROFILE", "LORAMEM_URL", "LORAMEM_API_KEY", "LORAMEM_BENCH_DATA"}
 
 
 @cache

@@ -107,7 +107,7 @@ def test_a_job_is_followed_to_its_final_state_over_a_broken_connection(monkeypat
         [
             sse(("state", {"state": "running"}, "1"), ("progress", {"phase": "train", "percent": 40}, "2")),
             None,
-            sse(("state", {"state": "succeeded"}, "3"), ("state", {"state": "never read"}, "4")),
+            sse(("state", {"state": "succeeded"}, "3")),
         ]
     )
     asked_after = []
@@ -122,6 +122,14 @@ def test_a_job_is_followed_to_its_final_state_over_a_broken_connection(monkeypat
     events = list(client_of(handler).follow("job_1"))
     assert [event.id for event in events] == ["1", "2", "3"]
     assert asked_after == [None, "2", "2"]
+
+
+def test_a_job_that_was_retried_is_followed_beyond_its_first_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    first = sse(("state", {"state": "failed"}, "1"), ("state", {"state": "queued"}, "2"), ("progress", {}, "3"))
+    parts = iter([first, sse(("state", {"state": "failed"}, "4"))])
+    client = client_of(lambda request: httpx.Response(200, content=next(parts)))
+    assert [event.id for event in client.follow("job_1")] == ["1", "2", "3", "4"]
 
 
 def test_following_ends_when_the_server_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:

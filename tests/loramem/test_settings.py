@@ -99,6 +99,7 @@ def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         ({"host": "0.0.0.0"}, "set API_KEYS"),
         ({"host": "0.0.0.0", "api_keys": ("",)}, "API_KEYS must hold keys of one or more ASCII characters"),
         ({"api_keys": ("good", "with space")}, "without spaces"),
+        ({"api_keys": ("good", "change-me-user-key")}, "a key of .env.example, which everybody knows"),
         ({"api_keys": ("schl\u00fcssel",)}, "ASCII"),
     ],
 )
