@@ -10,7 +10,10 @@ every claim). Whoever claims an expired lease gets a greater fence, so the write
 again matches no row: it raises `LeaseLost`. A worker's crash is a lease that expires, and costs one attempt.
 """
 
+import logging
+
 from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from loramem import tracing, transitions
@@ -32,6 +35,8 @@ from loramem.tables import (
 from loramem.transitions import DONE, WAITING, Claim
 
 __all__ = ["Claim", "JobQueue"]
+
+log = logging.getLogger(__name__)
 
 ANNOUNCE_AGAIN_S = 5.0
 ANNOUNCE_AT_ONCE = 100  # a ring wakes a worker, and a worker that is awake drains the queue
@@ -82,10 +87,12 @@ class JobQueue:
         """Ring for a committed job. A lost doorbell fails nobody: `reconcile` and polling find the row."""
         if not self.doorbell.ring(job_id):
             return
-        with self.database.write() as session:
-            session.execute(
-                update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED).values(announced_at=epoch_now())
-            )
+        waiting = update(Job).where(Job.id == job_id, Job.state == JobState.QUEUED)
+        try:
+            with self.database.write() as session:
+                session.execute(waiting.values(announced_at=epoch_now()))
+        except SQLAlchemyError as error:  # what was committed before stands: it is rung for once more, no harm
+            log.warning("job %s: that it was announced is not stored: %s", job_id, error)
 
     def reconcile(self) -> int:
         """Ring again for due jobs that nobody took within 5 s of the last ring; returns how many. Call every 5 s."""
@@ -138,10 +145,14 @@ class JobQueue:
                 detail = f"job {job_id} is {job.state}: only failed, dead and cancelled jobs can be retried"
                 raise WrongJobState(detail, state=job.state)
             newest = session.scalar(select(Document.newest_revision).where(Document.id == job.document_id))
+            if newest is None and job.document_id is not None:
+                raise WrongJobState(f"job {job_id} is of document {job.document_id}, which was deleted")
             if newest != job.revision:  # of a preview both are None
                 raise WrongJobState(f"job {job_id} is of revision {job.revision}, the document's is {newest}")
             if job.kind == JobKind.BUILD and _is_live(session, job):
                 raise WrongJobState(f"job {job_id} is {job.state}, and another one made its revision live since")
+            if (other := _rival(session, job)) is not None:
+                raise WrongJobState(f"job {job_id} is {job.state}, and job {other} is at work on the same revision")
             job.attempts = 0
             job.error = None
             job.finished_at = None
@@ -250,6 +261,14 @@ class JobQueue:
         """Whether the claim is still the newest and its job unfinished."""
         with self.database.read() as session:
             return session.scalar(select(Job.id).where(transitions.held_by(claim))) is not None
+
+
+def _rival(session: Session, job: Job) -> str | None:
+    """Another unfinished job of the same kind on the same revision: the chunks of one would take the other's away."""
+    if job.document_id is None:
+        return None
+    same = (Job.document_id == job.document_id, Job.revision == job.revision, Job.kind == job.kind, Job.id != job.id)
+    return session.scalar(select(Job.id).where(*same, Job.state.not_in(FINAL_JOB_STATES)).limit(1))
 
 
 def _is_live(session: Session, job: Job) -> bool:

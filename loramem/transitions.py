@@ -123,6 +123,7 @@ def requeue_unless_cancelled(session: Session, job: Job, delay_s: float, reason:
     if job.cancel_requested:
         finish(session, job, JobState.CANCELLED)
     else:
+        job.progress = {**(job.progress or WAITING.model_dump()), "message": reason}
         requeue(session, job, delay_s, reason)
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from loramem.chunk import Span, window_spans
 from loramem.database import Database, new_id
 from loramem.embed import Embedder
 from loramem.errors import JobCancelled
-from loramem.tables import Chunk, DocumentState, Question, Revision, RevisionState, Window
+from loramem.tables import Chunk, Document, DocumentState, JobKind, Question, Revision, RevisionState, Window
 from loramem.transitions import Claim, locked_by
 from trainer_worker.claimed import document_of, show
 from trainer_worker.examples import Asked
@@ -53,16 +53,21 @@ def index_text(
     step: Callable[[int, int], None] = lambda done, total: None,
     also: Callable[[Session, Sequence[Chunk]], None] = lambda session, chunks: None,
 ) -> list[Chunk]:
-    """Store the chunks at `spans` and their windows, in place of what an earlier attempt stored for this revision;
-    `also` does what has to happen in the same transaction.
+    """Store the chunks at `spans` and their windows, in place of what an earlier attempt stored for this revision,
+    unless it is the same; `also` does what has to happen in the same transaction.
 
     A document that serves nothing yet serves this revision from now on: `rag` and `icl` answer. Otherwise the old
     revision goes on serving until `publish`. `step` gets (windows embedded, windows) and may raise to stop.
-    Raises `LeaseLost`, and `JobCancelled` when the document was deleted meanwhile.
+    Raises `LeaseLost`, and `JobCancelled` when the document was deleted or another job built the revision meanwhile.
     """
     title = heading(revision.title, revision.text)
     room = embedder.max_tokens - embedder.count_tokens(title) - MARGIN_TOKENS
     pieces = _cut(revision.text, spans, embedder, min(window_tokens, room))
+    if (stored := _stored(database, claim, spans, pieces, embedder.name)) is not None:
+        with database.write() as session:
+            _still_wanted(session, claim)
+            also(session, stored)
+        return stored
     vectors = _embed(embedder, [f"{title}\n{revision.text[piece.start : piece.end]}" for piece in pieces], step)
     chunks = [_chunk(claim, ordinal, span) for ordinal, span in enumerate(spans)]
     rows = [
@@ -116,6 +121,20 @@ def _cut(text: str, spans: Sequence[Span], embedder: Embedder, max_tokens: int) 
     ]
 
 
+def _stored(
+    database: Database, claim: Claim, spans: Sequence[Span], pieces: Sequence[_Piece], embedder: str
+) -> list[Chunk] | None:
+    """The revision's chunks, if these and their windows are what would be stored now."""
+    of_revision = (Chunk.document_id == claim.document_id, Chunk.revision == claim.revision)
+    windows = select(Chunk.ordinal, Window.start, Window.end, Window.embedder).join(Chunk, Chunk.id == Window.chunk_id)
+    with database.read() as session:
+        chunks = list(session.scalars(select(Chunk).where(*of_revision).order_by(Chunk.ordinal)))
+        rows = [tuple(row) for row in session.execute(windows.where(*of_revision).order_by(Window.id))]
+    same_chunks = [(chunk.start, chunk.end) for chunk in chunks] == [(span.start, span.end) for span in spans]
+    same_windows = rows == [(piece.ordinal, piece.start, piece.end, embedder) for piece in pieces]
+    return chunks if chunks and same_chunks and same_windows else None
+
+
 def _embed(embedder: Embedder, texts: Sequence[str], step: Callable[[int, int], None]) -> NDArray[np.float32]:
     """Unit vectors, shape (n, dim)."""
     batches = [np.zeros((0, embedder.dim), dtype=np.float32)]
@@ -149,10 +168,19 @@ def _window(chunk: Chunk, piece: _Piece, embedder: str, vector: NDArray[np.float
     }
 
 
-def _store(session: Session, claim: Claim, chunks: Sequence[Chunk], windows: Sequence[dict[str, object]]) -> None:
+def _still_wanted(session: Session, claim: Claim) -> Document:
+    """Raises `LeaseLost` and `JobCancelled`. Only a mending works on a revision that is live."""
     if locked_by(session, claim).cancel_requested:
         raise JobCancelled(f"job {claim.job_id} was cancelled before its text was indexed")
     document = document_of(session, claim)
+    live = session.get_one(Revision, (claim.document_id, claim.revision)).state == RevisionState.LIVE
+    if live and claim.kind == JobKind.BUILD:
+        raise JobCancelled(f"another job has made revision {claim.revision} of document {document.id} live")
+    return document
+
+
+def _store(session: Session, claim: Claim, chunks: Sequence[Chunk], windows: Sequence[dict[str, object]]) -> None:
+    document = _still_wanted(session, claim)
     for table in (Window, Chunk):
         session.execute(delete(table).where(table.document_id == claim.document_id, table.revision == claim.revision))
     session.add_all(chunks)

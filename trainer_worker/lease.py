@@ -116,8 +116,14 @@ class Lease:
         self._show(progress)
         if new_phase or now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
-            self._note(self._queue.report(self.claim, progress))
+            self._report(progress)
             self.check()
+
+    def _report(self, progress: Progress) -> None:
+        try:
+            self._note(self._queue.report(self.claim, progress))
+        except SQLAlchemyError as error:  # it is only shown; whether the lease holds is the heartbeat's to find out
+            log.warning("job %s: its progress was not stored: %s", self.claim.job_id, error)
 
     def _beat(self) -> None:
         settings = self._settings

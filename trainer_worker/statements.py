@@ -58,7 +58,8 @@ class Statement:
 
 
 def statements(title: str, text: str) -> list[Statement]:
-    """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line."""
+    """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line, and one that
+    holds no sentence at all, such as a column of numbers, its words as they stand."""
     found: dict[str, Statement] = {}
     subject = _subject(title, text)
     about_subject = False
@@ -67,7 +68,14 @@ def statements(title: str, text: str) -> list[Statement]:
         about_subject = bool(subject) and _begins_with(resolved, subject)
         for part in _short(resolved):
             found.setdefault(part.casefold(), Statement(part, sentence, tuple(spans(part, subject))))
-    return list(found.values())
+    return list(found.values()) or list(_unworded(text))
+
+
+def _unworded(text: str) -> Iterator[Statement]:
+    words = text.split()
+    for start in range(0, len(words), MAX_WORDS):
+        part = " ".join(words[start : start + MAX_WORDS])
+        yield Statement(part, part, ())
 
 
 def sentences(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 from redis import Redis
+from sqlalchemy.exc import OperationalError
 
 from loramem.database import Database, epoch_now
 from loramem.doorbell import PollingDoorbell, RedisDoorbell
@@ -252,9 +253,22 @@ class TestAnnouncing:
         change(queue, job_id, announced_at=epoch_now() - 6)
         assert queue.reconcile() == 0
 
+    def test_what_is_committed_stays_accepted_when_the_ring_cannot_be_noted(
+        self, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with queue.database.write() as session:
+            job_id = queue.enqueue(session, "doc_1", 1).id
+        away = OperationalError("UPDATE job", None, Exception("connection refused"))
+        with monkeypatch.context() as patched:
+            patched.setattr(queue.database, "write", lambda: (_ for _ in ()).throw(away))
+            queue.announce(job_id)
+        assert queue.get(job_id).announced_at is None
+        assert queue.reconcile() == 1
+
     def test_a_postponed_job_is_not_announced_before_its_time(self, queue: JobQueue) -> None:
         job_id = add(queue)
         queue.postpone(take(queue), 60, "later")
+        assert queue.get(job_id).progress["message"] == "later"
         assert queue.reconcile() == 0
         make_due(queue, job_id)
         assert queue.reconcile() == 1

@@ -143,10 +143,22 @@ class TestRetry:
             queue.retry(build)
         assert queue.retry(mending).state == JobState.QUEUED
 
+    def test_not_beside_another_build_of_the_same_revision(self, queue: JobQueue) -> None:
+        add_document(queue)
+        first = add(queue)
+        queue.cancel(first)
+        second, mending = add(queue), add_mending(queue)
+        with pytest.raises(WrongJobState, match=f"job {second} is at work on the same revision"):
+            queue.retry(first)
+        queue.cancel(mending)
+        assert queue.retry(mending).state == JobState.QUEUED
+        queue.cancel(second)
+        assert queue.retry(first).state == JobState.QUEUED
+
     def test_not_for_a_revision_that_was_replaced_or_a_document_that_is_gone(self, queue: JobQueue) -> None:
         add_document(queue, newest_revision=2)
         replaced, gone = add(queue, "doc_1", 1), add(queue, "doc_gone", 1)
         for job_id in (replaced, gone):
             queue.cancel(job_id)
-            with pytest.raises(WrongJobState, match="revision"):
+            with pytest.raises(WrongJobState, match=r"revision 1, the document's is 2|doc_gone, which was deleted"):
                 queue.retry(job_id)

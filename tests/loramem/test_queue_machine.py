@@ -29,7 +29,8 @@ def _forget_durability(connection: Any, record: object) -> None:
 class Row:
     """What the model believes of one job."""
 
-    def __init__(self) -> None:
+    def __init__(self, preview: bool) -> None:
+        self.preview = preview
         self.state = "queued"
         self.attempts = 0
         self.holder: Claim | None = None
@@ -74,7 +75,7 @@ class QueueMachine(RuleBasedStateMachine):
         with self.database.write() as session:
             job = self.queue.enqueue_preview(session) if preview else self.queue.enqueue(session, "doc", 1)
         job_id = job.id
-        self.rows[job_id] = Row()
+        self.rows[job_id] = Row(preview)
         return job_id
 
     @rule(target=claims)
@@ -173,8 +174,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from([key for key, row in self.rows.items() if row.state in RETRIABLE]))
-        self.queue.retry(job)
         row = self.rows[job]
+        unfinished = [other for other in self.rows.values() if not other.preview and other.state not in OVER]
+        if unfinished and not row.preview:  # all builds are of one revision
+            with pytest.raises(WrongJobState):
+                self.queue.retry(job)
+            return
+        self.queue.retry(job)
         row.state, row.attempts, row.cancel_requested = "queued", 0, False
 
     @invariant()

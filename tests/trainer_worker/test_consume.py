@@ -256,6 +256,12 @@ class TestLease:
             until(lambda: queue.claim("heir") is not None)
             until(exited.is_set)
 
+    def test_progress_that_cannot_be_stored_ends_nothing(self, queue: JobQueue, claim: Claim, lease: Lease) -> None:
+        with away(queue.database):
+            lease.progress(step(1))
+        lease.progress(Progress(phase="examine"))
+        assert [event.data["phase"] for event in queue.events(claim.job_id) if event.kind == "progress"] == ["examine"]
+
     def test_a_database_that_is_away_for_a_moment_does_not_lose_the_job(self, queue: JobQueue, lease: Lease) -> None:
         with away(queue.database):
             time.sleep(0.3)

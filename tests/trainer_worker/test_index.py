@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from loramem.chunk import Span, chunk_text
 from loramem.database import Database
@@ -15,7 +15,7 @@ from loramem.embed import Embedder, load_embedder
 from loramem.errors import JobCancelled, LeaseLost
 from loramem.queue import Claim, JobQueue
 from loramem.settings import Settings
-from loramem.tables import Chunk, Document, Namespace, Revision, Window
+from loramem.tables import Chunk, Document, Namespace, Revision, RevisionState, Window
 from tests.backends import database, database_url
 from tests.rows import add_document, add_revision, delete_document
 from trainer_worker.index import heading, index_text
@@ -120,6 +120,40 @@ def test_a_second_attempt_replaces_what_the_first_stored(database: Database, que
     assert {chunk.id for chunk in chunks}.isdisjoint(chunk.id for chunk in first)
     assert {window.chunk_id for window in windows} == {chunk.id for chunk in chunks}
     assert generation == 2, "the revision is served, so searches must see the new windows"
+
+
+def test_what_is_stored_already_is_neither_embedded_nor_written_again(
+    database: Database, queue: JobQueue, index: Index
+) -> None:
+    add_document(database, "doc_1", TEXT)
+    claim = claim_job(queue)
+    first = index(claim)
+    before = rows(database)
+    steps, given = list[int](), list[list[str]]()
+    second = index(
+        claim,
+        step=lambda done, total: steps.append(done),
+        also=lambda session, chunks: given.append([chunk.id for chunk in chunks]),
+    )
+    assert [chunk.id for chunk in second] == [chunk.id for chunk in first]
+    assert (steps, given) == ([], [[chunk.id for chunk in first]])
+    after = rows(database)
+    assert [window.id for window in after[1]] == [window.id for window in before[1]]
+    assert after[3] == before[3]
+
+
+def test_a_build_leaves_a_revision_alone_that_another_one_made_live(
+    database: Database, queue: JobQueue, index: Index
+) -> None:
+    add_document(database, "doc_1", TEXT)
+    claim = claim_job(queue)
+    before = {chunk.id for chunk in index(claim)}
+    with database.write() as session:
+        session.execute(update(Revision).values(state=RevisionState.LIVE))
+    for max_tokens in (200, 100):
+        with pytest.raises(JobCancelled, match="another job has made revision 1 of document doc_1 live"):
+            index(claim, max_tokens=max_tokens)
+    assert {chunk.id for chunk in rows(database)[0]} == before
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(database: Database, queue: JobQueue, index: Index) -> None:

@@ -51,6 +51,13 @@ def test_no_statement_is_too_long_and_no_word_is_lost(text: str) -> None:
     assert letters <= set(" ".join(found).casefold().replace(".", " ").split()) | {"mühle", "dach"} or not found
 
 
+def test_a_text_without_any_sentence_gives_its_words_as_they_stand() -> None:
+    column = "\n".join(str(number) for number in range(10, 90))
+    found = texts("Table 3", column)
+    assert " ".join(found).split() == column.split()
+    assert all(len(statement.split()) <= MAX_WORDS for statement in found)
+
+
 def test_wrapped_lines_are_one_sentence_and_list_lines_are_several() -> None:
     wrapped = "The mill at Hadle was closed for eleven years after a great flood had\ncarried its wheel away."
     assert len(sentences(wrapped)) == 1
