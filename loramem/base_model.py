@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "smollm2-135m-instruct"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
+"""In a model's folder, beside what its tokenizer has; weights in other files would not be in the fingerprint."""
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -41,6 +43,7 @@ def resolve_base_model(settings: Settings) -> BaseModel:
         name = path.name
     else:
         path, name = _from_hub(settings.model), settings.model
+    _check_files(path, settings.model)
     return BaseModel(path, settings.served_model_name or name, _fingerprint(path))
 
 
@@ -81,6 +84,14 @@ def _from_hub(repository: str) -> Path:
             f"loramem: LORAMEM_MODEL={repository!r} is neither `embedded`, nor a local folder, "
             f"nor a Hugging Face model that can be downloaded: {error}"
         ) from None
+
+
+def _check_files(folder: Path, model: str) -> None:
+    if lacking := [pattern for pattern in NEEDED if not any(folder.glob(pattern))]:
+        raise SettingsError(
+            f"loramem: LORAMEM_MODEL={model!r}: {folder} has no {' and no '.join(lacking)}; "
+            f"a model's folder needs {', '.join(NEEDED)}"
+        )
 
 
 def _fingerprint(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from loramem.database import Database
 from loramem.errors import SettingsError
 from loramem.migrate import migrate as migrate_database
 from loramem.records import AskedMode, Compose
-from loramem.settings import Settings, load_settings
+from loramem.settings import MASK, Settings, load_settings, masked, variable
 from loramem.supervise import EXIT_WRONG_SETTINGS
 from loramem.supervise import serve as supervise
 
@@ -27,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Url = Annotated[str, typer.Option(envvar="LORAMEM_URL", help="the server; empty: LORAMEM_HOST and LORAMEM_PORT")]
 ApiKey = Annotated[str, typer.Option(envvar="LORAMEM_API_KEY", help="bearer key; empty: the first of LORAMEM_API_KEYS")]
 Namespace = Annotated[str, typer.Option(help="namespace of the documents; empty: the server's default")]
+ListedNamespace = Annotated[str, typer.Option("--namespace", help="namespace of the documents; empty: all")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the server's reply as it is")]
 
 
@@ -103,7 +103,7 @@ def ask(
 @app.command()
 def jobs(
     job_id: Annotated[str | None, typer.Argument(help="follow this one; empty: list the documents' latest")] = None,
-    namespace: Namespace = "",
+    namespace: ListedNamespace = "",
     url: Url = "",
     api_key: ApiKey = "",
 ) -> None:
@@ -120,7 +120,7 @@ def jobs(
 
 
 @app.command()
-def documents(namespace: Namespace = "", as_json: AsJson = False, url: Url = "", api_key: ApiKey = "") -> None:
+def documents(namespace: ListedNamespace = "", as_json: AsJson = False, url: Url = "", api_key: ApiKey = "") -> None:
     """List documents: id, state, title."""
     with _client(url, api_key, namespace) as client:
         for document in client.documents():
@@ -171,27 +171,23 @@ def settings_table() -> Iterator[str]:
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
         default = _shown(field.default)
-        yield f"| `{_variable(name)}` | {f'`{default}`' if default else ''} | {field.description}{_allowed(field)} |"
+        yield f"| `{variable(name)}` | {f'`{default}`' if default else ''} | {field.description}{_allowed(field)} |"
 
 
 def _current_settings(current: Settings) -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         value, default = _shown(getattr(current, name)), _shown(field.default)
         note = f" (default {default or 'empty'})" if value != default else ""
-        yield f"{_variable(name)}={value}{note}\n    {field.description}"
-
-
-def _variable(name: str) -> str:
-    return f"LORAMEM_{name.upper()}"
+        yield f"{variable(name)}={value}{note}\n    {field.description}"
 
 
 def _shown(value: object) -> str:
     """As it would stand in the environment; keys, and passwords in URLs, are masked."""
     if isinstance(value, SecretStr):
-        return "******" if value.get_secret_value() else ""
+        return MASK if value.get_secret_value() else ""
     if isinstance(value, tuple):
         return json.dumps([_shown(item) for item in value]) if value else ""
-    return re.sub(r"(//[^/@]*:)[^/@]+@", r"\1******@", str(value))
+    return masked(str(value))
 
 
 def _allowed(field: FieldInfo) -> str:

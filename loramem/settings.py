@@ -1,18 +1,44 @@
 """Every setting, read once from `LORAMEM_*` at the edge of each process.
 
-A wrong value stops the start (`SettingsError`) and names the key, the value and what is allowed.
-Units are in the names. `Settings()` in tests takes keyword arguments and reads the environment too.
+A wrong value stops the start (`SettingsError`) and names the key, the value and what is allowed; a name that nobody
+reads is told and does no harm, as what runs beside may set some. Secrets and passwords are not told. Units are in the
+names. `Settings()` in tests takes keyword arguments and reads the environment too.
 """
 
+import json
+import logging
+import os
 import re
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from loramem.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+PREFIX = "LORAMEM_"
+
+OTHER_VARIABLES = (
+    "LORAMEM_URL",
+    "LORAMEM_API_KEY",
+    "LORAMEM_PROFILE",
+    "LORAMEM_BENCH_DATA",
+    "LORAMEM_JUDGE_API_KEY",
+    "LORAMEM_ENGINE_*",
+    "LORAMEM_TEST_*",
+    "LORAMEM_WALKTHROUGH_*",
+)
+"""Those that are no settings, as patterns: read by the command line, `make`, benchmarks, the engine's processes, tests
+and the walkthrough. Any other name is a slip of the pen."""
+
+DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
+"""What the URL of a database may begin with: a dialect, with its driver or without."""
 
 RANKS = (8, 16, 32, 64)
 """Ranks an adapter may be trained at."""
@@ -27,11 +53,47 @@ _KEY = re.compile(r"[!-~]+")
 EXAMPLE_KEY = "change-me"
 """How keys and passwords begin in `.env.example`."""
 
+MASK = "******"
+_PASSWORD = re.compile(r"(?s)(?<=:)(?!//).+(?=@)|(?<=password=)[^&]+")
+"""Of a URL; up to the last @, since one that was not quoted may hold anything."""
+
 
 def _http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
     return value.rstrip("/")
+
+
+def _json_list(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value or "[]")
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise ValueError("""must be a JSON list of strings, as '["key1", "key2"]'""")
+    return found
+
+
+def _database_url(value: str) -> str:
+    """Looked at here, because a URL that cannot work would end every process that opens it, however often started."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if not value:
+        return value
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        raise ValueError("must be a URL, as postgresql://user:password@host:5432/name") from None
+    if url.drivername == "postgres":
+        raise ValueError("must begin with postgresql://, not postgres://")
+    if url.drivername not in DATABASES:
+        raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in DATABASES)}")
+    if url.drivername == "sqlite" and (url.database == ":memory:" or set(url.translate_connect_args()) != {"database"}):
+        raise ValueError("must name a file, as sqlite:///relative.db or sqlite:////absolute.db")
+    return value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
@@ -42,15 +104,17 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """One frozen object for gateway, worker and command line."""
 
-    model_config = SettingsConfigDict(env_prefix="LORAMEM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     # where things are
     home: Path = Field(Path("~/.loramem"), description="data folder: database, adapters, caches")
     host: str = Field("127.0.0.1", description="address the gateway binds")
     port: int = Field(8000, ge=1, le=65535, description="port the gateway binds")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under HOME")
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+        "", description="SQLAlchemy URL; empty: SQLite under HOME"
+    )
     redis_url: str = Field("", description="doorbell for the job queue; empty: the worker polls")
-    api_keys: tuple[SecretStr, ...] = Field(
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_json_list)] = Field(
         (), description="JSON list of accepted bearer keys; empty: open, loopback only"
     )
     worker_metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics")
@@ -117,18 +181,24 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check(self) -> "Settings":
         if self.chunk_overlap_tokens >= self.chunk_tokens:
-            raise ValueError("CHUNK_OVERLAP_TOKENS must be smaller than CHUNK_TOKENS")
+            raise ValueError(self._told("chunk_overlap_tokens", "must be smaller than", "chunk_tokens"))
         if self.heartbeat_s * 2 > self.lease_s:
-            raise ValueError("HEARTBEAT_S must be at most half of LEASE_S")
+            raise ValueError(self._told("heartbeat_s", "must be at most half of", "lease_s"))
         if self.rank > self.max_lora_rank:
-            raise ValueError("RANK must not exceed MAX_LORA_RANK")
+            raise ValueError(self._told("rank", "must not exceed", "max_lora_rank"))
         if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
-            raise ValueError("API_KEYS must hold keys of one or more ASCII characters each, without spaces")
+            raise ValueError("LORAMEM_API_KEYS must hold keys of one or more ASCII characters each, without spaces")
         if any(key.get_secret_value().startswith(EXAMPLE_KEY) for key in self.api_keys):
-            raise ValueError("API_KEYS holds a key of .env.example, which everybody knows: make your own")
+            raise ValueError("LORAMEM_API_KEYS holds a key of .env.example, which everybody knows: make your own")
         if not self.api_keys and self.host not in ("127.0.0.1", "::1", "localhost"):
-            raise ValueError(f"HOST={self.host} is reachable from outside: set API_KEYS, or bind 127.0.0.1")
+            raise ValueError(
+                f"LORAMEM_HOST={self.host!r} is reachable from outside: set LORAMEM_API_KEYS, or bind 127.0.0.1"
+            )
         return self
+
+    def _told(self, name: str, rule: str, other: str) -> str:
+        one, two = (f"{variable(each)}={getattr(self, each):.10g}" for each in (name, other))
+        return f"{one} {rule} {two}"
 
     @cached_property
     def home_path(self) -> Path:
@@ -176,17 +246,56 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the environment; raises `SettingsError` with every wrong key, its value and the rule."""
+    """Read the environment; raises `SettingsError` with every wrong key, its value and the rule.
+
+    Of names that are no setting the log warns, or the standard error where nobody has set up a log yet.
+    """
+    for line in _unknown_variables():
+        log.warning("%s", line)
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [f"  {_explain(item)}" for item in error.errors()]
         raise SettingsError("loramem: wrong settings\n" + "\n".join(lines)) from None
+
+
+def variable(name: str) -> str:
+    """Of a setting, in the environment."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def masked(text: str) -> str:
+    """Without the password, if it is a URL that has one."""
+    return _PASSWORD.sub(MASK, text)
+
+
+def _unknown_variables() -> list[str]:
+    """What to say of each; not its value, which may be a key under a name that is misspelt."""
+    known = [*map(variable, Settings.model_fields), *OTHER_VARIABLES]
+    given = [name for name in sorted(os.environ) if name.upper().startswith(PREFIX)]
+    unknown = [name for name in given if not any(fnmatchcase(name.upper(), pattern) for pattern in known)]
+    return [f"{name}: there is no such setting, it is ignored; {_nearest(name.upper(), known)}" for name in unknown]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Compared without the prefix, by which all are alike."""
+    found = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
+    return f"did you mean {PREFIX}{found[0]}?" if found else "`loramem settings --markdown` lists all"
 
 
 def _explain(item: object) -> str:
     assert isinstance(item, dict)
-    key = "LORAMEM_" + "_".join(str(part) for part in item["loc"][:1]).upper()
+    rule = str(item["msg"]).removeprefix("Value error, ")
     if not item["loc"]:
-        return f"  {item['msg'].removeprefix('Value error, ')}"
-    return f"  {key}={item['input']!r}: {item['msg']}"
+        return rule
+    name = str(item["loc"][0])
+    return f"{variable(name)}={_shown(name, item['input'])}: {rule}"
+
+
+def _shown(name: str, value: object) -> str:
+    annotation = Settings.model_fields[name].annotation
+    if SecretStr in (annotation, *get_args(annotation)):
+        return MASK
+    if name == "database_url":  # it may be no URL, and then anything in it the password
+        return repr(re.sub(r"(?s)(:/*).+", rf"\1{MASK}", str(value)))
+    return repr(masked(value) if isinstance(value, str) else value)

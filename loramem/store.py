@@ -60,16 +60,13 @@ class AdapterStore:
         if final.exists():
             raise FileExistsError(f"adapter {adapter_id} is stored already and immutable")
         folder = self._empty_temporary(adapter_id)
-        write(folder)
-        _check_folder(folder)
-        digests = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-        manifest = manifest_of(digests)
-        replace_durably(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
-        stored = Stored(adapter_id, digests[WEIGHTS], sum(file.stat().st_size for file in folder.iterdir()))
-        for file in folder.iterdir():
-            sync_file(file)
-        sync_folder(folder)
-        os.rename(folder, final)
+        try:
+            write(folder)
+            stored = _complete(folder, adapter_id, manifest_of)
+            os.rename(folder, final)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room now
+            raise
         sync_folder(self.root)
         return stored
 
@@ -143,6 +140,17 @@ class AdapterStore:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         return folder
+
+
+def _complete(folder: Path, adapter_id: str, manifest_of: Callable[[dict[str, str]], AdapterManifest]) -> Stored:
+    """Check what was written, add its manifest, and have all of it on the disk."""
+    _check_folder(folder)
+    digests = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    replace_durably(folder / MANIFEST, manifest_of(digests).model_dump_json(indent=2).encode())
+    for file in folder.iterdir():
+        sync_file(file)
+    sync_folder(folder)
+    return Stored(adapter_id, digests[WEIGHTS], sum(file.stat().st_size for file in folder.iterdir()))
 
 
 def _check_folder(folder: Path) -> None:

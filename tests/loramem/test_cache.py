@@ -1,11 +1,13 @@
 """Folders that are made once."""
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
 import pytest
 
+from loramem import cache
 from loramem.cache import made_once
 
 
@@ -44,6 +46,31 @@ def test_what_failed_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> No
     assert not made_once(tmp_path / "folder", fail)
 
 
-def test_what_a_killed_process_left_is_not_taken_for_the_folder(tmp_path: Path) -> None:
-    (tmp_path / ".folder.1").mkdir()
+def test_what_killed_processes_left_is_removed_and_not_taken_for_the_folder(tmp_path: Path) -> None:
+    for name in (".folder.1", f".folder.{os.getpid()}", ".folder.two.1", ".other.1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
     assert made_once(tmp_path / "folder", _fill)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", ".folder.lock", ".folder.two.1", ".other.1"}
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"one", "two"}
+
+
+def test_all_of_it_is_on_the_disk_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    synced: dict[bool, set[str]] = {False: set(), True: set()}
+
+    def note(path: Path) -> None:
+        assert path.exists()
+        synced[folder.exists()].add(str(path.relative_to(tmp_path)))
+
+    def fill(temporary: Path) -> None:
+        (temporary / "inner").mkdir()
+        for name in ("one", "inner/two"):
+            (temporary / name).write_text(name)
+
+    for name in ("sync_file", "sync_folder"):
+        monkeypatch.setattr(cache, name, note)
+    made_once(folder, fill)
+    temporary = f".folder.{os.getpid()}"
+    expected = {temporary, f"{temporary}/one", f"{temporary}/inner", f"{temporary}/inner/two"}
+    assert synced == {False: expected, True: {"."}}

@@ -161,6 +161,28 @@ def test_documents_and_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, handler, "delete", "doc_1")[1] == "deleted doc_1\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "empty"),
+    [("upload", "the server's default"), ("ask", "the server's default"), ("documents", "all"), ("jobs", "all")],
+)
+def test_the_help_tells_which_namespaces_an_empty_one_means(command: str, empty: str) -> None:
+    out = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"namespace of the documents; empty: {empty} " in " ".join(out.split())
+
+
+def test_without_a_namespace_all_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[httpx.QueryParams] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params)
+        return httpx.Response(200, json={"data": [], "next_cursor": None})
+
+    for command in ("documents", "jobs"):
+        run(monkeypatch, handler, command)
+        run(monkeypatch, handler, command, "--namespace", "coast")
+    assert [dict(params) for params in asked] == [{}, {"namespace": "coast"}] * 2
+
+
 def test_the_first_configured_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert request.headers["Authorization"] == "Bearer k1"
@@ -203,6 +225,15 @@ def test_a_wrong_setting_has_an_exit_status_of_its_own(monkeypatch: pytest.Monke
     done = main("serve")
     assert done.returncode == 78
     assert "LORAMEM_PORT='eighty'" in done.stderr
+
+
+def test_a_wrong_database_stops_the_start_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAMEM_DATABASE_URL", "postgres://me:hush@db/loramem")
+    done = main("serve")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "LORAMEM_DATABASE_URL=" in done.stderr
+    assert "hush" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_no_server_is_one_line_on_stderr() -> None:

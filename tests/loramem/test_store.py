@@ -1,5 +1,6 @@
 """Adapters on disk: whole or not there, checked, never a pickle."""
 
+import errno
 import io
 import os
 import pickle
@@ -137,6 +138,24 @@ def test_what_may_not_be_served_is_refused_and_stays_invisible(store: AdapterSto
         store.publish("adapter_1", REFUSED[reason], manifest_of("adapter_1"))
     assert store.ids() == []
     assert not store.path("adapter_1").exists()
+    assert list((store.root / ".tmp").iterdir()) == []
+
+
+def fill_the_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["tests.loramem.test_store.save_file", "loramem.store.sync_file", "os.rename"])
+def test_a_full_disk_is_told_and_gets_its_room_back(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(step, fill_the_disk)
+        with pytest.raises(OSError, match="No space left"):
+            store.publish("adapter_1", write, manifest_of("adapter_1"))
+    assert list((store.root / ".tmp").iterdir()) == []
+    store.publish("adapter_1", write, manifest_of("adapter_1"))
+    store.verify("adapter_1")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
