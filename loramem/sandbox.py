@@ -16,35 +16,73 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from loramem.errors import BadRequest, BodyTooLarge, InvalidValue, UnreadableDocument, UnsupportedMediaType
+from loramem.errors import BadRequest, BodyTooLarge, InvalidValue, Unavailable, UnreadableDocument, UnsupportedMediaType
 from loramem.formats import unreadable
 from loramem.parse import IN_PROCESS, Parsed, display_name, identify, parse
 
 if TYPE_CHECKING:
     from loramem.settings import Settings
 
+WAITING_PER_PARSER = 4
+
 _ERRORS = {cls.__name__: cls for cls in (UnsupportedMediaType, UnreadableDocument, InvalidValue, BodyTooLarge)}
 _START = "import sys; sys.path.append(sys.argv[1]); from loramem.sandbox import run_parser; run_parser()"
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 _OPEN_FILES = 64
 _BYTES_PER_CHAR = 6  # of JSON: an escaped control character
-_PARSERS = threading.BoundedSemaphore(os.cpu_count() or 1)  # each may take `parse_memory_bytes`
 
 log = logging.getLogger(__name__)
 
 
-def parse_upload(content: bytes, *, filename: str, content_type: str | None, settings: "Settings") -> Parsed:
-    """The file's text and title, or the error that `loramem.parse` gives; blocks for up to `parse_timeout_s`.
+class Parsers:
+    """Threads that wait for a parser process each, so that those which the whole gateway shares stay free."""
 
-    A parser that crashes, runs out of memory or takes too long raises `UnreadableDocument` that says so.
+    def __init__(self, count: int) -> None:
+        self._waiting = count * WAITING_PER_PARSER
+        self._threads = ThreadPoolExecutor(count, "parser")
+        self._places = threading.BoundedSemaphore(count + self._waiting)
+
+    def submit(self, work: Callable[[], Parsed]) -> Future[Parsed]:
+        """First come, first served; raises `Unavailable` when `WAITING_PER_PARSER` wait for each parser already."""
+        if not self._places.acquire(blocking=False):
+            raise Unavailable(
+                f"every parser is busy and {self._waiting} uploads wait for one, which is as many as may; "
+                "nothing of this one was stored: send it again later"
+            )
+        parsed = self._threads.submit(copy_context().run, work)
+        parsed.add_done_callback(lambda _: self._places.release())  # also when its request is cancelled in the queue
+        return parsed
+
+
+_PARSERS = Parsers(os.cpu_count() or 1)  # each may take `parse_memory_bytes`
+
+
+async def parse_upload(content: bytes, *, filename: str, content_type: str | None, settings: "Settings") -> Parsed:
+    """The file's text and title, or the error that `loramem.parse` gives.
+
+    A parser that crashes, runs out of memory or takes too long raises `UnreadableDocument` that says so. There is a
+    parser for each core, for which four uploads may wait: the last of them waits for at most four times
+    `parse_timeout_s`, and is parsed or refused within five (ten minutes by default). Another raises `Unavailable`.
+    Text and Markdown do not wait for a parser.
     """
+    import asyncio  # here, because the parser process, which has no use for it, imports this module
+
     media_type = identify(content, filename=filename, content_type=content_type)
     if media_type in IN_PROCESS:
-        return parse(content, media_type=media_type, filename=filename, max_chars=settings.max_text_chars)
+        max_chars = settings.max_text_chars
+        return await asyncio.to_thread(parse, content, media_type=media_type, filename=filename, max_chars=max_chars)
+    return await asyncio.wrap_future(_PARSERS.submit(partial(_parse_apart, content, media_type, filename, settings)))
+
+
+def _parse_apart(content: bytes, media_type: str, filename: str, settings: "Settings") -> Parsed:
     name = display_name(filename)
     request = {
         "media_type": media_type,
@@ -53,7 +91,7 @@ def parse_upload(content: bytes, *, filename: str, content_type: str | None, set
         "memory_bytes": settings.parse_memory_bytes,
         "cpu_s": math.ceil(settings.parse_timeout_s),
     }
-    with _PARSERS, tempfile.TemporaryFile() as source:
+    with tempfile.TemporaryFile() as source:
         source.write(json.dumps(request).encode() + b"\n" + content)
         source.seek(0)
         ended = _run(source, settings.parse_timeout_s, settings.max_text_chars * _BYTES_PER_CHAR + (1 << 16))

@@ -122,11 +122,6 @@ class VectorIndex:
         with self.view(namespace) as view:
             return view.search(vector, limit, document_ids)
 
-    def stale_documents(self, namespace: str) -> int:
-        """Served documents that cannot be found, because another embedder made their vectors."""
-        with self.view(namespace) as view:
-            return sum(1 for group in view.state.windows.groups.values() if not len(group.ids))
-
     def held(self) -> dict[str, State]:
         """What is in memory, by namespace; nothing of those that nobody asked yet."""
         return {namespace: state for namespace, (state, _) in list(self._published.items())}

@@ -25,6 +25,7 @@ from trainer_worker.consume import Hooks, consume
 from trainer_worker.metrics import Metrics
 from trainer_worker.preview import sweep_previews
 from trainer_worker.publish import sweep_retired
+from trainer_worker.sweep import sweep_events
 from trainer_worker.traced import traced
 from trainer_worker.writer import Writer
 
@@ -53,6 +54,7 @@ def main() -> None:
         partial(sweep_retired, database, store, settings.retired_grace_s),
         partial(store.sweep_temporary, TEMPORARY_AFTER_S),
         partial(sweep_previews, database),
+        partial(sweep_events, database),
         partial(sweep_checkpoints, database, settings.jobs_path),
     )
     hooks = Hooks(

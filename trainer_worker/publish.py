@@ -1,5 +1,6 @@
 """The one transaction in which a revision's adapters and vectors become what queries see, and what comes after it."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ from loramem.tables import (
 from loramem.transitions import Claim, locked_by, now_of
 from trainer_worker.claimed import document_of, show
 from trainer_worker.study import Published
+
+log = logging.getLogger(__name__)
 
 ORPHAN_AFTER_S = 3600.0
 
@@ -129,20 +132,28 @@ def live_adapters(database: Database, claim: Claim) -> list[Published]:
 def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
     """Remove what was retired more than `grace_s` ago, files first, then rows; and orphans. Returns how many adapters.
 
-    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish.
+    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish. A folder that
+    cannot be removed is logged and tried again the next time, and keeps nothing else from going.
     """
     with database.read() as session:
         expired = Adapter.retired_at < epoch_now() - grace_s
         wanted = select(Adapter.id).where(Adapter.state == AdapterState.RETIRED, expired)
         retired = session.scalars(wanted).all()
-    for adapter_id in retired:
-        store.remove(adapter_id)
+    gone = [adapter_id for adapter_id in retired if _removed(store, adapter_id)]
+    for adapter_id in gone:
         with database.write() as session:
             session.execute(delete(Adapter).where(Adapter.id == adapter_id))
-    orphans = _orphans(database, store)
-    for adapter_id in orphans:
+    return len(gone) + sum(_removed(store, adapter_id) for adapter_id in _orphans(database, store))
+
+
+def _removed(store: AdapterStore, adapter_id: str) -> bool:
+    """Whether the adapter's files are gone now."""
+    try:
         store.remove(adapter_id)
-    return len(retired) + len(orphans)
+    except OSError as error:
+        log.warning("adapter %s cannot be removed: %s", adapter_id, error)
+        return False
+    return True
 
 
 def _retire_others(session: Session, claim: Claim, kept: Collection[str] = ()) -> None:

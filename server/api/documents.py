@@ -61,7 +61,7 @@ NESTED_SCHEMAS: dict[str, Any] = BODY["requestBody"]["content"]["application/jso
 """Schemas that `DocumentIn` refers to; `app` puts them among the components."""
 
 
-@router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415))
+@router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415, 503))
 async def upload(
     request: Request, response: Response, gateway: TheGateway, preview: OnlyPreview = False
 ) -> AcceptedOut:
@@ -78,7 +78,7 @@ async def upload(
     return _accepted(response, accepted.job, accepted.document, accepted.created)
 
 
-@router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
+@router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415, 503))
 async def replace(document_id: Text, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
     """Accept a new revision; the old one answers until the new one is live.
 
@@ -163,9 +163,7 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
         fields = {key: value for key, value in form.items() if key != "file" and isinstance(value, str)}
         wanted = _validated(DocumentFields, _form_json(fields))
         content, filename, declared = await file.read(), file.filename or "", file.content_type
-    parsed = await asyncio.to_thread(
-        parse_upload, content, filename=filename, content_type=declared, settings=gateway.settings
-    )
+    parsed = await parse_upload(content, filename=filename, content_type=declared, settings=gateway.settings)
     return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway.settings)
 
 

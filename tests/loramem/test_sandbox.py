@@ -1,19 +1,30 @@
 """The parser process: same results and errors as in process, and limits that hold."""
 
+import asyncio
 import json
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loramem import sandbox
-from loramem.errors import BodyTooLarge, InvalidValue, LoramemError, UnreadableDocument, UnsupportedMediaType
+from loramem import logs, sandbox
+from loramem.errors import (
+    BodyTooLarge,
+    InvalidValue,
+    LoramemError,
+    Unavailable,
+    UnreadableDocument,
+    UnsupportedMediaType,
+)
 from loramem.parse import Parsed
-from loramem.sandbox import parse_upload
+from loramem.sandbox import WAITING_PER_PARSER, Parsers, parse_upload
 from loramem.settings import Settings
 from tests.files import ENCRYPT, PNG, make_docx, make_epub, make_pdf, make_zip, with_member
 
@@ -21,7 +32,7 @@ PROLOGUE = "import json, os, sys; request = json.loads(sys.stdin.buffer.readline
 
 
 def upload(content: bytes, filename: str, **settings: Any) -> Parsed:
-    return parse_upload(content, filename=filename, content_type=None, settings=Settings(**settings))
+    return asyncio.run(parse_upload(content, filename=filename, content_type=None, settings=Settings(**settings)))
 
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -139,7 +150,91 @@ def test_no_file_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_uploads_at_the_same_time_do_not_mix() -> None:
-    files = [(make_pdf([f"file {number}"]), f"{number}.pdf") for number in range(6)]
-    with ThreadPoolExecutor(6) as pool:
+    files = [(make_pdf([f"file {number}"]), f"{number}.pdf") for number in range(5)]
+    with ThreadPoolExecutor(5) as pool:
         parsed = list(pool.map(lambda file: upload(*file), files))
-    assert [(item.text, item.title) for item in parsed] == [(f"file {n}", str(n)) for n in range(6)]
+    assert [(item.text, item.title) for item in parsed] == [(f"file {n}", str(n)) for n in range(5)]
+
+
+class TestQueue:
+    """Two parsers, held up until the test lets them go, and an event loop whose own pool has one thread."""
+
+    @pytest.fixture(autouse=True)
+    def let_go(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+        event, run = threading.Event(), sandbox._run
+
+        def held_up(*arguments: Any) -> Any:
+            assert event.wait(30)
+            return run(*arguments)
+
+        monkeypatch.setattr(sandbox, "_run", held_up)
+        monkeypatch.setattr(sandbox, "_PARSERS", Parsers(2))
+        yield event
+        event.set()
+
+    def run(self, scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def on_one_thread() -> None:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            await asyncio.wait_for(scenario(), 60)
+
+        asyncio.run(on_one_thread())
+
+    def begin(self, number: int) -> asyncio.Task[Parsed]:
+        content = make_pdf([f"file {number}"])
+        return asyncio.create_task(parse_upload(content, filename="a.pdf", content_type=None, settings=Settings()))
+
+    def test_slow_parsers_hold_up_nobody_else_and_the_surplus_is_refused(self, let_go: threading.Event) -> None:
+        places = 2 * (1 + WAITING_PER_PARSER)
+
+        async def scenario() -> None:
+            uploads = [self.begin(number) for number in range(places + 3)]
+            refused, _ = await asyncio.wait(uploads[places:], timeout=20)
+            assert len(refused) == 3
+            for upload in refused:
+                with pytest.raises(Unavailable, match="busy and 8 uploads wait"):
+                    upload.result()
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "answered"), 5) == "answered"
+            text = parse_upload(b"words", filename="a.md", content_type=None, settings=Settings())
+            assert (await asyncio.wait_for(text, 5)).text == "words"
+            assert not any(upload.done() for upload in uploads[:places])
+            let_go.set()
+            parsed = await asyncio.gather(*uploads[:places])
+            assert [item.text for item in parsed] == [f"file {number}" for number in range(places)]
+            assert (await self.begin(99)).text == "file 99", "every place is free again"
+
+        self.run(scenario)
+
+    def test_an_upload_that_is_cancelled_gives_its_place_away(self, let_go: threading.Event) -> None:
+        async def scenario() -> None:
+            uploads = [self.begin(number) for number in range(2 * (1 + WAITING_PER_PARSER))]
+            await asyncio.sleep(0)
+            last = uploads.pop()
+            last.cancel()
+            with suppress(asyncio.CancelledError):
+                await last
+            uploads.append(self.begin(99))
+            await asyncio.sleep(0)
+            let_go.set()
+            assert (await asyncio.gather(*uploads))[-1].text == "file 99"
+
+        self.run(scenario)
+
+    def test_a_parsers_fault_is_given_back_and_so_is_its_place(
+        self, let_go: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        let_go.set()
+        run_instead(monkeypatch, "os.abort()")
+        for _ in range(3 * (1 + WAITING_PER_PARSER)):
+            with pytest.raises(UnreadableDocument, match="crashed"):
+                upload(make_pdf(["a"]), "a.pdf")
+
+    def test_what_is_logged_of_a_parser_carries_the_requests_id(
+        self, let_go: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        let_go.set()
+        run_instead(monkeypatch, "os.abort()")
+        seen: list[dict[str, str]] = []
+        monkeypatch.setattr(sandbox.log, "warning", lambda *arguments: seen.append(logs.bound_ids()))
+        with logs.bind(request_id="req_1"), pytest.raises(UnreadableDocument):
+            upload(make_pdf(["a"]), "a.pdf")
+        assert seen == [{"request_id": "req_1"}]

@@ -274,3 +274,36 @@ def test_live_adapters_are_never_swept_and_damaged_orphans_are(
     os.utime(damaged, (0, 0))
     assert sweep_retired(database, store, grace_s=0) == 1
     assert len(store.ids()) == 2
+
+
+def test_what_cannot_be_removed_keeps_nothing_else_from_going(
+    database: Database,
+    queue: JobQueue,
+    build: Build,
+    store: AdapterStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_document(database, "doc_1", "text")
+    claim, adapters = build(1)
+    publish(database, queue, claim, adapters)
+    retire(database, seconds_ago=700)
+    orphans = [store.path(name) for name in ("lost_1", "lost_2")]
+    for folder in orphans:
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    stuck = {adapters[0].stored.path, "lost_1"}
+
+    def remove(adapter_id: str) -> None:
+        if adapter_id in stuck:
+            raise PermissionError(f"{adapter_id} is not ours")
+        AdapterStore.remove(store, adapter_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "remove", remove)
+        assert sweep_retired(database, store, grace_s=600) == 2
+    assert set(store.ids()) == stuck
+    assert seen(database)["adapters"] == [(1, 0, "retired")], "whose files are there keeps its row"
+    assert all(f"adapter {name} cannot be removed: {name} is not ours" in caplog.text for name in stuck)
+    assert sweep_retired(database, store, grace_s=600) == 2
+    assert (store.ids(), seen(database)["adapters"]) == ([], [])

@@ -1,10 +1,14 @@
 """/documents: what is taken in, found again, replaced, deleted."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from loramem import sandbox
 from loramem.tables import Revision
 from tests.files import make_docx, make_epub, make_pdf
 from tests.server.api.conftest import MakeMemory
@@ -203,3 +207,31 @@ def test_a_deleted_document_is_unanswerable_at_once(memory: Memory) -> None:
 def test_a_json_body_at_the_limit_of_characters_is_taken(make_memory: MakeMemory) -> None:
     memory = make_memory(max_text_chars=1000)
     memory.upload("x" * 1000)
+
+
+def test_uploads_beyond_those_that_may_wait_are_refused_and_leave_nothing(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, run = threading.Event(), sandbox._run
+
+    def held_up(*arguments: Any) -> Any:
+        assert go.wait(30)
+        return run(*arguments)
+
+    def post(number: int) -> Any:
+        return memory.client.post("/documents", files={"file": ("a.pdf", make_pdf([f"Lamp {number} burns."]), "")})
+
+    monkeypatch.setattr(sandbox, "_run", held_up)
+    monkeypatch.setattr(sandbox, "_PARSERS", sandbox.Parsers(1))
+    before = memory.rows()
+    with ThreadPoolExecutor(8) as users:
+        replies = as_completed([users.submit(post, number) for number in range(8)], timeout=60)
+        refused = [reply.result() for reply in islice(replies, 3)]
+        assert memory.rows() == before
+        go.set()
+        taken = [reply.result() for reply in replies]
+    assert [reply.status_code for reply in taken] == [202] * 5
+    assert [reply.status_code for reply in refused] == [503] * 3
+    assert all(reply.json()["code"] == "unavailable" and reply.headers["retry-after"] for reply in refused)
+    assert "4 uploads wait" in refused[0].json()["detail"]
+    assert memory.rows()["document"] == 5
