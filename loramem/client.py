@@ -149,7 +149,7 @@ class Client:
             yield event
 
     def documents(self) -> Iterator[Json]:
-        """All documents of the namespace, fetched page by page."""
+        """All documents, of the client's namespace if it has one, fetched page by page."""
         cursor: str | None = None
         while True:
             page = self._json("GET", "/documents", params=self._namespace | ({"after": cursor} if cursor else {}))

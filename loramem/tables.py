@@ -32,7 +32,6 @@ class RevisionState(StrEnum):
     PENDING = "pending"
     INDEXED = "indexed"
     LIVE = "live"
-    FAILED = "failed"
     SUPERSEDED = "superseded"
 
 
@@ -206,7 +205,10 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """What happened to a job, in order: `state` and `progress` events, kept for SSE with Last-Event-ID."""
+    """What happened to a job, in order: `state` and `progress` events, for SSE with Last-Event-ID.
+
+    Those of progress go a day after the job's end.
+    """
 
     __tablename__ = "job_event"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)

@@ -69,7 +69,7 @@ class Router:
             if metadata:
                 document_ids = _with_metadata(view.session, namespace, document_ids, metadata)
             search = self._search(view, namespace, question, vector, document_ids)
-            hits, found = _search(search, MOST if top_k == "auto" else top_k)
+            hits, found = _nearest(search, MOST if top_k == "auto" else top_k)
             passages = _passages(view.session, _distinct(hits, PASSAGES)) if with_passages else ()
         usable = [one.adapter for one in found if one.adapter is not None]
         untrained = max((one.score for one in found if one.adapter is None), default=0.0)
@@ -85,7 +85,7 @@ class Router:
         """All that a route would choose from, best first, with the evidence for each."""
         vector = self._embedder.embed_query(question)
         with self._index.view(namespace) as view:
-            return _search(self._search(view, namespace, question, vector), MOST)[1]
+            return _nearest(self._search(view, namespace, question, vector), MOST)[1]
 
     def _search(
         self,
@@ -98,7 +98,7 @@ class Router:
         return Search(view, namespace, question, vector, self._embedder.name, self._fingerprint, document_ids)
 
 
-def _search(search: Search, top_k: int) -> tuple[list[Hit], list[Candidate]]:
+def _nearest(search: Search, top_k: int) -> tuple[list[Hit], list[Candidate]]:
     """Look at more windows until `top_k` different chunks are among the nearest."""
     limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
     while True:

@@ -256,9 +256,6 @@ def _job_for_known(session: Session, queue: JobQueue, document: Document) -> Job
     job = session.scalar(select(Job).where(*builds).order_by(Job.created_at.desc(), Job.id.desc()).limit(1))
     if job is not None and job.state not in _ENDED_BADLY and not job.cancel_requested:
         return job
-    newest = (Revision.document_id == document.id, Revision.number == document.newest_revision)
-    failed = update(Revision).where(*newest, Revision.state == RevisionState.FAILED)
-    session.execute(failed.values(state=RevisionState.PENDING))
     return queue.enqueue(session, document.id, document.newest_revision)
 
 

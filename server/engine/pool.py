@@ -9,7 +9,6 @@ vLLM's own copies are not used: alpha / rank is folded into their B, and merging
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -117,7 +116,6 @@ class SourcePool:
         self.device: Tier[Tensor] = Tier(device_bytes, lambda tensor: tensor.nbytes)
         self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes, MAPPED_ADAPTERS)
         self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
-        self.merge_seconds = 0.0
         self._background = ThreadPoolExecutor(1, "prefetch", initializer=use_every_core)
 
     def open(self, recipe: Recipe) -> Merge:
@@ -130,9 +128,7 @@ class SourcePool:
 
     def merge_into(self, merge: Merge, out: Flat) -> None:
         """Write the merge to `out` (size,)."""
-        started = time.perf_counter()
         merge_into(merge.recipe, self._parts(merge), merge.layout, out)
-        self.merge_seconds = time.perf_counter() - started
 
     def on_device(self, merge: Merge, device: torch.device) -> list[Tensor]:
         """The sources, trimmed, as tensors (size,) on the GPU that lie as the merge does, in the recipe's order."""

@@ -175,8 +175,6 @@ class TestSameContent:
     ) -> None:
         first = create(FIRST)
         end(queue, how)
-        with database.write() as session:
-            session.execute(update(Revision).values(state=RevisionState.FAILED))
         again = create(FIRST)
         assert (again.document.id, again.created) == (first.document.id, False)
         assert (job_of(again).state, job_of(again).revision) == (JobState.QUEUED, 1)
