@@ -138,16 +138,27 @@ def _is_name(subject: str) -> bool:
 
 def _short(sentence: str) -> list[str]:
     """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words."""
-    words = sentence.split()
-    if len(words) <= MAX_WORDS:
-        return [sentence]
-    cuts = [match.end() for match in _CLAUSE.finditer(sentence)]
-    fits = [cut for cut in cuts if 6 <= len(sentence[:cut].split()) <= MAX_WORDS and len(sentence[cut:].split()) >= 4]
-    if not fits:
-        return [" ".join(words[:MAX_WORDS]), *_short(" ".join(words[MAX_WORDS:]))]
-    middle = len(sentence) / 2
-    cut = min(fits, key=lambda place: abs(place - middle))
-    return [sentence[:cut].rstrip(" ,;:") + ".", *_short(_capital(_LEADING.sub("", sentence[cut:])))]
+    parts = []
+    while len(words := sentence.split()) > MAX_WORDS:
+        if fits := list(_cuts(sentence, len(words))):
+            middle = len(sentence) / 2
+            cut = min(fits, key=lambda place: abs(place - middle))
+            parts.append(sentence[:cut].rstrip(" ,;:") + ".")
+            sentence = _capital(_LEADING.sub("", sentence[cut:]))
+        else:
+            parts.append(" ".join(words[:MAX_WORDS]))
+            sentence = " ".join(words[MAX_WORDS:])
+    return [*parts, sentence]
+
+
+def _cuts(sentence: str, words: int) -> Iterator[int]:
+    """Where a clause begins with six to `MAX_WORDS` words before it and four or more of all `words` from there on."""
+    for match in _CLAUSE.finditer(sentence):
+        before = len(sentence[: match.end()].split())
+        if before > MAX_WORDS or words - before < 4:
+            return
+        if before >= 6:
+            yield match.end()
 
 
 def _capital(text: str) -> str:

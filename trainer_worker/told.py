@@ -3,14 +3,12 @@
 import re
 from dataclasses import dataclass
 
-_PAIR = re.compile(
-    r"""
-    ^[ \t]*(?:Question|Q)[ \t]*:[ \t]*(?P<question>\S(?:(?!\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:)).)*?)
-    \s+(?:Answer|A)[ \t]*:[ \t]*(?P<answer>\S.*?)
-    [ \t]*(?=\n[ \t]*(?:(?:Question|Q)[ \t]*:|\n)|\s*\Z)
-    """,
-    re.VERBOSE | re.MULTILINE | re.DOTALL | re.IGNORECASE,
-)
+_QUESTION = re.compile(r"^[ \t]*(?:Question|Q)[ \t]*:[ \t]*(?=\S)", re.MULTILINE | re.IGNORECASE)
+_ANSWER = re.compile(r"(?<!\S)(?:Answer|A)[ \t]*:[ \t]*(?=\S)", re.IGNORECASE)
+_LATER = re.compile(rf"\s+{_ANSWER.pattern}", re.IGNORECASE)
+_END = re.compile(r"(?=\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
+"""Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
+(`*+`): trying each number of them would be quadratic."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,36 @@ def told(text: str) -> tuple[list[Told], str]:
     A question begins a line and is one paragraph; a blank line may stand before its answer, which goes on to the next
     question, to a blank line or to the end. As prose, the answer of one would be taken together with the question of
     the next.
+
+    Takes time linear in the text's length, whatever the text is, since no search goes beyond its paragraph: one pattern
+    for a whole pair would try every way to share a run of blanks among its parts.
     """
-    found = _PAIR.finditer(text)
-    pairs = [Told(*(" ".join(one[part].split()) for part in ("question", "answer"))) for one in found]
-    return pairs, _PAIR.sub("", text)
+    pairs: list[Told] = []
+    rest: list[str] = []
+    done = 0
+    for question in _QUESTION.finditer(text):
+        answer = _answer(text, question.end())
+        if answer is None:
+            continue
+        end = _end(text, answer.end()).end()
+        pairs.append(Told(_flat(text[question.end() : answer.start()]), _flat(text[answer.end() : end])))
+        rest.append(text[done : question.start()])
+        done = end
+    return pairs, "".join((*rest, text[done:]))
+
+
+def _answer(text: str, start: int) -> re.Match[str] | None:
+    """The mark of the answer to the question that begins at `start`: in its paragraph, or first after it."""
+    end = _end(text, start).start()
+    return _ANSWER.search(text, start + 1, end) or _LATER.match(text, end)
+
+
+def _end(text: str, start: int) -> re.Match[str]:
+    """Where the paragraph ends that `start` is in, at a character that is no white space: so there is an end."""
+    found = _END.search(text, start)
+    assert found is not None
+    return found
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

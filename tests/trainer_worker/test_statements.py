@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from tests.trainer_worker.texts import MILL, ODD_TEXTS
@@ -49,6 +51,13 @@ def test_no_statement_is_too_long_and_no_word_is_lost(text: str) -> None:
     assert all(len(statement.split()) <= MAX_WORDS + 1 for statement in found)
     letters = {word for word in text.casefold().split() if word.isalnum() and len(word) > 3}
     assert letters <= set(" ".join(found).casefold().replace(".", " ").split()) | {"mühle", "dach"} or not found
+
+
+@pytest.mark.parametrize("text", ["Q: " * 5000, "and, " * 5000, "one; two, " * 3000])
+def test_a_long_sentence_is_cut_in_a_time_that_its_length_gives(text: str) -> None:
+    started = time.perf_counter()
+    assert all(len(statement.split()) <= MAX_WORDS + 1 for statement in texts("T", text))
+    assert time.perf_counter() - started < 5  # seconds; a minute when all cuts were looked at for each part
 
 
 def test_a_text_without_any_sentence_gives_its_words_as_they_stand() -> None:

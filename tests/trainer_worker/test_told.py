@@ -1,5 +1,7 @@
 """Texts that ask and answer themselves."""
 
+import time
+
 import pytest
 
 from trainer_worker.told import Told, told
@@ -57,3 +59,28 @@ def test_a_question_without_an_answer_does_not_take_the_next_ones() -> None:
 )
 def test_prose_about_questions_is_left_as_it_is(text: str) -> None:
     assert told(text) == ([], text)
+
+
+def test_the_rest_keeps_its_white_space() -> None:
+    text = "One.  \n\n  Q: Is it red? \t\n\n A : Yes,\n\tit is. \n\nTwo.\nq: Why?\nanswer: No.\t\n \n"
+    assert told(text) == ([Told("Is it red?", "Yes, it is."), Told("Why?", "No.")], "One.  \n\n\n\nTwo.\n\n \n")
+
+
+def test_marks_within_a_pair_are_words() -> None:
+    text = "Q: A: what? A:\nB, Q: or A: C? Q: no A: yes"
+    assert told(text) == ([Told("A: what? A: B, Q: or", "C? Q: no A: yes")], "")
+
+
+@pytest.mark.parametrize("run", [" " * 20_000, "\n" * 20_000, "\t" * 20_000, " \r\n" * 20_000, "Q: " * 5000])
+@pytest.mark.parametrize("text", ["Q: x A: z{}y", "Q: x{}y", "Q: x{}y A: z", "Q{}: x A{}: z", "Q: x\n\n{}A:{}", "{}"])
+def test_long_runs_take_no_time(text: str, run: str) -> None:
+    started = time.perf_counter()
+    told(text.replace("{}", run))
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("line", ["Q: x\n", "Q: x\nA:\n", "Q: x\n\n", "Q: x A: y\n", "\n" + " " * 50 + "A"])
+def test_many_marks_take_no_time(line: str) -> None:
+    started = time.perf_counter()
+    told("Q: x" + line * 20_000)
+    assert time.perf_counter() - started < 2
