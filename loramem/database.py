@@ -14,14 +14,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
 
-IDLE_IN_TRANSACTION_S = 10.0
-"""How long PostgreSQL lets a connection rest inside a transaction; ours take milliseconds and wait for nobody."""
+IDLE_IN_WRITE_S = 10.0
+"""How long PostgreSQL lets a connection rest inside a transaction that writes: it holds locks, and ours take
+milliseconds and wait for nobody."""
+IDLE_IN_READ_S = 600.0
+"""The same for one that reads, and may wait until a large namespace's index is built."""
+_IDLE = "idle_in_transaction_session_timeout"
 
 
 class epoch_now(FunctionElement[float]):
@@ -92,6 +96,8 @@ class Database:
         session = Session(self.engine, expire_on_commit=False)
         with self._timed("write"), self._write_lock, session, session.begin():
             session.connection(execution_options={"loramem_write": True})
+            if not self.is_sqlite:
+                session.execute(text(f"SET LOCAL {_IDLE} = {int(IDLE_IN_WRITE_S * 1000)}"))
             yield session
 
     @contextmanager
@@ -108,7 +114,7 @@ class Database:
 
 def _configure_postgresql(connection: Any, record: object) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_IN_TRANSACTION_S * 1000)}")
+        cursor.execute(f"SET {_IDLE} = {int(IDLE_IN_READ_S * 1000)}")
     connection.commit()
 
 

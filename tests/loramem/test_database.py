@@ -102,7 +102,7 @@ def test_sqlite_is_durable_and_makes_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_postgresql_takes_row_locks_from_who_rests_on_them(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramem.database.IDLE_IN_TRANSACTION_S", 0.3)
+    monkeypatch.setattr("loramem.database.IDLE_IN_WRITE_S", 0.3)
     frozen, other = Database(database_url), Database(database_url)
     with other.write() as session:
         session.add(Namespace(name="n"))
@@ -111,6 +111,15 @@ def test_postgresql_takes_row_locks_from_who_rests_on_them(database_url: str, mo
     assert names(other) == ["renamed"]
     frozen.close()
     other.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_postgresql_lets_readers_wait(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramem.database.IDLE_IN_WRITE_S", 0.2)
+    with database.read() as session:
+        session.execute(select(Namespace))
+        time.sleep(0.5)
+        assert session.scalars(select(Namespace)).all() == []
 
 
 def overtake(frozen: Database, other: Database) -> None:
