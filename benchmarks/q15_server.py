@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.q15_plan import (
     Measured,
 )
 from benchmarks.recall_ask import bar
-from loramem.client import Client
+from loramem.client import Client, Refused
 from loramem.tables import FINAL_JOB_STATES
 
 Json = dict[str, Any]
@@ -101,6 +102,8 @@ def learn(url: str, document: Document, training: Json, transport: httpx.BaseTra
             index_s[namespace] = time.perf_counter() - started
             follow(client, accepted["job"]["id"])
             learn_s[namespace] = time.perf_counter() - started
+    with Client(url, transport=transport) as client:
+        _end_mending(client)
     with Adapters(url, transport=transport) as adapters:
         chunks, whole = (adapters.of(documents[namespace]) for namespace in (CHUNKS, WHOLE))
         if len(whole) != 1 or len(chunks) < TOP_K:
@@ -111,6 +114,15 @@ def learn(url: str, document: Document, training: Json, transport: httpx.BaseTra
         archives = [adapters.archive(one["id"]) for one in chunks]
         size = sum(one["size_bytes"] for one in chunks)
         return Learnt(documents, index_s[CHUNKS], learn_s, archives, adapters.archive(whole[0]["id"]), size)
+
+
+def _end_mending(client: Client) -> None:
+    """Weak adapters would be trained again beside the questions, and others take their place."""
+    for mending in [one["mending_job_id"] for one in client.documents() if one["mending_job_id"] is not None]:
+        with suppress(Refused):  # it is over
+            client.cancel(mending)
+        while client.job(mending)["state"] not in FINAL_JOB_STATES:
+            time.sleep(INDEXED_POLL_S)
 
 
 def _await_index(client: Client) -> None:

@@ -115,6 +115,10 @@ class Client:
     def job(self, job_id: str) -> Json:
         return self._json("GET", f"/jobs/{job_id}")
 
+    def cancel(self, job_id: str) -> Json:
+        """The job, cancelled or, where it runs, asked to stop. Raises `Refused` when it is over."""
+        return self._json("POST", f"/jobs/{job_id}/cancel")
+
     def follow(self, job_id: str, patience_s: float = 60) -> Iterator[Event]:
         """The job's events from its first to its last, then end. Raises when the server stays away for `patience_s`.
 

@@ -165,6 +165,15 @@ def test_an_error_in_mid_answer_raises() -> None:
         next(events)
 
 
+def test_a_job_is_cancelled_by_its_id() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.path) == ("POST", "/jobs/job_1/cancel")
+        return httpx.Response(200, json={"id": "job_1", "state": "cancelled"})
+
+    with client_of(handler) as client:
+        assert client.cancel("job_1")["state"] == "cancelled"
+
+
 def test_delete_needs_no_body() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.path) == ("DELETE", "/documents/doc_1")
