@@ -42,7 +42,8 @@ def measure_on_gpu(layers: int, projections: Projections, name: str) -> dict[str
         "bandwidth_gb_s": round(bandwidth / 1e9, 1),
         "by_k": by_k,
         "peft_ms": round(_peft_ms(layers, projections, layout, sources[:3]), 1),
-        "checks": [check(f"{name}: ours / floor, k=3", floors, f"<= {MOST_FLOORS:g}", floors <= MOST_FLOORS)],
+        "promised": [check(f"{name}: ours / floor, k=3", floors, f"<= {MOST_FLOORS:g}", floors <= MOST_FLOORS)],
+        "exact": [],
     }
 
 

@@ -36,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -277,6 +278,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.model_dir and not options.dummy_weights:
         parser.error("--model-dir is for --dummy-weights")
     gpu = _has_gpu()
+    if options.device == "cpu" and _is_built_for_gpus():
+        parser.error("--device cpu needs the engine's build for CPUs (LORAMEM_PROFILE=cpu)")
     if options.device == "cuda" and not gpu:
         parser.error("--device cuda: there is no GPU that torch can use")
     options.device = options.device or ("cuda" if gpu else "cpu")
@@ -290,6 +293,14 @@ def _formats(text: str) -> list[str]:
         return list(TrainingOptions.model_validate({"formats": text}).formats)
     except ValidationError as error:
         raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
+
+
+def _is_built_for_gpus() -> bool:
+    """The package of the build for CPUs has another name."""
+    try:
+        return bool(version("vllm"))
+    except PackageNotFoundError:
+        return False
 
 
 def _has_gpu() -> bool:

@@ -135,12 +135,12 @@ class Settings(BaseSettings):
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(64, description="rank of the engine's slots")
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU; at least what one window needs")
-    gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU the engine takes")
+    gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU that the engine takes")
     speculative_tokens: Literal["auto"] | Annotated[int, Field(ge=0, le=32)] = Field(
         "auto", description="most tokens drafted a step from what a memory was taught; `auto`: 8 on a CPU, 0 on a GPU"
     )
     source_pool_bytes: Bytes = Field(1 << 30, description="adapters kept in host memory, ready to be merged")
-    device_pool_bytes: Bytes = Field(1 << 30, description="the same on the GPU, beside what vLLM takes")
+    device_pool_bytes: Bytes = Field(1 << 30, description="the same on the GPU, of the engine's share")
 
     # answers
     rag_tokens: int = Field(200, ge=32, description="retrieved text in a prompt, in tokens of the base model")

@@ -13,6 +13,7 @@ import ctypes
 import logging
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 EXIT_WRONG_SETTINGS = 78
 """EX_CONFIG of sysexits.h: a start that would fail the same way again."""
 
+PROBE_EVERY_S = 0.5
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -52,14 +54,24 @@ class Timing:
 class Program:
     """A module run as `python -m`: its process, or the time of its next start."""
 
-    def __init__(self, name: str, module: str, timing: Timing) -> None:
+    def __init__(self, name: str, module: str, timing: Timing, waits_for: str = "") -> None:
+        """`waits_for`: a URL that has to answer before each start."""
         self.name = name
+        self._waits_for = waits_for
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
         self.next_start_at = 0.0
         self._module = module
         self._timing = timing
         self._delay_s = timing.first_delay_s
+
+    def is_due(self) -> bool:
+        if self.process is not None or time.monotonic() < self.next_start_at:
+            return False
+        if self._waits_for and not _answers(self._waits_for):
+            self.next_start_at = time.monotonic() + PROBE_EVERY_S
+            return False
+        return True
 
     def start(self) -> None:
         command = [sys.executable, "-m", "loramem.supervise", self._module, str(os.getpid())]
@@ -115,7 +127,7 @@ class Supervisor:
 
     def _start_due(self) -> None:
         for program in self._programs:
-            if program.process is None and time.monotonic() >= program.next_start_at:
+            if program.is_due():
                 program.start()
 
     def _reap(self) -> None:
@@ -146,7 +158,7 @@ class Supervisor:
         process = program.process
         if not self._ready_url or process in (None, self._ready_process) or now < self._probe_at:
             return
-        self._probe_at = now + 0.5
+        self._probe_at = now + PROBE_EVERY_S
         if _answers(self._ready_url):
             self._ready_process = process
             print(
@@ -195,7 +207,9 @@ def serve(settings: "Settings", stop_with_parent: bool = False) -> int:
     url = settings.gateway_url
     print(f"starting gateway and worker; data folder {settings.home_path}", flush=True)
     timing = Timing()
-    programs = (Program("gateway", "server", timing), Program("worker", "trainer_worker", timing))
+    # On a GPU the engine measures the free memory while it starts: what the trainer took would count as its own.
+    waits_for = f"{url}/readyz" if shutil.which("nvidia-smi") else ""
+    programs = (Program("gateway", "server", timing), Program("worker", "trainer_worker", timing, waits_for))
     welcome = f"{url} (interactive description at {url}/docs, data in {settings.home_path})"
     return Supervisor(programs, timing, f"{url}/readyz", welcome).run()
 

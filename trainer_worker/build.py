@@ -278,7 +278,7 @@ class Builder:
         """Train studies of one rank side by side, then examine each."""
         trainer = self.trainer
         trainer.recipe = job.recipe
-        adapters = trainer.train_all(
+        adapters = trainer.train_in_room(
             [Lesson(study.examples, study.held_out) for study in studies],
             rank=studies[0].rank,
             max_seconds=sum(self._seconds(job, study) for study in studies),

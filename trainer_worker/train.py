@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -73,6 +74,34 @@ class Trainer(Base):
         lesson = Lesson(examples, held_out)
         return self.train_all([lesson], rank=rank, max_seconds=max_seconds, on_step=on_step)[0]
 
+    def train_in_room(
+        self,
+        lessons: Sequence[Lesson],
+        *,
+        rank: int,
+        max_seconds: float,
+        on_step: OnStep,
+        keep: Keeper | None = None,
+    ) -> list[TrainedAdapter]:
+        """As `train_all`, in halves where a GPU has no room for all; raises `TrainingFailed` too where it has none."""
+        try:
+            return self.train_all(lessons, rank=rank, max_seconds=max_seconds, on_step=on_step, keep=keep)
+        except torch.OutOfMemoryError as error:
+            log.warning("no room to train %d adapters side by side: %s", len(lessons), error)
+            if len(lessons) == 1:
+                raise TrainingFailed(
+                    "the GPU has no room to train an adapter: lower LORAMEM_GPU_MEMORY_FRACTION, or the rank"
+                ) from error
+        torch.cuda.empty_cache()  # here, since the error held what the attempt had allocated
+        half = len(lessons) // 2
+        return [
+            adapter
+            for part in (lessons[:half], lessons[half:])
+            for adapter in self.train_in_room(
+                part, rank=rank, max_seconds=max_seconds * len(part) / len(lessons), on_step=on_step, keep=keep
+            )
+        ]
+
     def train_all(
         self,
         lessons: Sequence[Lesson],
@@ -86,8 +115,8 @@ class Trainer(Base):
         base is then as before. What comes of `rank` has the recipe's `published_rank`.
 
         Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
-        a loss is no longer finite. The same seed, lessons and number of steps give the same weights; only where
-        `max_seconds`, for all together, cuts a training short does time enter.
+        a loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
+        enters only where `max_seconds`, for all together, cuts a training short.
 
         With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
         and saves its own whenever that is due.

@@ -16,7 +16,7 @@ class WorkerExtension:
     """Mixed into vLLM's `Worker`; names are prefixed because they share its namespace."""
 
     def loramem_warm_up(self) -> None:
-        """Have the merge, and on a CPU product and norm, compiled before a query needs them, and the drafter told whose
+        """Have the merge, on a CPU product and norm too, compiled before a query needs them, and the drafter told whose
         requests it serves; what is there then stays.
 
         The worker for CPUs (vLLM 0.32) does not freeze its objects, as that for GPUs does: now and then all of them
@@ -27,10 +27,12 @@ class WorkerExtension:
         from server.engine import cpu_lora, cpu_norm, fused
 
         fused.warm_up()
+        runner: Any = getattr(self, "model_runner", None)
         if current_platform.is_cpu():
             cpu_lora.warm_up()
             cpu_norm.warm_up()
-        runner: Any = getattr(self, "model_runner", None)
+        else:
+            _compile_for_gpu(runner.lora_manager._adapter_manager)
         if isinstance(getattr(runner, "drafter", None), Drafter):
             runner.drafter.bind(runner)
         gc.collect()
@@ -70,3 +72,13 @@ class WorkerExtension:
     def _loramem_is_active(self, int_id: int) -> bool:
         worker: Any = self
         return int_id in worker.model_runner.lora_manager._adapter_manager._active_adapters
+
+
+def _compile_for_gpu(manager: Any) -> None:
+    """What most questions need: one adapter, or two or three by TIES. Others compile when first asked for, a second
+    or more in which nobody is answered."""
+    from server.engine.cuda_merge import SlotWriter, supports
+    from server.engine.layout import Layout
+
+    if supports(manager):
+        SlotWriter(manager, Layout((), ())).compile((1, 2, 3), ("sum", "ties_total"))

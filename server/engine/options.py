@@ -25,10 +25,16 @@ def set_environment(settings: Settings) -> None:
     os.environ[BUDGET_VARIABLE] = str(settings.source_pool_bytes)
     os.environ[DEVICE_BUDGET_VARIABLE] = str(settings.device_pool_bytes)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it is compiled by nvcc at the start; vLLM's own is not
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as our own spans are sent
     os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids
     logging.getLogger("vllm").setLevel(logging.WARNING)
+
+
+def gpu_share(settings: Settings, gpu_bytes: int) -> float:
+    """What vLLM may take of the GPU: the pool of adapters beside it is of the engine's share too."""
+    return max(0.01, settings.gpu_memory_fraction - settings.device_pool_bytes / gpu_bytes)
 
 
 def engine_args(settings: Settings, base: BaseModel) -> Any:
@@ -40,7 +46,7 @@ def engine_args(settings: Settings, base: BaseModel) -> Any:
 
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = (
-        {"gpu_memory_utilization": settings.gpu_memory_fraction}
+        {"gpu_memory_utilization": gpu_share(settings, torch.cuda.get_device_properties(0).total_memory)}
         if on_gpu
         else {"ir_op_priority": PRIORITY, "kv_cache_memory_bytes": settings.kv_cache_bytes}
     )

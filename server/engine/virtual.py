@@ -85,8 +85,18 @@ def make_scratch(layout: Layout, manager: Any, dtype: torch.dtype) -> Scratch:
     layers |= {name: pairs[name] for name in manager.modules if name in pairs}
     found = {name: factors for name, factors in layers.items() if factors is not None}
     _check(found, pairs, manager)
-    writer = SlotWriter(manager, layout) if supports(manager) else None
+    writer = SlotWriter(manager, _in_engine_names(layout, _renames(manager.model))) if supports(manager) else None
     return Scratch(flat, found, writer)
+
+
+def _in_engine_names(layout: Layout, renames: Any) -> Layout:
+    """The same tensors by the names that vLLM has for their modules."""
+
+    def named(name: str) -> str:
+        module, is_a = parse_fine_tuned_lora_name(name, renames)
+        return f"base_model.model.{module}.lora_{'A' if is_a else 'B'}.weight"
+
+    return Layout(tuple(map(named, layout.names)), layout.shapes)
 
 
 def _renames(model: Any) -> Any:

@@ -215,6 +215,23 @@ def test_readiness_is_announced_once_with_the_seconds_it_took(stage: Stage) -> N
     assert "is ready" not in rest
 
 
+def test_a_program_starts_when_what_it_waits_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answers(url: str) -> bool:
+        asked.append(url)
+        return len(asked) > 1
+
+    monkeypatch.setattr("loramem.supervise._answers", answers)
+    monkeypatch.setattr("loramem.supervise.PROBE_EVERY_S", 0.05)
+    program = Program("worker", "none", Timing(), "http://gateway/readyz")
+    assert not program.is_due()
+    assert not program.is_due()  # not asked again so soon
+    time.sleep(0.06)
+    assert program.is_due()
+    assert asked == ["http://gateway/readyz"] * 2
+
+
 def test_a_long_run_starts_the_delays_afresh() -> None:
     program = Program("worker", "none", Timing(first_delay_s=1, longest_delay_s=4, healthy_after_s=60))
 
