@@ -2,10 +2,11 @@
 
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8000 [--headless -u 4 -t 10m] [--namespace soak]
 
-Run it from the repository's root; the key is LORAMEM_API_KEY. Each user keeps up to three documents of its own, names
-them when it asks, and uploads the next one only when the last is live, so that the queue stays short. Any status but
-the expected is a failure; a question to a document that is still learnt may get a 409, which is counted apart. Some
-questions are streamed, and some of those are left in the middle. `benchmarks.soak` runs this and watches the server.
+Run it from the repository's root; the key is LORAMEM_API_KEY. Each user keeps up to three live documents of its own
+and names those when it asks. It uploads the next one only when the last is live, so that no more jobs wait than there
+are users, and deletes the oldest only when the next is live. One question in ten is about the document that is still
+learnt, which may get a 409 that is counted apart; any other status but the expected is a failure. Some questions are
+streamed, and some of those are left in the middle. `benchmarks.soak` runs this and watches the server.
 """
 
 import json
@@ -27,7 +28,11 @@ from benchmarks.load_documents import NAMES, TRAINING, Synthetic, synthesize
 from loramem.client import read_events
 
 KEPT = 3
+"""Live documents of a user."""
+EARLY_SHARE = 0.1
+"""Of questions while a document is learnt: they are about that one."""
 MODES = ("base", "lora", "rag", "icl", "hybrid", "auto")
+STREAMED, LEFT = "streamed", "left"
 MAX_TOKENS = 16
 STILL_TRAINING = ": 409, still training"
 ENDED_BADLY = ("failed", "dead", "cancelled")
@@ -60,12 +65,13 @@ def write_at_the_end(environment: Environment, **_: object) -> None:
 
 
 def result_of(environment: Environment) -> Json:
-    """Times in milliseconds, to two digits, as Locust keeps them."""
+    """Times in milliseconds, to two digits, as Locust keeps them. `kinds` are those of questions, in their names."""
     entries = environment.stats.entries.values()
     found = environment.stats.errors.values()
     thrown = environment.runner.exceptions.values() if environment.runner else ()
     return {
         "expected": STILL_TRAINING,
+        "kinds": [*MODES, STREAMED, LEFT],
         "requests": [
             {
                 "method": entry.method,
@@ -93,14 +99,14 @@ class Document:
     id: str
     job_id: str
     text: Synthetic
-    live: bool = False
 
 
 class MemoryUser(HttpUser):
     wait_time = between(0.1, 1.0)
 
     def on_start(self) -> None:
-        self.documents: list[Document] = []
+        self.live: list[Document] = []
+        self.learning: Document | None = None
         options: Any = self.environment.parsed_options
         self.namespace = options.namespace
         seed = options.seed + next(NUMBERS) * 1_000_003
@@ -110,22 +116,23 @@ class MemoryUser(HttpUser):
             self.client.headers["Authorization"] = f"Bearer {key}"
 
     def on_stop(self) -> None:
-        while self.documents:
-            self._forget()
+        if self.learning:
+            self._forget(self.learning)
+        while self.live:
+            self._forget(self.live[0])
 
     @task(3)
     def upload(self) -> None:
         """The next document, when the last one has been learnt."""
-        if any(not self._is_live(document) for document in self.documents):
+        self._settle()
+        if self.learning:
             return
         text = next(self.texts)
         body = {"text": text.text, "title": text.title, "external_id": text.external_id, "training": TRAINING}
         with self.client.post("/documents", json=body | {"namespace": self.namespace}, catch_response=True) as response:
             if _expected(response, 202):
                 accepted = response.json()
-                self.documents.append(Document(accepted["document"]["id"], accepted["job"]["id"], text))
-        if len(self.documents) > KEPT:
-            self._forget()
+                self.learning = Document(accepted["document"]["id"], accepted["job"]["id"], text)
 
     @task(8)
     def ask(self) -> None:
@@ -136,43 +143,62 @@ class MemoryUser(HttpUser):
     @task(3)
     def stream(self) -> None:
         """To the end; the time is that of the last event."""
-        self._stream("streamed", leaves=False)
+        self._stream(STREAMED, leaves=False)
 
     @task(1)
     def leave(self) -> None:
         """Go away after the first event, while the answer is being decoded."""
-        self._stream("left", leaves=True)
+        self._stream(LEFT, leaves=True)
 
     @task(1)
     def look_around(self) -> None:
         for path, name in ((f"/documents?namespace={self.namespace}", "/documents"), ("/readyz", "/readyz")):
             with self.client.get(path, name=name, catch_response=True) as response:
                 _expected(response, 200)
-        for document in self.documents[-1:]:
-            with self.client.get(f"/jobs/{document.job_id}", name="/jobs/{id}", catch_response=True) as response:
-                if _expected(response, 200) and response.json()["state"] in ENDED_BADLY:
-                    response.failure(f"the job is {response.json()['state']}")
+        newest = self.learning or next(reversed(self.live), None)
+        if newest:
+            self._look_at_job(newest)
 
-    def _is_live(self, document: Document) -> bool:
-        if not document.live:
-            path, name = f"/documents/{document.id}", "/documents/{id}"
-            with self.client.get(path, name=name, catch_response=True) as response:
-                document.live = _expected(response, 200) and response.json()["state"] == "live"
-        return document.live
+    def _look_at_job(self, document: Document) -> None:
+        """What cannot be learnt is deleted, so that the next may be uploaded."""
+        with self.client.get(f"/jobs/{document.job_id}", name="/jobs/{id}", catch_response=True) as response:
+            ended_badly = _expected(response, 200) and response.json()["state"] in ENDED_BADLY
+            if ended_badly:
+                response.failure(f"the job is {response.json()['state']}")
+        if ended_badly:
+            self._forget(document)
+
+    def _settle(self) -> None:
+        """See whether the document that is learnt is live by now; it then replaces the oldest of `KEPT`."""
+        document = self.learning
+        if document is None:
+            return
+        path, name = f"/documents/{document.id}", "/documents/{id}"
+        with self.client.get(path, name=name, catch_response=True) as response:
+            if not _expected(response, 200) or response.json()["state"] != "live":
+                return
+        self.learning = None
+        self.live.append(document)
+        if len(self.live) > KEPT:
+            self._forget(self.live[0])
 
     def _question(self) -> tuple[Json, bool]:
         """A body for `POST /query`, and whether all that it names is known to have been learnt before it is sent."""
-        if not self.documents:
+        self._settle()
+        learning = [self.learning] if self.learning else []
+        early = bool(learning) and self.chance.random() < EARLY_SHARE
+        known = learning if early else self.live
+        if not known:
             return {"question": "Which way is north?", "mode": "base", "max_tokens": MAX_TOKENS}, True
-        mode, about = self.chance.choice(MODES), self.chance.choice(self.documents)
+        mode, about = self.chance.choice(MODES), self.chance.choice(known)
         body = {"question": self.chance.choice(about.text.questions), "mode": mode, "max_tokens": MAX_TOKENS}
         if mode == "base":
             return body, True
-        named = [about] if mode == "icl" else self.documents
+        named = [about] if mode == "icl" else known
         body |= {"namespace": self.namespace, "document_ids": [document.id for document in named]}
         if mode in ("lora", "hybrid"):
             body |= {"top_k": len(named), "compose": self.chance.choice(("merge", "select"))}
-        return body, all(self._is_live(document) for document in named)
+        return body, not early
 
     def _stream(self, name: str, *, leaves: bool) -> None:
         body, learnt = self._question()
@@ -198,10 +224,13 @@ class MemoryUser(HttpUser):
             if not leaves and kinds[-1:] != ["done"]:
                 response.failure(f"the stream ended with {kinds[-1] if kinds else 'nothing'}")
 
-    def _forget(self) -> None:
-        """The oldest; whatever the server says, it is not asked again."""
-        oldest = self.documents.pop(0)
-        path, name = f"/documents/{oldest.id}", "/documents/{id}"
+    def _forget(self, document: Document) -> None:
+        """Whatever the server says, it is not asked again."""
+        if document is self.learning:
+            self.learning = None
+        else:
+            self.live.remove(document)
+        path, name = f"/documents/{document.id}", "/documents/{id}"
         with self.client.delete(path, name=name, catch_response=True) as response:
             _expected(response, 204)
 

@@ -6,9 +6,14 @@
 Locust runs `benchmarks/locustfile.py` in a process of its own: documents are uploaded, learnt for a second, asked in
 every mode and deleted, in a fresh namespace that is empty afterwards. `--pid` is that of `loramem serve` on this
 machine, or of several programs; memory, open files and threads of each and of all its children are read every
-`--interval` seconds. What counts as flat is said in `benchmarks/soak_figures.py`. The engine keeps adapters in memory
-up to LORAMEM_SOURCE_POOL_BYTES: where that takes longer to fill than half the run, start the server with less.
-`--smoke` takes 20 seconds and checks that nothing failed.
+`--interval` seconds. What counts as flat, and how many questions are to be answered, is said in
+`benchmarks/soak_figures.py`. The server's key-value cache and its pool of adapters grow until they are full; beyond the
+first half of the run that looks like a leak. So start the server with small ones, for half an hour:
+
+    LORAMEM_KV_CACHE_BYTES=268435456 LORAMEM_SOURCE_POOL_BYTES=134217728 loramem serve
+
+The report's settings have both as the server was given them, if there is a `--pid`. `--smoke` takes 20 seconds and
+checks that nothing failed.
 """
 
 import argparse
@@ -26,9 +31,18 @@ from uuid import uuid4
 from benchmarks.circumstances import circumstances
 from benchmarks.option_types import above_zero
 from benchmarks.recall import served_model
-from benchmarks.soak_figures import FEWEST, process_checks, process_figures, request_checks, request_figures
-from benchmarks.soak_processes import Watch, tree
+from benchmarks.soak_figures import (
+    FEWEST,
+    process_checks,
+    process_figures,
+    question_checks,
+    request_checks,
+    request_figures,
+    smoke_question_checks,
+)
+from benchmarks.soak_processes import Watch, environment_of, tree
 from loramem.client import Client, ClientError
+from loramem.settings import Settings, variable
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +56,8 @@ SMOKE_S = 20.0
 SMOKE_INTERVAL_S = 2.0
 SMOKE_USERS = 2
 SETTINGS = ("minutes", "users", "interval", "smoke")
+SERVER_SETTINGS = ("kv_cache_bytes", "source_pool_bytes")
+"""Memory that the server fills as it is used."""
 
 
 class LocustFailed(SystemExit):
@@ -53,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     model = served_model(options.url, options.api_key)
     watch = Watch(options.pid)
+    given = server_settings(options.pid)
     namespace = f"soak-{uuid4().hex[:8]}"
     try:
         result = drive(options, namespace, watch)
     finally:
         _forget(options, namespace)
-    report = report_of(options, result, watch) | {"model": model}
+    report = report_of(options, result, watch, given) | {"model": model}
     report |= circumstances(_command(options), options.seed)
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -127,14 +144,22 @@ def _forget(options: argparse.Namespace, namespace: str) -> None:
         print(f"documents may be left in namespace {namespace}: {error}", file=sys.stderr)
 
 
-def report_of(options: argparse.Namespace, result: Json, watch: Watch) -> Json:
+def server_settings(pids: Sequence[int]) -> dict[str, int]:
+    """By variable: that of the first program which was given it, else the default. Empty without a program."""
+    given = {name.upper(): value for pid in reversed(pids) for name, value in environment_of(pid).items()}
+    defaults = {variable(name): Settings.model_fields[name].default for name in SERVER_SETTINGS}
+    return {name: int(given.get(name, default)) for name, default in defaults.items()} if pids else {}
+
+
+def report_of(options: argparse.Namespace, result: Json, watch: Watch, given: Mapping[str, int]) -> Json:
+    """`given` is what `server_settings` found before the run."""
     found = request_figures(result)
-    checks = request_checks(found)
+    checks = request_checks(found) + (smoke_question_checks(found) if options.smoke else question_checks(found))
     processes: Json = {"processes": None, "processes_reason": "no --pid was given"}
     if watch.roots:
         processes = {"processes": process_figures(watch)}
         checks += [] if options.smoke else process_checks(processes["processes"])
-    settings = {"settings": {name: getattr(options, name) for name in SETTINGS}}
+    settings = {"settings": {name: getattr(options, name) for name in SETTINGS} | dict(given)}
     return settings | found | processes | {"checks": checks}
 
 
@@ -144,9 +169,14 @@ def _table(report: Json) -> str:
         lines.append(f"{name:<44}{one['count']:>7}{one['failures']:>8}{one['p50_ms']:>9.0f}{one['p99_ms']:>9.0f}")
     lines += [f"  {one['count']} x {one['name']}: {one['error']}" for one in report["failures"]]
     for process, quantities in (report["processes"] or {}).get("by_process", {}).items():
-        parts = [f"{name} {one['first']:g} to {one['last']:g}" for name, one in quantities.items()]
-        lines.append(f"{process}: {', '.join(parts)}")
+        lines.append(f"{process}: {', '.join(_course(name, one) for name, one in quantities.items())}")
+    lines += [f"failed: {one['name']} {one['value']} ({one['bound']})" for one in report["checks"] if not one["ok"]]
     return "\n".join(lines)
+
+
+def _course(name: str, one: Json) -> str:
+    slope = "" if one["slope_per_hour"] is None else f" ({one['slope_per_hour']:+g} an hour)"
+    return f"{name} {one['first']:g} to {one['last']:g}{slope}"
 
 
 def _command(options: argparse.Namespace) -> str:

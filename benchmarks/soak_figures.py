@@ -1,13 +1,16 @@
-"""Whether processes stay as they are: what they hold over time, and what counts as flat.
+"""Whether processes stay as they are: what they hold over time, and what counts as flat. And whether it answered.
 
-The first third warms up. Flat is what the last quarter's median has beyond that of the quarter before: for memory at
-most 5 % and 16 MiB, for files 8, for threads 4, which jobs and requests in flight come and go with. Medians, so that
-neither a spike nor the last job before a sample decides. Memory is what a process filled itself; pages of mapped
-adapters, which the system takes back when it needs them, are in `rss_mib` and not judged.
+The first half warms up. Flat is what the last quarter's median has beyond that of the quarter before: for memory at
+most 64 MiB or 2 %, whichever is more, and for a small process no more than 16 MiB and 5 %; for files 8, for threads 4,
+which jobs and requests in flight come and go with. Medians, so that neither a spike nor the last job before a sample
+decides. Memory is what a process filled itself; pages of mapped adapters, which the system takes back when it needs
+them, are in `rss_mib` and not judged. A server that refuses all is flat too, so that of each kind of question at least
+half were answered, and 20.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -18,12 +21,17 @@ from benchmarks.soak_processes import Process, Sample, Watch
 
 Json = dict[str, Any]
 MIB = 1 << 20
-MEMORY_SHARE = 0.05
-MEMORY_MIB = 16.0
+MEMORY_SHARE = 0.02
+MEMORY_MIB = 64.0
+SMALL_SHARE = 0.05
+SMALL_MIB = 16.0
 FILES = 8.0
 THREADS = 4.0
 FEWEST = 8
 """Samples below which nothing is judged: two a quarter."""
+FEWEST_ANSWERED = 20
+"""Of each kind of question."""
+ANSWERED_SHARE = 0.5
 QUANTITIES: dict[str, Callable[[Sample], float]] = {
     "rss_mib": lambda one: one.rss_bytes / MIB,
     "memory_mib": lambda one: one.anonymous_bytes / MIB,
@@ -74,8 +82,8 @@ def series(at_s: Sequence[float], values: Sequence[float]) -> Json:
 
 
 def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> float:
-    """By least squares, after the first third."""
-    start = len(values) // 3
+    """By least squares, after the first half."""
+    start = len(values) // 2
     return float(np.polyfit(np.array(at_s[start:]) / 3600, np.array(values[start:]), 1)[0])
 
 
@@ -89,7 +97,8 @@ def _third_quarter(values: Sequence[float]) -> float:
 
 def slack(quantity: str, before: float) -> float:
     """How much more than `before` is still flat."""
-    return {"memory_mib": MEMORY_SHARE * before + MEMORY_MIB, "files": FILES, "threads": THREADS}[quantity]
+    memory = min(max(MEMORY_SHARE * before, MEMORY_MIB), SMALL_SHARE * before + SMALL_MIB)
+    return {"memory_mib": memory, "files": FILES, "threads": THREADS}[quantity]
 
 
 def process_checks(found: Json) -> list[Json]:
@@ -104,9 +113,10 @@ def process_checks(found: Json) -> list[Json]:
 
 
 def request_figures(result: Json) -> Json:
-    """Of what the locustfile wrote: requests by name, failures, and errors of the tasks themselves."""
+    """Of what the locustfile wrote: requests by name, questions by kind, failures, errors of the tasks themselves."""
     return {
         "requests": {f"{one['method']} {one['name']}": _request(one) for one in result["requests"]},
+        "questions": {kind: _answers(result, f"/query [{kind}]") for kind in result["kinds"]},
         "failures": result["errors"],
         "exceptions": result["exceptions"],
         "still_training": sum(one["count"] for one in result["requests"] if one["name"].endswith(result["expected"])),
@@ -115,6 +125,13 @@ def request_figures(result: Json) -> Json:
 
 def _request(one: Json) -> Json:
     return {key: value for key, value in one.items() if key not in ("method", "name")}
+
+
+def _answers(result: Json, name: str) -> dict[str, int]:
+    """Those that came too early were asked."""
+    put = [one for one in result["requests"] if one["name"] in (name, name + result["expected"])]
+    answered = sum(one["count"] - one["failures"] for one in put if one["name"] == name)
+    return {"asked": sum(one["count"] for one in put), "answered": answered}
 
 
 def request_checks(found: Json) -> list[Json]:
@@ -126,3 +143,18 @@ def request_checks(found: Json) -> list[Json]:
         check("failed requests", failed, "= 0", failed == 0),
         check("exceptions of tasks", broken, "= 0", broken == 0),
     ]
+
+
+def question_checks(found: Json) -> list[Json]:
+    """Of a run that is long enough to have put each kind of question often."""
+    checks = []
+    for kind, one in found["questions"].items():
+        fewest = max(FEWEST_ANSWERED, ceil(ANSWERED_SHARE * one["asked"]))
+        checks.append(check(f"answered [{kind}]", one["answered"], f">= {fewest}", one["answered"] >= fewest))
+    return checks
+
+
+def smoke_question_checks(found: Json) -> list[Json]:
+    """Nothing may be live within seconds."""
+    answered = sum(one["answered"] for one in found["questions"].values())
+    return [check("answered questions", answered, ">= 1", answered >= 1)]

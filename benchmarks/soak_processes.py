@@ -93,6 +93,12 @@ def read_sample(process: Process, at_s: float) -> Sample | None:
     return Sample(at_s, rss * KIB, anonymous * KIB, files, threads)
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    """As it was when the program started. Raises `PermissionError` for a process of another user."""
+    entries = (PROC / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
+    return {name: value for name, equals, value in (entry.partition("=") for entry in entries) if equals}
+
+
 def name_of(arguments: Sequence[str], command: str) -> str:
     """Of loramem's programs what they are, of the engine's parts the title they took, of others the command."""
     first = arguments[0] if arguments else ""

@@ -12,7 +12,7 @@ from itertools import repeat
 import pytest
 
 from benchmarks import soak_processes
-from benchmarks.soak_processes import Process, Sample, Watch, is_lasting, name_of, read_sample, tree
+from benchmarks.soak_processes import Process, Sample, Watch, environment_of, is_lasting, name_of, read_sample, tree
 
 MIB = 1 << 20
 GROWING = """
@@ -130,6 +130,23 @@ def test_a_process_that_is_gone_has_no_sample() -> None:
     with child_with_child() as process:
         (root, _) = tree([process.pid])
     assert read_sample(root, 0.0) is None
+
+
+def test_the_environment_is_that_of_the_start() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import os; os.environ['A'] = 'later'; print(flush=True); input()"],
+        env={"A": "b=c", "EMPTY": ""},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline()
+        found = environment_of(child.pid)
+        child.stdin.close()
+    assert found == {"A": "b=c", "EMPTY": ""}
 
 
 @pytest.mark.parametrize(
