@@ -11,13 +11,14 @@ questions about them are streamed: modes by weight, documents by Zipf popularity
 due, so that a driver or a server that falls behind shows. `sent_late_ms` is the driver's own part of it.
 
 The rate is a share of the capacity: the most answers a second that a closed loop gets, at 1, 2, 4, ... at once, or at
-`--concurrency`. Caches are warm from that. With `--rate` no capacity is measured, unless `--concurrency` asks for it.
-Documents that are created are deleted at the end, unless `--keep`; with the same `--seed` in the same `--namespace`
-they are found again.
+`--concurrency`, once all that ask have had an answer. Caches are warm from that. With `--rate` no capacity is measured,
+unless `--concurrency` asks for it. Documents that are created are deleted at the end, unless `--keep`; with the same
+`--seed` in the same `--namespace` they are found again.
 
 `--engine-url` names a stock vLLM with the plugin and the same adapters (`docs/vllm-serve.md`), `--bare-engine` a data
 folder from which one is started: after the load, the same questions go to gateway and engine in turn, and the paired
 difference is the gateway's overhead. Start such an engine with `--generation-config vllm`, or its sampling may differ.
+Of whole answers it says nothing while the gateway drafts its own: LORAMEM_SPECULATIVE_TOKENS=0 turns that off.
 
 `--out` writes the result to a file, and plots beside it. `--smoke` takes a few seconds and promises no speed.
 """
@@ -43,8 +44,8 @@ from benchmarks.load_engine import GPU_MEMORY, NoEngine, bare_engine
 from benchmarks.load_figures import Slo, capacity_figures, checks, figures, table
 from benchmarks.load_overhead import (
     DOCUMENTS,
+    Compared,
     NotComparable,
-    Pair,
     measure_overhead,
     overhead_checks,
     overhead_figures,
@@ -63,6 +64,7 @@ from benchmarks.load_plan import (
 from benchmarks.load_plots import NoPlots, load_pyplot, plot
 from benchmarks.load_prepare import await_idle, documents_at
 from benchmarks.load_run import LEVELS, Level, Load, measure_capacity, open_loop
+from benchmarks.load_sides import ENGINE, GATEWAY, Sides, Told, batches, settings_of, told_by
 from benchmarks.option_types import above_zero, at_least_one, zero_or_more
 from benchmarks.recall import served_model
 from loramem.client import Client
@@ -97,11 +99,21 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """`levels` is empty where the rate was given."""
+    """`levels` is empty where the rate was given. What the gateway `told` is of the closed and the open loop."""
 
     levels: Sequence[Level]
     rate: float
     load: Load
+    told: Told
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """`figures`, or a `reason` for none; what the `engine` told."""
+
+    figures: Json | None
+    engine: Told
+    reason: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,12 +149,14 @@ async def measure(
             return await ask_gateway(http, asking.body(planned))
 
         levels: list[Level] = []
+        before = await told_by(http)
         if options.rate is None or options.concurrency or options.smoke:
             questions = plan(at_once(CLOSED_LOOP_QUESTIONS, options.max_tokens))
             levels = await measure_capacity(ask, questions, options.levels, options.capacity_s)
         rate = options.rate or options.capacity_share * max(level.per_s for level in levels)
         questions = plan(_arrivals(options, trace, rate))
-        return Measured(levels, rate, await open_loop(ask, questions, options.seconds, options.most_in_flight))
+        load = await open_loop(ask, questions, options.seconds, options.most_in_flight)
+        return Measured(levels, rate, load, (await told_by(http)).since(before))
 
 
 def _arrivals(options: argparse.Namespace, trace: Trace | None, rate: float) -> Arrivals:
@@ -160,16 +174,17 @@ def _arrivals(options: argparse.Namespace, trace: Trace | None, rate: float) -> 
     return arrivals
 
 
-def _overhead(options: argparse.Namespace, texts: Sequence[Synthetic], ids: Sequence[str]) -> Json:
-    """`overhead`, None with a reason where it was not asked for or could not be measured."""
+def _overhead(options: argparse.Namespace, texts: Sequence[Synthetic], ids: Sequence[str]) -> Overhead | None:
+    """None where it was not asked for."""
     if not (options.engine_url or options.bare_engine):
-        return {"overhead": None}
+        return None
     try:
         with _engine(options) as url:
-            return {"overhead": overhead_figures(asyncio.run(_pairs(options, url, texts, ids)))}
+            compared = asyncio.run(_pairs(options, url, texts, ids))
     except (NoEngine, NotComparable) as error:
         print(error, file=sys.stderr)
-        return {"overhead": None, "overhead_reason": str(error).partition("\n")[0]}
+        return Overhead(None, Told(), str(error).partition("\n")[0])
+    return Overhead(overhead_figures(compared), compared.told[ENGINE])
 
 
 @contextmanager
@@ -181,7 +196,7 @@ def _engine(options: argparse.Namespace) -> Iterator[str]:
         yield url
 
 
-async def _pairs(options: argparse.Namespace, url: str, texts: Sequence[Synthetic], ids: Sequence[str]) -> list[Pair]:
+async def _pairs(options: argparse.Namespace, url: str, texts: Sequence[Synthetic], ids: Sequence[str]) -> Compared:
     questions = [
         Planned(0.0, "lora", number, question, options.max_tokens)
         for number, text in enumerate(texts[:DOCUMENTS])
@@ -189,27 +204,37 @@ async def _pairs(options: argparse.Namespace, url: str, texts: Sequence[Syntheti
     ]
     asking = Asking(options.namespace, top_k=1, ids=ids)
     async with connect(options.url, options.api_key) as gateway, connect(url, None) as engine:
+
+        async def tell() -> Sides:
+            return {GATEWAY: await told_by(gateway), ENGINE: await told_by(engine)}
+
         return await measure_overhead(
             lambda planned: ask_gateway(gateway, asking.body(planned)),
             partial(ask_engine, engine),
             questions,
             options.pairs,
+            tell,
         )
 
 
-def report_of(options: argparse.Namespace, measured: Measured, overhead: Json) -> Json:
+def report_of(options: argparse.Namespace, measured: Measured, overhead: Overhead | None) -> Json:
     found = figures(measured.load, Slo(options.slo_ttft_ms, options.slo_e2e_ms))
     promised = checks(found, smoke=options.smoke)
-    if options.engine_url or options.bare_engine:
-        done = overhead["overhead"] is not None
+    if overhead:
+        done = overhead.figures is not None
         promised.append(check("overhead measured", float(done), "= 1", done))
-        promised += overhead_checks(overhead["overhead"]) if done and not options.smoke else []
+        promised += overhead_checks(overhead.figures) if overhead.figures and not options.smoke else []
+    batch = batches(options.bare_engine)
+    sides = {GATEWAY: settings_of(measured.told, batch[GATEWAY]), ENGINE: None}
+    if overhead:
+        sides[ENGINE] = settings_of(overhead.engine, batch[ENGINE])
     return {
-        "settings": {name: getattr(options, name) for name in SETTINGS} | {"trace": _name(options.trace)},
+        "settings": {name: getattr(options, name) for name in SETTINGS} | {"trace": _name(options.trace)} | sides,
         "capacity": capacity_figures(measured.levels) if measured.levels else None,
         "rate_per_s": round(measured.rate, 4),
         "load": found,
-        **overhead,
+        "overhead": overhead.figures if overhead else None,
+        **({"overhead_reason": overhead.reason} if overhead and overhead.reason else {}),
         "checks": promised,
     }
 

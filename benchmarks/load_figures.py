@@ -92,14 +92,16 @@ def capacity_figures(levels: Sequence[Level]) -> Json:
 
 
 def checks(found: Json, *, smoke: bool) -> list[Json]:
-    """A smoke run promises no speed."""
+    """A smoke run promises no speed. The tail is held to its median, which alone a slower median passes too: both stand
+    beside it."""
     every: Mapping[str, Any] = found["all"]
     missing = every["questions"] - every["answered"]
     promised = [check("questions without an answer", missing, "= 0", missing == 0)]
     ttft = every["ttft_ms"]
     if ttft and not smoke:
         tail = round(ttft["p99"] / ttft["p50"], 3)
-        promised.append(check("TTFT, p99 / p50", tail, f"<= {TAIL_BOUND:g}", tail <= TAIL_BOUND))
+        of_tail = check("TTFT, p99 / p50", tail, f"<= {TAIL_BOUND:g}", tail <= TAIL_BOUND)
+        promised.append(of_tail | {"p50_ms": ttft["p50"], "p99_ms": ttft["p99"]})
     return promised
 
 

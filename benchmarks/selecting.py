@@ -1,4 +1,4 @@
-"""What selecting among three adapters costs beside an answer from one, when the engine's batch is full.
+"""What selecting among three adapters costs beside an answer from one, where rivals mostly need not begin.
 
     python -m benchmarks.selecting --json [--smoke] [--url http://127.0.0.1:8000] [--namespace NAME]
                                    [--questions FILE | --dataset squad --documents 20 --questions-per-document 5]
@@ -9,6 +9,11 @@ questions are asked closed book, so many at once, in three ways in turn: of the 
 three, and of three merged. Each round begins with another way. A number of its own stands before the questions of
 each pass, as one that was asked before would find its prompt in the prefix cache, where blocks are short (a GPU's).
 Adapters are brought into memory before the first round; merges are not, and `new_merges` counts those of each pass.
+
+The best-routed adapter begins alone unless a rival may still beat it (`server/select.py`). Questions about documents
+that the namespace holds are mostly routed so surely that none may: then selecting costs what it costs to be ready for
+it, and the ratio says little of three answers at once. `rivals_begun` says how many of two began, the mean of an
+answer; `with_rivals` is the share of answers beside which any did.
 
 `ratios` are seconds a question beside those of one adapter, the median over rounds. With `--smoke` three short
 documents are learnt for seconds into a fresh namespace and deleted afterwards, and only that all questions were
@@ -60,13 +65,14 @@ SMOKE_QUESTIONS = 2
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer; `ms` from the request to the whole reply, as the client sees it."""
+    """One answer; `ms` from the request to the whole reply, as the client sees it; `rivals` that began beside it."""
 
     ms: float
     adapters: int
     completion_tokens: int
     dropped_tokens: int
     new_merge: bool
+    rivals: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,15 @@ def ask(client: Client, question: str, options: Mapping[str, Any]) -> Answered:
     reply = client.query(question, "lora", **options)
     ms, usage, merge = (time.perf_counter() - started) * 1000, reply["usage"], reply["merge"]
     new_merge = merge is not None and merge["cache"] == "miss"
-    return Answered(ms, len(reply["routed"]), usage["completion_tokens"], usage["dropped_tokens"], new_merge)
+    tokens, dropped, routed = usage["completion_tokens"], usage["dropped_tokens"], reply["routed"]
+    return Answered(ms, len(routed), tokens, dropped, new_merge, rivals_begun(routed))
+
+
+def rivals_begun(routed: Sequence[Mapping[str, Any]]) -> int:
+    """One candidate always begins. One that said nothing has no `logprob` either and is not counted; dropped tokens
+    would not tell, as with drafts a head may have more than four."""
+    begun = sum(one.get("logprob") is not None for one in routed)
+    return max(0, begun - 1)
 
 
 def figures(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -179,7 +193,7 @@ def figures(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def _figures(passes: Sequence[Pass]) -> dict[str, Any]:
-    """Tokens and adapters are means an answer, `new_merges` are by pass."""
+    """Tokens, adapters and rivals are means an answer, `new_merges` are by pass."""
     answers = [answer for one in passes for answer in one.answers]
     ms = [one.ms for one in answers]
     return {
@@ -189,6 +203,8 @@ def _figures(passes: Sequence[Pass]) -> dict[str, Any]:
         "completion_tokens": round(mean([one.completion_tokens for one in answers]), 2),
         "dropped_tokens": round(mean([one.dropped_tokens for one in answers]), 2),
         "adapters": round(mean([one.adapters for one in answers]), 2),
+        "rivals_begun": round(mean([one.rivals for one in answers]), 3),
+        "with_rivals": round(mean([one.rivals > 0 for one in answers]), 3),
         "new_merges": [sum(answer.new_merge for answer in one.answers) for one in passes],
     }
 

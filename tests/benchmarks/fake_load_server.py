@@ -28,7 +28,8 @@ class FakeLoadServer:
     """`first_s` and `next_s` are slept before tokens; `slots` questions are answered at once, the others wait.
 
     `refuses` questions that hold a text with a status and problem code, `breaks` streams after the first token, `fails`
-    them with an error event. `busy` is how often /metrics says that a job runs. `state` is that of every document.
+    them with an error event. `busy` is how often /metrics says that a job runs. `state` is that of every document. Each
+    answer, of gateway or engine, takes `drafts` drafted tokens.
     """
 
     first_s: float = 0.0
@@ -36,6 +37,7 @@ class FakeLoadServer:
     slots: int = 1000
     engine_prompt_tokens: int = 20
     busy: int = 0
+    drafts: int = 0
     refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     breaks: str = "\0"
     fails: str = "\0"
@@ -48,6 +50,7 @@ class FakeLoadServer:
     deleted: list[str] = field(default_factory=list)
     most_at_once: int = 0
     at_once: int = 0
+    drafted: int = 0
 
     def app(self) -> Starlette:
         self.free = asyncio.Semaphore(self.slots)
@@ -103,6 +106,7 @@ class FakeLoadServer:
         yield "data: [DONE]\n\n"
 
     async def _tokens(self) -> AsyncIterator[tuple[int, str]]:
+        self.drafted += self.drafts
         for number, token in enumerate(TOKENS):
             await asyncio.sleep(self.next_s if number else self.first_s)
             yield number, token
@@ -173,7 +177,9 @@ class FakeLoadServer:
         self.busy -= 1
         running = 1.0 if self.busy >= 0 else 0.0
         lines = ["# TYPE loramem_jobs gauge", f'loramem_jobs{{state="running"}} {running}']
-        lines += ['loramem_jobs{state="queued"} 0.0', 'loramem_jobs{state="succeeded"} 7.0', ""]
+        lines += ['loramem_jobs{state="queued"} 0.0', 'loramem_jobs{state="succeeded"} 7.0']
+        lines += ['vllm:lora_requests_info{max_lora="16",running_lora_adapters=""} 1.7e9']
+        lines += [f'vllm:spec_decode_num_draft_tokens_total{{engine="0"}} {self.drafted}.0', ""]
         return PlainTextResponse("\n".join(lines))
 
 

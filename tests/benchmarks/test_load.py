@@ -141,6 +141,9 @@ def test_the_overhead_is_measured_beside_an_engine(capsys: pytest.CaptureFixture
     with served(FakeLoadServer(first_s=0.01)) as server:
         assert main(["--smoke", "--json", "--url", server.url, "--engine-url", server.url]) == 0
     report = reported(capsys)
+    side = {"slots": 16, "max_num_seqs": None, "max_num_batched_tokens": None, "drafted_tokens": 0}
+    assert (report["settings"]["gateway"], report["settings"]["engine"]) == (side, side)
+    assert report["overhead"]["e2e_ms"]["engine"]["p50"] >= 10
     assert report["overhead"]["pairs"] == 4
     assert report["overhead"]["same_answers"] == 1
     assert report["overhead"]["ttft_ms"]["engine"]["p50"] >= 10
@@ -149,6 +152,17 @@ def test_the_overhead_is_measured_beside_an_engine(capsys: pytest.CaptureFixture
     single = [one for one in server.asked if one["top_k"] == 1]
     assert all(one["mode"] == "lora" and len(one["document_ids"]) == 1 for one in single)
     assert len(single) == len(server.engine_asked) == 4 * 3 + 4  # every question once before
+
+
+def test_drafts_of_the_gateway_are_counted_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(FakeLoadServer(drafts=2)) as server, served(FakeLoadServer()) as engine:
+        main(["--smoke", "--json", "--url", server.url, "--engine-url", engine.url])
+        loaded = len(server.asked) - 4 * 3 - 4
+    report = reported(capsys)
+    assert report["overhead"]["drafted_tokens"] == {"gateway": 2 * 4, "engine": 0}
+    assert "e2e_ms" not in report["overhead"]
+    assert "e2e_ms_with_drafts" in report["overhead"]
+    assert 0 < report["settings"]["gateway"]["drafted_tokens"] <= 2 * loaded  # a few were dropped with the last level
 
 
 def test_an_engine_with_another_prompt_leaves_the_load_standing(capsys: pytest.CaptureFixture[str]) -> None:

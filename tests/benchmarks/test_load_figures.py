@@ -77,6 +77,8 @@ def test_checks_hold_what_is_promised() -> None:
     assert [one["ok"] for one in checks(even, smoke=False)] == [True, True]
     uneven = figures(Load([outcome(0.1, 0.2)] * 9 + [outcome(0.9, 1.0)], 1, 1), Slo())
     assert [one["ok"] for one in checks(uneven, smoke=False)] == [True, False]
+    tail = checks(uneven, smoke=False)[1]
+    assert (tail["p50_ms"], tail["p99_ms"]) == (uneven["all"]["ttft_ms"]["p50"], uneven["all"]["ttft_ms"]["p99"])
     assert [one["name"] for one in checks(uneven, smoke=True)] == ["questions without an answer"]
     lost = checks(figures(Load([outcome(0.1, 0.2), UNSENT, failed("cut off")], 1, 1), Slo()), smoke=True)
     assert lost == [{"name": "questions without an answer", "value": 2, "bound": "= 0", "ok": False}]
@@ -87,4 +89,4 @@ def test_checks_hold_what_is_promised() -> None:
 def test_capacity_is_the_best_level() -> None:
     found = capacity_figures([Level(1, 2.0, 20, 0), Level(2, 3.9, 39, 1), Level(4, 3.8, 38, 0)])
     assert (found["per_s"], found["concurrency"]) == (3.9, 2)
-    assert found["levels"][1] == {"concurrency": 2, "per_s": 3.9, "answered": 39, "failed": 1}
+    assert found["levels"][1] == {"concurrency": 2, "per_s": 3.9, "answered": 39, "failed": 1, "note": ""}

@@ -9,13 +9,22 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 
-from benchmarks import load_engine
+from benchmarks import load_engine, load_sides
 from benchmarks.load_client import Reply
 from benchmarks.load_engine import NoEngine, await_ready, bare_engine, command_of, environment_of, stop
-from benchmarks.load_overhead import NotComparable, Pair, measure_overhead, overhead_checks, overhead_figures
+from benchmarks.load_overhead import (
+    Compared,
+    NotComparable,
+    Pair,
+    measure_overhead,
+    overhead_checks,
+    overhead_figures,
+)
 from benchmarks.load_plan import Planned
+from benchmarks.load_sides import ENGINE, GATEWAY, Batch, Told, batches, settings_of, told, told_by
 from loramem.settings import Settings
 
 QUESTIONS = [Planned(0.0, "lora", number, f"{number}?", 16) for number in range(2)]
@@ -40,7 +49,7 @@ def reply(
 
 
 class Sides:
-    """Notes the order in which the two are asked."""
+    """Notes the order in which the two are asked; the gateway drafts three tokens an answer."""
 
     def __init__(self, of_engine: Callable[[str], Reply] = lambda adapter: reply(30, 100, adapter=adapter)) -> None:
         self.order: list[str] = []
@@ -54,46 +63,65 @@ class Sides:
         self.order.append(f"engine {asked.question} {adapter_id}")
         return self.of_engine(adapter_id)
 
+    async def tell(self) -> load_sides.Sides:
+        answers = sum(one.startswith("gateway") for one in self.order)
+        return {GATEWAY: Told(16, 3 * answers), ENGINE: Told(8, 0)}
+
+
+def compared(*pairs: Pair, drafted: int = 0) -> Compared:
+    return Compared(pairs, {GATEWAY: Told(16, drafted), ENGINE: Told(16, 0)})
+
 
 def test_both_sides_get_the_same_questions_in_turn_after_a_warm_up() -> None:
     sides = Sides()
-    pairs = asyncio.run(measure_overhead(sides.gateway, sides.engine, QUESTIONS, 4))
-    assert len(pairs) == 4
+    found = asyncio.run(measure_overhead(sides.gateway, sides.engine, QUESTIONS, 4, sides.tell))
+    assert len(found.pairs) == 4
+    assert found.told == {GATEWAY: Told(16, 4 * 3), ENGINE: Told(8, 0)}  # not those of the warm-up
     of_zero, of_one = ("gateway 0?", "engine 0? ada_0"), ("gateway 1?", "engine 1? ada_1")
     warm_up = [*of_zero, *of_one]
     assert sides.order == [*warm_up, *of_zero, *reversed(of_one), *of_zero, *reversed(of_one)]
 
 
 def test_figures_are_of_paired_differences() -> None:
-    pairs = [
-        Pair(reply(40, 110), reply(30, 100)),
-        Pair(reply(80, 180), reply(60, 150)),
-        Pair(reply(33, 95), reply(30, 90)),
-    ]
-    found = overhead_figures(pairs)
+    found = overhead_figures(
+        compared(
+            Pair(reply(40, 110), reply(30, 100)),
+            Pair(reply(80, 180), reply(60, 150)),
+            Pair(reply(33, 95), reply(30, 90)),
+        )
+    )
     assert found["ttft_ms"]["difference"]["p50"] == pytest.approx(10)
     assert found["ttft_ms"]["gateway"]["p50"] == pytest.approx(40)
     assert found["ttft_ms"]["engine"]["p50"] == pytest.approx(30)
     assert found["e2e_ms"]["difference"] == {"p50": pytest.approx(10), "p95": pytest.approx(28)}
     assert (found["pairs"], found["pairs_of_one_length"], found["same_answers"]) == (3, 3, 1)
+    assert found["drafted_tokens"] == {"gateway": 0, "engine": 0}
     assert [one["ok"] for one in overhead_checks(found)] == [True, True]
 
 
 def test_a_slow_gateway_fails() -> None:
-    found = overhead_figures([Pair(reply(46, 110), reply(30, 100))])
+    found = overhead_figures(compared(Pair(reply(46, 110), reply(30, 100))))
     assert [(one["name"], one["ok"]) for one in overhead_checks(found)] == [
         ("overhead p50, TTFT", False),
         ("overhead p50, whole answer", True),
     ]
 
 
+def test_whole_answers_that_were_drafted_are_told_and_not_judged() -> None:
+    found = overhead_figures(compared(Pair(reply(40, 60), reply(30, 100)), drafted=3))
+    assert found["e2e_ms_with_drafts"]["difference"]["p50"] == pytest.approx(-40)
+    assert found["drafted_tokens"] == {"gateway": 3, "engine": 0}
+    assert "e2e_ms" not in found
+    assert [one["name"] for one in overhead_checks(found)] == ["overhead p50, TTFT"]
+
+
 def test_whole_answers_of_other_lengths_are_not_compared() -> None:
     longer = Pair(reply(40, 900, tokens=16, answer="a b"), reply(30, 100, answer="a"))
-    found = overhead_figures([longer, Pair(reply(40, 110), reply(30, 100))])
+    found = overhead_figures(compared(longer, Pair(reply(40, 110), reply(30, 100))))
     assert found["e2e_ms"]["difference"]["p50"] == pytest.approx(10)
     assert (found["pairs_of_one_length"], found["same_answers"]) == (1, 0.5)
-    assert overhead_figures([longer])["e2e_ms"] is None
-    assert len(overhead_checks(overhead_figures([longer]))) == 1
+    assert overhead_figures(compared(longer))["e2e_ms"] is None
+    assert len(overhead_checks(overhead_figures(compared(longer)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,7 +135,7 @@ def test_whole_answers_of_other_lengths_are_not_compared() -> None:
 def test_different_work_is_not_compared(of_engine: Callable[[str], Reply], said: str) -> None:
     sides = Sides(of_engine)
     with pytest.raises(NotComparable, match=said):
-        asyncio.run(measure_overhead(sides.gateway, sides.engine, QUESTIONS, 4))
+        asyncio.run(measure_overhead(sides.gateway, sides.engine, QUESTIONS, 4, sides.tell))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +149,53 @@ def test_a_gateway_that_takes_another_way_is_not_compared(change: dict[str, obje
         return Reply(1.0, [2.0], 3.0, **change)  # type: ignore[arg-type]
 
     with pytest.raises(NotComparable, match=said):
-        asyncio.run(measure_overhead(gateway, sides.engine, QUESTIONS, 4))
+        asyncio.run(measure_overhead(gateway, sides.engine, QUESTIONS, 4, sides.tell))
+
+
+# what the sides are
+
+
+def test_slots_and_drafts_are_read_from_metrics() -> None:
+    lines = [
+        "# TYPE vllm:spec_decode_num_draft_tokens_total counter",
+        'vllm:spec_decode_num_draft_tokens_total{engine="0"} 12.0',
+        "# TYPE vllm:lora_requests_info gauge",
+        'vllm:lora_requests_info{max_lora="16",running_lora_adapters=""} 1.7e9',
+        'vllm:lora_requests_info{max_lora="16",running_lora_adapters="a"} 1.7e9',
+    ]
+    assert told("\n".join([*lines, ""])) == Told(16, 12)
+    assert told("") == Told(None, 0)
+    assert Told(16, 12).since(Told(None, 5)) == Told(16, 7)
+    assert Told(16, 12).since(Told()) == Told(16, None)
+
+
+def test_metrics_that_cannot_be_read_tell_nothing() -> None:
+    async def once() -> Told:
+        transport = httpx.MockTransport(lambda _: httpx.Response(404))
+        async with httpx.AsyncClient(base_url="http://engine", transport=transport) as http:
+            return await told_by(http)
+
+    assert asyncio.run(once()) == Told()
+
+
+def test_batches_are_those_of_the_settings_and_of_the_engine_that_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAMEM_MAX_CONCURRENT_REQUESTS", "7")
+    monkeypatch.setenv("LORAMEM_MAX_MODEL_LEN", "8192")
+    monkeypatch.setattr(load_sides, "machine_options", lambda *_: ["--max-num-batched-tokens", "9000", "--x"])
+    assert batches(tmp_path) == {GATEWAY: Batch(7, 8192), ENGINE: Batch(7, 9000)}
+    monkeypatch.setattr(load_sides, "machine_options", lambda *_: ["--gpu-memory-utilization", "0.3"])
+    assert batches(tmp_path)[ENGINE] == Batch(7, None)
+    assert batches(None) == {GATEWAY: Batch(), ENGINE: Batch()}
+    assert settings_of(Told(16, 3), Batch(7, 8192)) == {
+        "slots": 16,
+        "max_num_seqs": 7,
+        "max_num_batched_tokens": 8192,
+        "drafted_tokens": 3,
+    }
+    monkeypatch.setenv("LORAMEM_RANK", "17")
+    assert batches(tmp_path)[GATEWAY] == Batch()
 
 
 # the bare engine
@@ -202,7 +276,7 @@ def test_the_block_has_the_address_and_leaves_no_process(tmp_path: Path, monkeyp
         "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
     )
     monkeypatch.setattr(load_engine, "_served", lambda home: (Settings(home=home), tmp_path))
-    monkeypatch.setattr(load_engine, "_machine_options", lambda *_: [])
+    monkeypatch.setattr(load_engine, "machine_options", lambda *_: [])
     monkeypatch.setattr(load_engine, "command_of", lambda _, __, port: [sys.executable, str(script), str(port)])
     with bare_engine(tmp_path) as url:
         assert load_engine._is_healthy(url)

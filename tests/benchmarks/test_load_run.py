@@ -19,7 +19,6 @@ from benchmarks.load_run import (
     closed_loop,
     measure_capacity,
     open_loop,
-    rate_within,
 )
 from tests.benchmarks.fake_load_server import TOKENS, FakeLoadServer, served
 
@@ -178,12 +177,6 @@ def test_an_answer_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatc
 # closed loop
 
 
-def test_a_window_counts_what_it_cuts_by_its_share() -> None:
-    assert rate_within([(0, 1), (1, 2), (2, 3)], 3) == 1
-    assert rate_within([(0, 2), (2, 4)], 3) == 0.5  # one and a half in three seconds
-    assert rate_within([], 3) == 0
-
-
 def test_so_many_at_once_are_asked_and_no_more() -> None:
     with served(FakeLoadServer(first_s=0.05)) as server:
 
@@ -223,7 +216,7 @@ def test_capacity_uses_the_questions_again_and_again() -> None:
 
     (level,) = asyncio.run(measure_capacity(ask, [planned(question=name) for name in "ab"], (2,), 0.3))
     assert seen[:4] == ["a", "b", "a", "b"]
-    assert level.answered == len(seen)
+    assert 0 < level.answered <= len(seen) - 2 - 1  # two before the windows, at least one after them
 
 
 def test_refused_questions_are_no_capacity() -> None:
@@ -232,5 +225,5 @@ def test_refused_questions_are_no_capacity() -> None:
         return Reply(0.0, ended=1.0, error="503 engine-unavailable")
 
     (level,) = asyncio.run(measure_capacity(ask, [planned()], (1,), 0.1))
-    assert (level.per_s, level.answered) == (0, 0)
+    assert (level.per_s, level.answered, level.note) == (0, 0, "")
     assert level.failed > 0

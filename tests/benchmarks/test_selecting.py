@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from benchmarks import selecting
-from benchmarks.selecting import MERGING, ONE, SELECTING, Answered, Pass, figures, main, ratio
+from benchmarks.selecting import MERGING, ONE, SELECTING, Answered, Pass, figures, main, ratio, rivals_begun
 from tests.benchmarks.fake_server import MemoryServer
 
 Json = dict[str, Any]
@@ -17,7 +17,10 @@ QUESTIONS = ["Mill who?", "Barn what?", "Mill when?", "Barn where?"]
 
 
 class LiveServer(MemoryServer):
-    """Its adapters are live already. With `barrier`, answers only to so many questions that wait together."""
+    """Its adapters are live already. With `barrier`, answers only to so many questions that wait together.
+
+    Selecting, one rival begins for a question that asks who.
+    """
 
     barrier: threading.Barrier | None = None
 
@@ -29,7 +32,13 @@ class LiveServer(MemoryServer):
     def _answered(self, body: Json) -> httpx.Response:
         if self.barrier is not None and body["max_tokens"] > 1:
             self.barrier.wait(timeout=30)
-        return super()._answered(body)
+        reply = super()._answered(body)
+        if body.get("compose") != "select":
+            return reply
+        found, begun = json.loads(reply.content), 2 if body["question"].endswith("who?") else 1
+        for rank, one in enumerate(found["routed"]):
+            one["logprob"] = -0.1 if rank < begun else None
+        return httpx.Response(200, json=found)
 
 
 @pytest.fixture
@@ -67,6 +76,8 @@ def test_the_same_questions_are_asked_each_way_in_turn(questions: Path, capsys: 
     assert [one["ok"] for one in report["checks"]] == [report["ratios"][f"{SELECTING} / {ONE}"] <= 1.5]
     found = {name: (way["adapters"], way["dropped_tokens"], way["new_merges"]) for name, way in report["ways"].items()}
     assert found == {ONE: (1, 0, [0] * 3), SELECTING: (3, 8, [0] * 3), MERGING: (3, 0, [4] * 3)}
+    rivals = {name: (way["rivals_begun"], way["with_rivals"]) for name, way in report["ways"].items()}
+    assert rivals == {ONE: (0, 0), SELECTING: (0.25, 0.25), MERGING: (0, 0)}
     assert report["settings"] == {
         "concurrency": 2,
         "rounds": 3,
@@ -100,11 +111,21 @@ def test_ratios_are_medians_of_rounds() -> None:
         "completion_tokens": 10,
         "dropped_tokens": 0,
         "adapters": 1,
+        "rivals_begun": 0,
+        "with_rivals": 0,
         "new_merges": [0, 0, 0],
     }
     assert found["ways"][SELECTING]["dropped_tokens"] == 6.67
     assert ratio(found)["ok"]
     assert not ratio(figures([rounds[1]]))["ok"]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "begun"),
+    [((-0.1, None, None), 0), ((-0.1, None, -2.0), 1), ((-0.1, -0.2, -0.3), 2), ((None, None, None), 0), ((), 0)],
+)
+def test_rivals_that_began_have_said_something(logprobs: Sequence[float | None], begun: int) -> None:
+    assert rivals_begun([{"logprob": one} for one in logprobs]) == begun
 
 
 @pytest.mark.parametrize("titles", [(), ("Mill", "Roof")])
