@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.capacity_sweep import Plan, load_pyplot, plot, share_of, sweep
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.counterfact import in_passing, read_counterfact, score
 from benchmarks.phonebook import cut, read_phonebook, store
 from benchmarks.sheets import read_sheets
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         parts = {name: PARTS[name](run) for name in ([options.only] if options.only else PARTS)}
     report = report_of(parts, run.size, smoke=options.smoke) | _base_of(base, trainer)
-    report |= circumstances(command_of(options.smoke, options.only), options.seed)
+    report |= circumstances(command_of(_parser(), options), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
 
@@ -172,10 +172,6 @@ def learning(name: str, costs: Sequence[Cost]) -> list[Check]:
     return [check(f"{name}: loss, last step / first", round(worst, 4), "< 1", worst < 1)] if costs else []
 
 
-def command_of(smoke: bool, only: str | None) -> str:
-    return "python -m benchmarks.capacity --json" + (" --smoke" if smoke else "") + (f" --only {only}" if only else "")
-
-
 def _cut_down(size: Size, options: argparse.Namespace) -> tuple[Recipe, Plan]:
     plan = replace(size.plan, ranks=options.ranks, split_ranks=()) if options.ranks else size.plan
     recipe = replace(size.phonebook, epochs=options.epochs) if options.epochs else size.phonebook
@@ -194,6 +190,16 @@ def _base_of(base: BaseModel, trainer: Trainer) -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.plot and options.only != "sweep":
+        parser.error("--plot draws the sweep: add --only sweep")
+    if not (options.data / "paper").is_dir():
+        parser.error("no benchmark data found: set LORAMEM_BENCH_DATA or --data to a folder with `paper` in it")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.capacity", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", choices=(*PARTS, "sweep"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LORAMEM_BENCH_DATA") or DATA))
@@ -205,12 +211,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the sweep; needs matplotlib")
     parser.add_argument("--smoke", action="store_true", help="a few rows and steps")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args(arguments)
-    if options.plot and options.only != "sweep":
-        parser.error("--plot draws the sweep: add --only sweep")
-    if not (options.data / "paper").is_dir():
-        parser.error("no benchmark data found: set LORAMEM_BENCH_DATA or --data to a folder with `paper` in it")
-    return options
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ prompts are its own to the letter. Tried are the whole adapter and the strength 
 
 Adapters are those of five passages that the server learns for it, or `--adapters FOLDER`: archives (`*.tar`) as
 `GET /adapters/{id}/download` gives them, of documents that are not among SQuAD's. LORAMEM_MODEL must name the server's
-model. Seeds draw the passages and resample the questions.
+model. Seeds draw the passages and resample them, each with its questions.
 """
 
 import argparse
@@ -19,15 +19,17 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from benchmarks.adapters import Adapters, Archive, read_archives
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
+from benchmarks.intervals import cluster_interval
 from benchmarks.passages import DATA, NotLearnt, Passage, draw, learn, read_passages, unrelated
 from benchmarks.recall_smoke import BRIEF
-from benchmarks.scores import interval, mean, token_f1
+from benchmarks.scores import mean, token_f1
 from loramem.client import Client
 from loramem.lines import tidy
 from loramem.prompts import Message, with_passages
@@ -55,14 +57,15 @@ class Shown:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     passages = read_passages(options.data)
     learnt = [] if options.adapters else draw(passages, 1 if options.smoke else ADAPTERS, options.seed)
     others = unrelated(passages, learnt, 1 if options.smoke else options.documents, options.seed)
     archives = read_archives(options.adapters) if options.adapters else _learn(options, learnt)
     report = harm(options.url, options.api_key, archives, others, options.seed)
     report["checks"] = [] if options.smoke else checks(report)
-    report |= circumstances("python -m benchmarks.harm --json" + (" --smoke" if options.smoke else ""), options.seed)
+    report |= circumstances(command_of(parser, options), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report["strengths"], indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
 
@@ -100,7 +103,7 @@ def harm(
     if foreign or not archives:
         raise ValueError(f"need adapters of {found.name} (LORAMEM_MODEL); of another model are: {foreign}")
     with Client(url, api_key=api_key, namespace=f"harm-{uuid4().hex[:8]}") as client:
-        asked = [one for passage in passages for one in shown(client, passage)]
+        asked = [shown(client, passage) for passage in passages]
     base = Base(str(found.path))
     return measure(base, archives, asked, {"full": 1.0, "hybrid": STRENGTHS["hybrid"]}, seed) | {"model": found.name}
 
@@ -135,12 +138,17 @@ def _shown(reply: Mapping[str, Any], passage: Passage, item: Mapping[str, str]) 
 
 
 def measure(
-    base: "Base", archives: Sequence[Archive], asked: Sequence[Shown], strengths: Mapping[str, float], seed: int
+    base: "Base",
+    archives: Sequence[Archive],
+    passages: Sequence[Sequence[Shown]],
+    strengths: Mapping[str, float],
+    seed: int,
 ) -> dict[str, Any]:
-    """Token-F1 without and with each adapter; what is lost in points of 100, with its interval over the questions.
+    """Token-F1 without and with each adapter; what is lost in points of 100, with its interval over the passages.
 
-    A question's loss is the mean over the adapters.
+    A question's loss is the mean over the adapters. The interval is None with one passage.
     """
+    asked = [one for questions in passages for one in questions]
     without = score(base, asked)
     figures: dict[str, Any] = {}
     for name, strength in strengths.items():
@@ -150,12 +158,14 @@ def measure(
                 by_adapter.append(score(base, asked))
             print(f"{archive.manifest.adapter_id} at {strength:g}: {mean(by_adapter[-1]):.4f}", file=sys.stderr)
         lost = [100 * (before - mean(after)) for before, *after in zip(without, *by_adapter, strict=True)]
+        left = iter(lost)
+        ends = cluster_interval([list(islice(left, len(questions))) for questions in passages], seed)
         figures[name] = {
             "strength": strength,
             "f1": round(mean([mean(scores) for scores in by_adapter]), 4),
             "f1_by_adapter": [round(mean(scores), 4) for scores in by_adapter],
             "lost_points": round(mean(lost), 2),
-            "lost_interval": [round(end, 2) for end in interval(lost, seed)],
+            "lost_interval": ends and [round(end, 2) for end in ends],
         }
     return {
         "adapters": len(archives),

@@ -8,13 +8,15 @@ adapter. For each question its document's adapter answers greedily beside the pa
 (`passages`) and beside the whole text (`document`), at several strengths, and in two ways: the adapter reads the prompt
 and answers, or the base model reads it and the adapter only answers. The server can do the first alone, so answers are
 made here, by the trainer's base model with downloaded adapters; prompts are the server's to the letter. Scored is
-token-F1; `minus` is the paired difference to text alone with its 95 % interval. `--smoke`: a question of each of two.
+token-F1; `minus` is the paired difference to text alone with its 95 % interval, for which whole documents are redrawn
+(null with one document). `--smoke`: a question of each of two.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,9 +26,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.adapters import Adapters, Archive, live_draw
 from benchmarks.answer_scores import best
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.datasets import DATA_SETS, Item
-from benchmarks.scores import interval, mean, token_f1
+from benchmarks.intervals import cluster_interval
+from benchmarks.scores import mean, token_f1
 from loramem.client import Client
 from loramem.lines import tidy
 from loramem.prompts import Message, closed_book, with_document, with_passages
@@ -76,7 +79,9 @@ ARMS = [
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command = command_of(parser, options)
     if options.smoke:
         options.documents, options.questions_per_document = 2, 1
     with (
@@ -87,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         archives = {one.adapter_id: adapters.archive(one.adapter_id) for one in asked}
     scored = score_all(_base(), asked, archives)
     report: dict[str, Any] = {"data_set": options.dataset, "questions": len(asked)}
-    report |= {"arms": figures(scored, options.seed)}
+    report |= {"arms": figures(scored, [one.adapter_id for one in asked], options.seed)}
     report["checks"] = [check("questions answered", len(asked), ">= 1", len(asked) >= 1)]
-    report |= circumstances(_command(options), options.seed)
+    report |= circumstances(command, options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
 
@@ -156,21 +161,24 @@ def _continued(base: "Base", last: Any, cache: Any) -> str:
     return str(base.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
-def figures(scored: dict[str, list[float]], seed: int) -> dict[str, Any]:
+def figures(scored: dict[str, list[float]], documents: Sequence[str], seed: int) -> dict[str, Any]:
+    """`documents`: what each question is about."""
     found: dict[str, Any] = {}
     for arm in ARMS:
         found[arm.name] = {"f1": round(mean(scored[arm.name]), 4)}
         alone = scored.get(Arm(arm.text, 0.0).name)
         if alone and arm.strength:
             lead = [one - other for one, other in zip(scored[arm.name], alone, strict=True)]
-            found[arm.name] |= {"minus": round(mean(lead), 4), "interval": [round(v, 4) for v in interval(lead, seed)]}
+            ends = cluster_interval(_by_document(lead, documents), seed)
+            found[arm.name] |= {"minus": round(mean(lead), 4), "interval": ends and [round(end, 4) for end in ends]}
     return found
 
 
-def _command(options: argparse.Namespace) -> str:
-    per = f" --questions-per-document {options.questions_per_document}" if options.questions_per_document else ""
-    what = "--smoke" if options.smoke else f"--documents {options.documents}{per}"
-    return f"python -m benchmarks.hybrid --json --dataset {options.dataset} --namespace NAME {what}"
+def _by_document(values: Sequence[float], documents: Sequence[str]) -> list[list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for value, document in zip(values, documents, strict=True):
+        groups[document].append(value)
+    return list(groups.values())
 
 
 def _parser() -> argparse.ArgumentParser:

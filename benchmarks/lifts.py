@@ -24,7 +24,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.adapters import Adapters, Archive, live_draw
 from benchmarks.answer_scores import best
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.datasets import DATA_SETS
 from benchmarks.scores import mean, token_f1
 from loramem.client import Client
@@ -84,7 +84,9 @@ class Asking:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command = command_of(parser, options)
     if options.smoke:
         options.documents, options.questions_per_document = 2, 2
     with (
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answer_all(_base(), asked, archives)
     report: dict[str, Any] = {"data_set": options.dataset, "questions": len(asked)} | figures(asked)
     report["checks"] = [check("questions answered", len(asked), ">= 1", len(asked) >= 1)]
-    report |= circumstances(_command(options), options.seed)
+    report |= circumstances(command, options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
 
@@ -156,13 +158,16 @@ def _negated(values: Sequence[float]) -> list[float]:
 
 
 def figures(asked: Sequence[Asking]) -> dict[str, Any]:
-    """Share of the right document, and token-F1, by criterion and tokens looked at; beside them what is possible."""
+    """Share of the right document, and token-F1, by criterion and tokens looked at; beside them what is possible.
+
+    `f1_one_adapter_documents` is None where every document has several.
+    """
     alone = [max(one.answers[adapter_id].f1 for adapter_id in one.right) for one in asked]
     first = [one.answers[min(one.right)].f1 for one in asked if len(one.right) == 1]
     chosen = {name: {str(head): _outcome(asked, lift, head) for head in HEADS} for name, lift in CRITERIA.items()}
     return {
         "f1_right_document": round(mean(alone), 4),
-        "f1_one_adapter_documents": round(mean(first), 4),
+        "f1_one_adapter_documents": round(mean(first), 4) if first else None,
         "f1_any": round(mean([max(answer.f1 for answer in one.answers.values()) for one in asked]), 4),
         "chosen": chosen,
     }
@@ -173,12 +178,6 @@ def _outcome(asked: Sequence[Asking], lift: Lift, head: int) -> dict[str, float]
     right = [float(winner in one.right) for one, winner in zip(asked, winners, strict=True)]
     f1 = [one.answers[winner].f1 for one, winner in zip(asked, winners, strict=True)]
     return {"right": round(mean(right), 4), "f1": round(mean(f1), 4)}
-
-
-def _command(options: argparse.Namespace) -> str:
-    per = f" --questions-per-document {options.questions_per_document}" if options.questions_per_document else ""
-    what = "--smoke" if options.smoke else f"--documents {options.documents}{per}"
-    return f"python -m benchmarks.lifts --json --dataset {options.dataset} --namespace NAME {what}"
 
 
 def _parser() -> argparse.ArgumentParser:

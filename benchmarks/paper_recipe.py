@@ -2,11 +2,17 @@
 
 AdamW at 5e-5, cosine over 1000 steps of 8 rows, warm-up of a tenth, clip 1. A row is `Question: ... Answer: ...` in the
 user's turn, and all of its tokens are learnt. Base and adapter compute in the base's own type.
+
+Where the seconds do not suffice for 1000 steps, the schedule is scaled to those that do, so that it is gone through to
+its end: cut off as it stands, sixty steps would all lie in the warm-up, and what is compared would be little more than
+the base model. The first steps, which are timed for it, are made at next to no learning rate, as they are of 1000.
 """
 
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from loramem.base_model import resolve_base_model
@@ -18,6 +24,38 @@ STEPS = 1000
 ROWS = 8
 MAX_TOKENS = 128
 MAX_NEW_TOKENS = 64
+TIMED = 3
+"""Steps that are looked at to tell how many fit; the first is slower than the others and does not count."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`steps` that were made of those `planned`, and the `loss` of the last, None without any."""
+
+    steps: int
+    planned: int
+    loss: float | None
+
+
+def paced(step: Callable[[float], float], seconds: float, clock: Callable[[], float] = time.monotonic) -> Trained:
+    """Make as many steps as fit, at most `STEPS`; `step` takes its share of the learning rate and gives its loss."""
+    started, planned, loss = clock(), STEPS, None
+    times: list[float] = []
+    while len(times) < planned and (now := clock() - started) <= seconds:
+        if len(times) == TIMED:
+            pace = (times[-1] - times[0]) / (TIMED - 1)
+            planned = min(STEPS, TIMED + int((seconds - now) / pace))
+        loss = step(scheduled(len(times), planned))
+        times.append(clock() - started)
+    return Trained(len(times), planned, None if loss is None else round(loss, 4))
+
+
+def scheduled(step: int, steps: int) -> float:
+    """Share of the learning rate at a step from 0, as `transformers.get_cosine_schedule_with_warmup` has it."""
+    warmup = steps // 10
+    if step < warmup:
+        return step / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
 class PaperRecipe:
@@ -32,7 +70,9 @@ class PaperRecipe:
         self.tokenizer.padding_side = "left"
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
 
-    def answers(self, rows: Sequence[tuple[str, str]], questions: Sequence[str], seconds: float) -> list[str]:
+    def answers(
+        self, rows: Sequence[tuple[str, str]], questions: Sequence[str], seconds: float
+    ) -> tuple[list[str], Trained]:
         """Greedy closed-book answers after at most `seconds` of training on (question, answer) rows."""
         from peft import LoraConfig, get_peft_model
 
@@ -41,38 +81,42 @@ class PaperRecipe:
         )
         wrapped: Any = get_peft_model(self.model, config, autocast_adapter_dtype=False)
         try:
-            self._train(wrapped, [f"Question: {question}\nAnswer: {answer}" for question, answer in rows], seconds)
-            return self._ask(wrapped, [f"Question: {question}" for question in questions])
+            texts = [f"Question: {question}\nAnswer: {answer}" for question, answer in rows]
+            trained = self._train(wrapped, texts, seconds)
+            return self._ask(wrapped, [f"Question: {question}" for question in questions]), trained
         finally:
             self.model = wrapped.unload()
             if hasattr(self.model, "peft_config"):
                 del self.model.peft_config
 
-    def _train(self, model: Any, texts: Sequence[str], seconds: float) -> None:
+    def _train(self, model: Any, texts: Sequence[str], seconds: float) -> Trained:
         import torch
-        from transformers import get_cosine_schedule_with_warmup
 
         torch.manual_seed(self.seed)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
-        schedule = get_cosine_schedule_with_warmup(optimizer, STEPS // 10, STEPS)
-        started = time.monotonic()
-        model.train()
-        for batch in self._batches(texts):
-            if time.monotonic() - started > seconds:
-                break
-            model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss.backward()
+        optimizer, batches = torch.optim.AdamW(parameters), self._batches(texts)
+
+        def step(share: float) -> float:
+            batch = next(batches)
+            loss = model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * share
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
+            return float(loss.detach())
+
+        model.train()
+        trained = paced(step, seconds)
         model.train(mode=False)
+        return trained
 
     def _batches(self, texts: Sequence[str]) -> Iterator[Any]:
-        """At most `STEPS` batches of one shape, in random order."""
+        """Batches of one shape, in random order, without end."""
         rng = random.Random(self.seed)
         conversations = [self._rendered(text, answering=False) for text in texts]
-        for _ in range(STEPS):
+        while True:
             chosen = [rng.choice(conversations) for _ in range(ROWS)]
             yield self.tokenizer(
                 chosen,

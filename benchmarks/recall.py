@@ -12,7 +12,8 @@ scores in `benchmarks.answer_scores`. Intervals are 95 % bootstraps that redraw 
 differences to rag, lora, lora-top3 and lora:oracle, where these are asked.
 
 `router_first` is how often the right document is the first of those an answer is from, `router_inside` how often it is
-among them; for text in the prompt these are the documents that the text is from. A method that the server refuses
+among them; for text in the prompt these are the documents that the text is from. `text_cut`, of methods that read whole
+documents, is the share of questions for which the window held only the beginning. A method that the server refuses
 (HTTP status 422) is `refused`, with the reason.
 
 Method `auto` may say that nothing stored is about a question: `refused_answerable` is how often it does so where a
@@ -50,6 +51,7 @@ from benchmarks.recall_plan import Plan, draw_plan, joined, smoke_plan, steps
 from benchmarks.recall_smoke import SMOKE_METHODS
 from benchmarks.recall_summary import (
     COST,
+    CUT,
     REFUSING,
     ROUTING,
     UNANSWERABLE,
@@ -60,6 +62,7 @@ from benchmarks.recall_summary import (
     table,
 )
 from loramem.client import Client
+from loramem.lines import tidy
 
 Connect = Callable[[str], Client]
 """A client of one namespace."""
@@ -158,6 +161,7 @@ def learn(corpus: Learnt, plan: Plan, journal: Journal, seed: int, kind: Corpus)
         )
         document, created = accepted["document"], accepted["created"]
         corpus.ids[drawn.key] = document["id"]
+        corpus.lengths[document["id"]] = len(tidy(drawn.item.text))  # the server's offsets are into the tidied text
         line = {"namespace": namespace, "document": drawn.key, "id": document["id"], "created": created}
         journal.add("document", line)
         if created or document["state"] != "live":
@@ -235,6 +239,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]
         _check_bounds(options, plan)
     except (BadData, OSError, ValueError) as error:
         parser.error(str(error))
+    options.documents = min(options.documents, *map(len, plan.draws.values()))
     return options, plan
 
 
@@ -274,7 +279,8 @@ def _check_bounds(options: argparse.Namespace, plan: Plan) -> None:
 
 def _shares(method: Method, plan: Plan) -> tuple[str, ...]:
     routing, refusing = ROUTING if method.routes else (), REFUSING if method.can_refuse else ()
-    return *routing, *refusing, *((UNANSWERABLE,) if method.takes_unanswerable and plan.unanswerable else ())
+    cut = CUT if method.whole_text else ()
+    return *routing, *refusing, *cut, *((UNANSWERABLE,) if method.takes_unanswerable and plan.unanswerable else ())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
     add("--dataset", choices=DATA_SETS, default="squad")
     add("--data", type=Path, metavar="FILE", help="your copy of the question set; default: under LORAMEM_BENCH_DATA")
-    add("--documents", type=at_least_one, default=20, help="how many are drawn, of as many as there are")
+    add("--documents", type=at_least_one, default=20, help="how many are drawn; all where there are fewer")
     add("--questions-per-document", type=at_least_one, metavar="N", help="how many are drawn of each; default: all")
     add("--unanswerable", type=at_least_one, default=0, metavar="N", help="further questions, of documents not drawn")
     add("--methods", type=lambda names: names.split(","), metavar="NAME,...", help=f"names, or {', '.join(GROUPS)}")

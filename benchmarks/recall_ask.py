@@ -12,7 +12,7 @@ from benchmarks.answer_scores import scores
 from benchmarks.recall_journal import Journal, Line
 from benchmarks.recall_methods import ORACLES, Corpus
 from benchmarks.recall_plan import Step
-from loramem.client import Client, Refused
+from loramem.client import Client, Json, Refused
 
 T = TypeVar("T")
 
@@ -23,11 +23,12 @@ MOST_NAMED = 64
 
 @dataclass(frozen=True)
 class Learnt:
-    """A corpus on the server; `ids` are the server's document ids by key. `others` are those that the router puts first
-    beside the right one, by the question's document and number."""
+    """A corpus on the server; `ids` are the server's document ids by key, `lengths` the characters of each by id.
+    `others` are those that the router puts first beside the right one, by the question's document and number."""
 
     client: Client
     ids: dict[str, str]
+    lengths: dict[str, int] = field(default_factory=dict)
     others: dict[tuple[str, int], list[str]] = field(default_factory=dict)
 
 
@@ -70,9 +71,17 @@ def ask(corpus: Learnt, step: Step, max_tokens: int) -> Line:
         "routed": [one["document_id"] for one in reply["routed"]],
         "first": sources[:1] == [right] if found else None,
         "inside": right in sources if found else None,
+        "cut": was_cut(corpus, reply["context"]) if method.whole_text else None,
         "usage": reply["usage"],
         "timings_ms": reply["timings_ms"],
     }
+
+
+def was_cut(corpus: Learnt, context: Sequence[Json]) -> bool | None:
+    """Whether the prompt lacks the end of a document in it. None where no span and known length tell."""
+    ends = [(one["document_id"], one["end"]) for one in context if "end" in one]
+    known = [end < corpus.lengths[document] for document, end in ends if document in corpus.lengths]
+    return any(known) if known else None
 
 
 def named_documents(corpus: Learnt, step: Step) -> list[str]:

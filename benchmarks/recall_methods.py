@@ -36,6 +36,11 @@ class Method:
         return self.mode != "base" and self.corpus == "chunk" and self.oracle != 1
 
     @property
+    def whole_text(self) -> bool:
+        """Whether documents go into the prompt from their beginning, as far as the window holds."""
+        return self.mode == "icl" or self.options.get("context") == "icl"
+
+    @property
     def can_refuse(self) -> bool:
         """Whether it may say that nothing stored is about the question."""
         return self.mode == "auto"

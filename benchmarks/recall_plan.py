@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -118,9 +119,13 @@ def draw_plan(
 ) -> Plan:
     """At most so many documents, and questions of each (none: all), and per seed `unanswerable` questions of others.
 
+    Says on standard error where the set has fewer documents than are asked for.
+
     Raises `BadData`, and `OSError` without a file.
     """
     items, found = read_items(data_set, file)
+    if len(items) < documents:
+        print(f"{found.name} has {len(items)} of the {documents} documents asked for: all are taken", file=sys.stderr)
     draws = {seed: _draw(data_set, items, documents, questions, seed) for seed in seeds}
     others = {seed: _beyond(data_set, items, drawn, unanswerable, seed) for seed, drawn in draws.items()}
     return Plan(

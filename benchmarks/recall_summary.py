@@ -15,6 +15,7 @@ from benchmarks.scores import mean
 Figures = dict[str, Any]
 ROUTING = {"router_first": "first", "router_inside": "inside"}
 REFUSING = {"refused_answerable": "refused"}
+CUT = {"text_cut": "cut"}
 """Figure, and which part of an answer it is the share of."""
 UNANSWERABLE = "refused_unanswerable"
 """The same share of the answers to questions that nothing uploaded answers; no other figure counts these."""
@@ -87,7 +88,7 @@ def _figures(lines: Sequence[Line], seed: int) -> Figures:
         "latency_ms_p50": round(percentile(total, 50), 1),
         "latency_ms_p95": round(percentile(total, 95), 1),
     }
-    figures |= _shares(ROUTING | REFUSING, lines, seed)
+    figures |= _shares(ROUTING | REFUSING | CUT, lines, seed)
     figures |= _parts("levels", lines, lambda line: line["level"]) | _parts("seeds", lines, lambda line: line["seed"])
     return figures
 
@@ -120,7 +121,7 @@ def _differences(lines: Sequence[Line], others: Sequence[Line], seed: int) -> Fi
     pairs = [(line, beside[_question(line)]) for line in lines if _question(line) in beside]
     found: Figures = {}
     for metric in _metrics(lines):
-        clusters: dict[tuple[int, str], list[float]] = defaultdict(list)
+        clusters: dict[str, list[float]] = defaultdict(list)
         for line, other in pairs:
             if metric in other["scores"]:
                 clusters[_document(line)].append(line["scores"][metric] - other["scores"][metric])
@@ -129,7 +130,7 @@ def _differences(lines: Sequence[Line], others: Sequence[Line], seed: int) -> Fi
 
 
 def _estimate(lines: Iterable[Line], value: Callable[[Line], float], seed: int) -> Figures:
-    clusters: dict[tuple[int, str], list[float]] = defaultdict(list)
+    clusters: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         clusters[_document(line)].append(value(line))
     return _mean_of(clusters.values(), seed)
@@ -156,8 +157,9 @@ def _number(name: str) -> Callable[[Line], float]:
     return lambda line: float(line[name])
 
 
-def _document(line: Line) -> tuple[int, str]:
-    return line["seed"], line["document"]
+def _document(line: Line) -> str:
+    """The same text under several seeds is one: it says nothing more about other texts."""
+    return str(line["document"])
 
 
 def _question(line: Line) -> tuple[int, str, int]:

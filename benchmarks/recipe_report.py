@@ -1,10 +1,12 @@
 """What `benchmarks.recipes` says about its arms: figures with intervals, a table and bars."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from benchmarks.circumstances import check
+from benchmarks.intervals import Interval, cluster_interval
 from benchmarks.recipe_arms import DEFAULT
 from benchmarks.scores import interval, mean
 
@@ -27,15 +29,24 @@ def _figures(result: Mapping[str, Any], default: Sequence[float] | None, seed: i
     figures = {name: result[name] for name in ("group", "state", "same_as", "reason") if name in result}
     if result["state"] != "done":
         return figures
-    scores = result["scores"]
-    figures |= {"score": round(mean(scores), 4), "interval": _rounded(interval(scores, seed))}
+    scores, questions = result["scores"], result.get("questions")
+    figures |= {"score": round(mean(scores), 4), "interval": _rounded(_interval(scores, questions, seed))}
     if default is not None:
         won = [ours - theirs for ours, theirs in zip(scores, default, strict=True)]
-        figures |= {"difference": round(mean(won), 4), "difference_interval": _rounded(interval(won, seed))}
+        figures |= {"difference": round(mean(won), 4), "difference_interval": _rounded(_interval(won, questions, seed))}
     return figures | {name: result[name] for name in ("ready_s", "recall", "steps")} | {"rank": mean(result["ranks"])}
 
 
-def _rounded(ends: tuple[float, float]) -> list[float]:
+def _interval(values: Sequence[float], questions: Sequence[int] | None, seed: int) -> Interval:
+    """`questions`: of each document, one after another. Values are redrawn one by one where there is one document, or
+    where they are not known, as in results of before they were written.
+    """
+    ends = list(accumulate(questions or ()))
+    clusters = [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return cluster_interval(clusters, seed) or interval(values, seed)
+
+
+def _rounded(ends: Interval) -> list[float]:
     return [round(end, 4) for end in ends]
 
 

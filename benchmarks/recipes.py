@@ -8,7 +8,8 @@ An arm is a set of training options (`benchmarks.recipe_arms`). Each uploads the
 same limit of training time per adapter (`--max-seconds`, else the server's), and asks closed book, with the document
 named, so that routing between documents does not enter. Scores: SQuAD's token-F1, or for PaperQA ROUGE-L against the
 reference answer, up to 128 tokens an answer (the longest reference has 57 words; the paper allows 256). Intervals are
-95 % bootstraps over the questions, differences are paired with the default arm's answers.
+95 % bootstraps over documents, as questions about one are not independent; of a single document over its questions,
+which tells nothing of others. Differences are paired with the default arm's answers.
 
 `--only` takes names of arms or groups; the default arm always runs. Options that the server refuses make the arm
 `refused`, with the reason. `--out` is written after every arm; with `--resume` the arms in it are not run again.
@@ -19,7 +20,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -28,7 +29,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.adapters import Adapters
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, command_of
 from benchmarks.passages import DATA, NotLearnt, Passage, draw, learn, read_papers, read_passages
 from benchmarks.recipe_arms import SMOKE, Arm, chosen, same_as
 from benchmarks.recipe_report import plot, summary, table
@@ -95,13 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pyplot = _load_pyplot() if options.plot else None
     plan, server = _plan(options), Server(options.url, options.api_key)
     results = resumed(options.out, plan) if options.resume else {}
-    report = _report(plan, results)
+    command = _command(options, arms, results)
+    report = _report(plan, results, command)
     for number, arm in enumerate(arms):
         if arm.name not in results:
             twin = same_as(arm, [other for other in arms[:number] if other.name in results])
             found = results[twin] | {"same_as": twin} if twin else run_arm(server, arm, plan)
             results[arm.name] = found | {"group": arm.group}
-        report = _report(plan, results)
+        report = _report(plan, results, command)
         if options.out:
             write(options.out, report)
     if pyplot:
@@ -145,9 +147,10 @@ def _measured(client: Client, adapters: Adapters, plan: Plan, training: dict[str
                 "ranks": [one["rank"] for one in learnt],
             }
         )
+    asked = {"questions": [len(part["scores"]) for part in parts]}
     flat = {name: [value for part in parts for value in part[name]] for name in ("answers", "scores", "ranks")}
     means = {name: round(mean([value for part in parts for value in part[name]]), 4) for name in ("recall", "steps")}
-    return flat | means | {"ready_s": round(mean([part["ready_s"] for part in parts]), 1)}
+    return flat | asked | means | {"ready_s": round(mean([part["ready_s"] for part in parts]), 1)}
 
 
 def _ask(client: Client, question: str, document: str, max_tokens: int) -> str:
@@ -155,10 +158,15 @@ def _ask(client: Client, question: str, document: str, max_tokens: int) -> str:
     return str(reply["answer"])
 
 
-def _report(plan: Plan, results: Results) -> dict[str, Any]:
-    command = f"python -m benchmarks.recipes --json --data {plan.data} --documents {len(plan.passages)}"
-    command += f" --max-seconds {plan.max_seconds:g}" if plan.max_seconds and not plan.smoke else ""
-    command += " --smoke" if plan.smoke else ""
+def _command(options: argparse.Namespace, arms: Sequence[Arm], earlier: Collection[str]) -> str:
+    """With the arms that an earlier run has left in the same report."""
+    if options.only:
+        more = [name for name in earlier if name not in {arm.name for arm in arms}]
+        options = argparse.Namespace(**vars(options) | {"only": [*options.only, *more]})
+    return command_of(_parser(), options)
+
+
+def _report(plan: Plan, results: Results, command: str) -> dict[str, Any]:
     return summary(plan.settings, results, plan.seed) | circumstances(command, plan.seed)
 
 
@@ -198,6 +206,20 @@ def _load_pyplot() -> Any:
 
 
 def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Arm]]:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.resume and not options.out:
+        parser.error("--resume needs --out")
+    if options.out and options.out.exists() and not options.resume:
+        parser.error(f"{options.out} exists: add --resume, or name another file")
+    try:
+        arms = chosen(options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    return options, list(SMOKE) if options.smoke and not options.only else arms[: 2 if options.smoke else None]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.recipes", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key", default=os.environ.get("LORAMEM_API_KEY"))
@@ -214,16 +236,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
         "--smoke", action="store_true", help="two arms, one document, two questions, a few seconds of training"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    options = parser.parse_args(arguments)
-    if options.resume and not options.out:
-        parser.error("--resume needs --out")
-    if options.out and options.out.exists() and not options.resume:
-        parser.error(f"{options.out} exists: add --resume, or name another file")
-    try:
-        arms = chosen(options.only)
-    except ValueError as error:
-        parser.error(str(error))
-    return options, list(SMOKE) if options.smoke and not options.only else arms[: 2 if options.smoke else None]
+    return parser
 
 
 if __name__ == "__main__":

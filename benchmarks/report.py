@@ -13,26 +13,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report_findings import Estimate, Finding, Json, Results
 from benchmarks.report_questions import LARGE_MODEL, QUESTIONS, Question
+from benchmarks.report_verdicts import Estimate, Finding, Json, Results
 
 HERE = Path(__file__).parent
 TITLE = "# The paper's questions, and our answers"
 PREFACE = f"""Written by `python -m benchmarks.report` from the JSON in `results/`; the questions and findings are those
 of "Understanding LoRA as Knowledge Memory", in our words. A verdict compares the direction, not the size: the paper's
-base models have 0.6 to 14 billion parameters, ours is named with each result. *Undecided*: the difference is within the
-95 % interval. Figures without an interval are single measurements. The commands for a large model need a GPU with room
-for {LARGE_MODEL}."""
+base models have 0.6 to 14 billion parameters, ours is named with each result. *Undecided*: the 95 % interval of the
+difference holds 0, or there are fewer than two documents. Figures without an interval are single measurements. Commands
+that ask a server start one on port 8000 and stop it; URL and NAME are yours to fill in. Those for a large model need a
+GPU with room for {LARGE_MODEL}."""
 FORMATS = ("png", "svg")
+Answered = Sequence[tuple[Question, Finding | None]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     results = read_results(options.results)
-    answered = [(question, question.find(results) if question.find else None) for question in QUESTIONS]
-    plots = options.out.parent / "plots"
-    drawn = {question.number for question, finding in answered if draw(question, finding, plots)}
-    options.out.write_text(report(answered, results, drawn), encoding="utf-8")
+    answered = answers(results)
+    for question, finding in answered:
+        draw(question, finding, options.out.parent / "plots")
+    options.out.write_text(report(answered, results), encoding="utf-8")
     print(f"{options.out}: {sum(finding is not None for _, finding in answered)} of {len(answered)} have results")
     return 0
 
@@ -51,37 +53,65 @@ def read_results(folder: Path) -> dict[str, Json]:
     return results
 
 
-def report(answered: Sequence[tuple[Question, Finding | None]], results: Results, drawn: set[int]) -> str:
+def answers(results: Results) -> Answered:
+    return [(question, question.find(results) if question.find else None) for question in QUESTIONS]
+
+
+def report(answered: Answered, results: Results) -> str:
     """The whole text."""
     table = ["| | question | verdict | from |", "|---|---|---|---|"]
     for question, finding in answered:
         file = finding.file if finding else ""
         table.append(f"| Q{question.number} | {question.asked} | {_verdict(finding)} | {file} |")
-    sections = [section(question, finding, results, question.number in drawn) for question, finding in answered]
+    sections = [section(question, finding, results) for question, finding in answered]
     return "\n\n".join([TITLE, PREFACE, "\n".join(table), *sections]) + "\n"
 
 
-def section(question: Question, finding: Finding | None, results: Results, drawn: bool) -> str:
+def section(question: Question, finding: Finding | None, results: Results) -> str:
     """One question. The command is the result's own where there is one."""
-    parts = [f"## Q{question.number}. {question.asked}", f"The paper: {question.found}"]
     command = question.command
+    parts = [f"## Q{question.number}. {question.asked}", f"The paper: {question.found}"]
     if finding is None:
         parts.append("Ours: not measured.")
     else:
-        source = results[finding.file.split(", ")[0]]
-        command = source["command"] if finding.verdict != "not measured" else command
-        figures = "; ".join(f"{name} {one}" for name, one in finding.figures.items())
-        parts.append(f"Ours: {finding.measure}: {figures}. From `{finding.file}`{_circumstances(source)}.")
-        parts.append(f"Verdict: **{finding.verdict}**.")
-    if drawn:
+        parts += _measured(finding, results)
+        if finding.verdict != "not measured":
+            command = results[_files(finding)[0]]["command"]
+    if _is_drawn(finding):
         parts.append(f"![Q{question.number}](plots/{_plot_name(question)}.png)")
-    parts.append(f"To repeat:\n\n```sh\n{command}\n```")
+    parts.append(f"To repeat:\n\n```sh\n{question.repeat(command)}\n```")
     parts.append(f"With an 8B model on a GPU:\n\n```sh\n{question.large_command}\n```")
     return "\n\n".join(parts)
 
 
+def _measured(finding: Finding, results: Results) -> list[str]:
+    """Paragraphs: figures, what must be known to read them, verdict."""
+    figures = "; ".join(f"{name} {one}" for name, one in finding.figures.items())
+    source = _circumstances(results[_files(finding)[0]])
+    said = [f"Ours: {finding.measure}: {figures}. From `{finding.file}`{source}."]
+    notes = [*finding.notes, *(_failed(file, results[file]) for file in _files(finding))]
+    listed = "\n".join(f"- {note}" for note in notes if note)
+    said += [listed] if listed else []
+    return [*said, f"Verdict: **{finding.verdict}**{_why(finding)}."]
+
+
+def _failed(file: str, source: Json) -> str:
+    """The checks of a result that do not hold; empty where all do."""
+    failed = [one for one in source.get("checks", ()) if not one["ok"]]
+    told = "; ".join(f"`{one['name']}` is {one['value']}, not `{one['bound']}`" for one in failed)
+    return f"Failed checks of `{file}`: {told}." if failed else ""
+
+
+def _files(finding: Finding) -> list[str]:
+    return finding.file.split(", ")
+
+
 def _verdict(finding: Finding | None) -> str:
-    return finding.verdict if finding else "not measured"
+    return f"{finding.verdict}{_why(finding)}" if finding else "not measured"
+
+
+def _why(finding: Finding) -> str:
+    return f" ({finding.why})" if finding.why else ""
 
 
 def _circumstances(source: Mapping[str, Any]) -> str:
@@ -91,13 +121,17 @@ def _circumstances(source: Mapping[str, Any]) -> str:
     return "".join(f", {one}" for one in said if one)
 
 
-def draw(question: Question, finding: Finding | None, folder: Path) -> bool:
+def _is_drawn(finding: Finding | None) -> bool:
+    return finding is not None and len(finding.figures) > 1
+
+
+def draw(question: Question, finding: Finding | None, folder: Path) -> None:
     """Bars with their intervals, where there are two figures or more; an older plot of the question goes otherwise."""
     files = [folder / f"{_plot_name(question)}.{kind}" for kind in FORMATS]
-    if finding is None or len(finding.figures) < 2:
+    if finding is None or not _is_drawn(finding):
         for file in files:
             file.unlink(missing_ok=True)
-        return False
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,7 +151,6 @@ def draw(question: Question, finding: Finding | None, folder: Path) -> bool:
                 file, dpi=150, bbox_inches="tight", metadata={"Date": None} if file.suffix == ".svg" else None
             )
         pyplot.close(figure)
-    return True
 
 
 def _errors(figures: Sequence[Estimate]) -> list[list[float]] | None:

@@ -9,6 +9,10 @@ name no paper; those of level 3 do not even hint at one. `phonebook`: 16 sectors
 own model will do) and kept in `--questions`, to be read from there the next time; with neither there is none. Each kind
 of evidence is also measured on its own. Data is looked for in LORAMEM_BENCH_DATA, else `shared/data` beside the
 repository.
+
+These questions are not unseen: the router that this measures and the thresholds of `server/confidence.py` were tuned in
+part on the same PaperQA and PhoneBook. The checks notice when routing gets worse; they do not tell how well questions
+about other documents are routed.
 """
 
 import argparse
@@ -25,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.datasets import Item, read_items
 from benchmarks.untrained import NAMESPACE, Questioner, Untrained
 from loramem.base_model import resolve_base_model
@@ -114,12 +118,13 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     parts = [options.only] if options.only else list(PARTS)
     figures = {name: PARTS[name](options) for name in parts}
     checks = [] if options.smoke else [one for name in parts for one in CHECKS[name](figures[name])]
     report = {"parts": figures, "checks": checks}
-    report |= circumstances(_command(options), options.seed)
+    report |= circumstances(command_of(parser, options), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
     return 0 if all(one["ok"] for one in checks) else 1
 
@@ -235,12 +240,6 @@ CHECKS = {"paperqa": _paperqa_checks, "phonebook": _phonebook_checks}
 
 def _at_least(name: str, value: float, bound: float) -> dict[str, Any]:
     return check(name, value, f">= {bound:g}", value >= bound)
-
-
-def _command(options: argparse.Namespace) -> str:
-    only = f" --only {options.only}" if options.only else ""
-    writer = " --writer http://127.0.0.1:8000/v1" if options.writer or options.questions else ""
-    return "python -m benchmarks.routing --json" + (" --smoke" if options.smoke else "") + only + writer
 
 
 def _parser() -> argparse.ArgumentParser:

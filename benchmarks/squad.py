@@ -6,8 +6,9 @@
 Passages are drawn with the seed, uploaded as text alone into one namespace, and asked all their questions, routed as
 any question is, at the server's defaults. Token-F1 is SQuAD's own. With `--paper N` the first N passages are also
 learnt by the recipe of "Understanding LoRA as Knowledge Memory" (`benchmarks.paper_recipe`), from the same training
-data, for as many seconds as ours took from upload to ready. With `--harm N`, N other passages are asked with the text
-in the prompt, with and without the adapters of the first five (`benchmarks.harm`). Data is looked for in
+data, for as many seconds as ours took from upload to ready, with its 1000 steps scaled to those that fit: how many were
+made, and the last one's loss, is in `paper_training`, by passage. With `--harm N`, N other passages are asked with the
+text in the prompt, with and without the adapters of the first five (`benchmarks.harm`). Data is looked for in
 LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
 """
 
@@ -16,15 +17,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.harm import ADAPTERS, download, harm
 from benchmarks.harm import checks as harm_checks
-from benchmarks.paper_recipe import PaperRecipe
+from benchmarks.paper_recipe import PaperRecipe, Trained
 from benchmarks.passages import DATA, Passage, draw, follow, learn, read_passages, unrelated
 from benchmarks.recall_smoke import BRIEF
 from benchmarks.scores import mean, token_f1
@@ -39,8 +40,9 @@ SMOKE_S, SMOKE_QUESTIONS = 2.0, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
-    every = read_passages(options.data)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command, every = command_of(parser, options), read_passages(options.data)
     if options.smoke:
         options.passages, options.harm = 1, min(options.harm, 1)
     passages = draw(every, options.passages, options.seed)
@@ -52,19 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}
         print({mode: round(mean_f1(passages, said), 4) for mode, said in answers.items()}, file=sys.stderr)
         seconds = [SMOKE_S if options.smoke else ready for _, ready in learnt]
-        theirs = papers(client, passages[: options.paper], seconds, options.seed)
+        theirs, trained = papers(client, passages[: options.paper], seconds, options.seed)
         documents = [document for document, _ in learnt]
         harmed = harm_of(options, every, passages, documents[:ADAPTERS])
         for document in documents:
             client.delete(document)
     report = summary(passages, answers, theirs, [ready for _, ready in learnt], smoke=options.smoke)
+    if trained:
+        report["paper_training"] = [asdict(one) for one in trained]
     if harmed:
         report["harm"] = harmed
         report["checks"] += [] if options.smoke else harm_checks(harmed)
-    command = (
-        f"python -m benchmarks.squad --json --passages {len(passages)} --paper {len(theirs)} --harm {options.harm}"
-    )
-    report |= circumstances(command + (" --smoke" if options.smoke else ""), options.seed)
+    report |= circumstances(command, options.seed)
     print(json.dumps(report) if options.json else json.dumps(report["f1"], indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
 
@@ -73,17 +74,19 @@ def ask(client: Client, passage: Passage, mode: Mode) -> list[str]:
     return [client.query(item["question"], mode)["answer"] for item in passage.questions]
 
 
-def papers(client: Client, passages: Sequence[Passage], seconds: Sequence[float], seed: int) -> list[list[str]]:
-    """Answers after the paper's recipe, a training for each passage."""
+def papers(
+    client: Client, passages: Sequence[Passage], seconds: Sequence[float], seed: int
+) -> tuple[list[list[str]], list[Trained]]:
+    """Answers after the paper's recipe, and the training of each passage."""
     if not passages:
-        return []
-    recipe, answers = PaperRecipe(seed), []
+        return [], []
+    recipe, found = PaperRecipe(seed), []
     for passage, limit_s in zip(passages, seconds, strict=False):
         job = client.upload(passage.context, preview=True)["job"]["id"]
         follow(client, job)
         rows = [(one["question"], one["answer"]) for one in client.job(job)["preview"]]
-        answers.append(recipe.answers(rows, [item["question"] for item in passage.questions], limit_s))
-    return answers
+        found.append(recipe.answers(rows, [item["question"] for item in passage.questions], limit_s))
+    return [answers for answers, _ in found], [trained for _, trained in found]
 
 
 def harm_of(

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.passages import DATA, read_passages
 from loramem import vector_set
 from loramem.vector_set import Group, VectorSet
@@ -53,7 +53,9 @@ Vectors = NDArray[np.float32]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command = command_of(parser, options)
     if options.smoke:
         options.count, options.sentences, options.questions = 20_000, min(options.sentences, 400), 50
     random_state = np.random.default_rng(options.seed)
@@ -61,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     vectors = spread(base, options.count, random_state)
     report: dict[str, Any] = {"vectors": options.count, "dim": DIM, "made_from": origin}
     report |= measure(vectors, asked, random_state)
-    command = f"python -m benchmarks.vector_scale --json --count {options.count} --sentences {options.sentences}"
-    report |= circumstances(command + (" --smoke" if options.smoke else ""), options.seed)
+    report |= circumstances(command, options.seed)
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))

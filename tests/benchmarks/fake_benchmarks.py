@@ -76,7 +76,7 @@ class Fakes:
         monkeypatch.setattr(smoke, "SERVE", (sys.executable, str(folder / "serve.py"), "serve"))
         self.write("report", REPORTED)
 
-    def add(self, name: str, *lines: object, status: int = 0, error: str = "", **kind: bool) -> None:
+    def add(self, name: str, *lines: object, status: int = 0, error: str = "", **kind: Any) -> None:
         """One that prints these lines, objects as JSON, and ends so."""
         said = [line if isinstance(line, str) else json.dumps(line) for line in lines or (OK,)]
         self.write(name, f"print({chr(10).join(said)!r})\nsys.stderr.write({error!r})\nsys.exit({status})")

@@ -107,16 +107,18 @@ class Whole(Archive):
 
 
 def test_points_lost_are_means_over_adapters_paired_by_question() -> None:
-    asked = [Shown([{"role": "user", "content": bears}], "copper") for bears in ["0.5"] * 5 + ["2"] * 15]
+    weak, strong = ([Shown([{"role": "user", "content": bears}], "copper")] * 5 for bears in ("0.5", "2"))
     archives = [Whole(Archive.of(archive(name)).files) for name in ("a", "b")]
     parrot = Parrot()
-    report = measure(parrot, archives, asked, {"full": 1.0, "hybrid": 0.25}, 0)  # type: ignore[arg-type]
+    report = measure(parrot, archives, [weak, *[strong] * 3], {"full": 1.0, "hybrid": 0.25}, 0)  # type: ignore[arg-type]
     assert (report["f1_without"], report["adapters"], report["questions"]) == (1.0, 2, 20)
     full, hybrid = report["strengths"]["full"], report["strengths"]["hybrid"]
     assert (full["f1_by_adapter"], full["lost_points"]) == ([0.75, 0.75], 25.0)
-    assert 0 < full["lost_interval"][0] < 25.0 < full["lost_interval"][1]
+    assert full["lost_interval"] == [0.0, 75.0]  # four passages, of which any may be drawn again
     assert (hybrid["lost_points"], hybrid["lost_interval"]) == (0.0, [0.0, 0.0])
     assert set(parrot.batches) == {8, 4}
+    alone = measure(parrot, archives, [weak], {"full": 1.0}, 0)["strengths"]["full"]  # type: ignore[arg-type]
+    assert (alone["lost_points"], alone["lost_interval"]) == (100.0, None)
     assert [(one["value"], one["ok"]) for one in checks(report)] == [(25.0, False), (0.0, True)]
 
 

@@ -61,12 +61,20 @@ def test_an_arm_is_told_apart_by_its_name() -> None:
 def test_leads_are_paired_with_text_alone() -> None:
     scored = {arm.name: [0.5, 0.5] for arm in ARMS}
     scored |= {"passages, no adapter": [0.2, 0.4], "passages, 1": [0.3, 0.9]}
-    found = figures(scored, seed=0)
+    found = figures(scored, ["a", "b"], seed=0)
     assert found["passages, no adapter"] == {"f1": 0.3}
     assert found["none, 1"] == {"f1": 0.5}  # there is no closed book without an adapter
     assert (found["passages, 1"]["f1"], found["passages, 1"]["minus"]) == (0.6, 0.3)
     low, high = found["passages, 1"]["interval"]
-    assert 0.1 <= low <= 0.3 <= high <= 0.5
+    assert (low, high) == (0.1, 0.5)
+
+
+def test_questions_about_one_document_are_drawn_together() -> None:
+    scored = {arm.name: [0.5] * 4 for arm in ARMS} | {"passages, 1": [0.5, 1.0, 0.5, 1.0]}
+    apart, together = (figures(scored, documents, seed=0)["passages, 1"] for documents in ("abcd", "aabb"))
+    assert (apart["minus"], apart["interval"]) == (0.25, [0.0, 0.5])
+    assert (together["minus"], together["interval"]) == (0.25, [0.25, 0.25])
+    assert figures(scored, "aaaa", seed=0)["passages, 1"]["interval"] is None
 
 
 def test_an_adapter_answers_whether_or_not_it_read_the_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

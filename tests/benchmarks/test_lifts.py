@@ -59,6 +59,7 @@ def test_figures_say_what_was_chosen_and_what_was_possible() -> None:
         "f1_one_adapter_documents": 0.8,
         "f1_any": 0.7,
     }
+    assert figures([parts])["f1_one_adapter_documents"] is None
     sure = found["chosen"]["mean log-probability"]
     assert list(sure) == [str(head) for head in lifts.HEADS]
     assert (sure["1"], sure["4"]) == ({"right": 0.0, "f1": 0.35}, {"right": 0.5, "f1": 0.7})

@@ -94,6 +94,7 @@ def test_an_arm_learns_and_is_asked_closed_book_about_its_document(fake: FakeSer
     plan = Plan("squad", PASSAGES, 30.0, 0, False)
     result = run_arm(recipes.Server("", None), arm, plan)
     assert result["scores"] == [1.0, 0.0, 1.0]
+    assert result["questions"] == [2, 1]
     assert (result["recall"], result["steps"], result["ranks"]) == (0.75, 80, [16, 16])
     assert fake.uploaded == [{"rank": 8, "max_seconds": 30.0}] * 2
     assert [(one["mode"], one["document_ids"], one["max_tokens"]) for one in fake.asked] == [
@@ -156,6 +157,18 @@ def test_a_run_goes_on_where_it_stopped(
     assert len(fake.uploaded) == 5
 
 
+def test_the_command_names_all_arms_that_the_report_holds(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    arguments = ["--json", "--seed", "2", "--max-seconds", "30", "--out", str(file)]
+    assert main([*arguments, "--only", "formats=qa40,rank=8"]) == 0
+    said = "python -m benchmarks.recipes --json --only {} --max-seconds 30 --seed 2"
+    assert last_line(capsys)["command"] == said.format("formats=qa40,rank=8")
+    assert main([*arguments, "--only", "rank=8,rank=16", "--resume"]) == 0
+    assert last_line(capsys)["command"] == said.format("rank=8,rank=16,formats=qa40")
+
+
 def test_results_of_other_settings_are_not_resumed(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     assert resumed(file, PLAN) == {}
@@ -190,6 +203,19 @@ def test_differences_are_paired_question_by_question() -> None:
     assert figures["difference_interval"] == [0.1, 0.1]  # the same on every question, however these are drawn
     assert figures["interval"][1] - figures["interval"][0] > 0.2
     assert "difference" not in summary(PLAN.settings, {"a": result(better)}, 0)["arms"]["a"]
+
+
+def test_questions_about_one_document_are_drawn_together() -> None:
+    scores = [0.0, 1.0] * 20
+    apart, together = (
+        summary(PLAN.settings, {"a": result(scores) | {"questions": questions}}, 0)["arms"]["a"]["interval"]
+        for questions in ([1] * 40, [2] * 20)
+    )
+    assert apart == summary(PLAN.settings, {"a": result(scores)}, 0)["arms"]["a"]["interval"]  # of an earlier run
+    assert apart[1] - apart[0] > 0.2
+    assert together == [0.5, 0.5]
+    alone = summary(PLAN.settings, {"a": result(scores) | {"questions": [40]}}, 0)["arms"]["a"]["interval"]
+    assert alone == apart
 
 
 def test_the_table_has_the_arms_by_group() -> None:

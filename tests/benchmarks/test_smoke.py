@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import smoke
 from benchmarks.passages import DATA
-from benchmarks.smoke import BENCHMARKS, LIMIT_S, REPORT, Outcome, checks_of
+from benchmarks.smoke import BENCHMARKS, LIMIT_S, REPORT, Outcome, checks_of, over_a_minute
 from tests.benchmarks.fake_benchmarks import OK, REPORTED, SERVER, SLOW, Fakes, Json, fakes, is_running, reason, states
 
 __all__ = ["fakes"]
@@ -125,6 +125,25 @@ def test_a_run_that_does_not_end_is_ended(fakes: Fakes, monkeypatch: pytest.Monk
 def test_all_together_have_a_limit() -> None:
     (*_, within), (*_, beyond) = (checks_of([Outcome("alpha", 1.0, "ok")], each) for each in (LIMIT_S, LIMIT_S + 0.1))
     assert (within["ok"], beyond["ok"]) == (True, False)
+
+
+def test_those_over_a_minute_are_named_and_fail_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {one.name: one for one in BENCHMARKS}
+    assert "several servers" in listed["q15"].slow
+    outcomes = [Outcome("merge", 60.0, "ok"), Outcome("recall", 60.1, "ok"), Outcome("q15", 90.0, "ok")]
+    assert over_a_minute(outcomes) == [
+        {"name": "recall", "seconds": 60.1, "known": ""},
+        {"name": "q15", "seconds": 90.0, "known": listed["q15"].slow},
+    ]
+    assert all(one["ok"] for one in checks_of(outcomes, 210.1))
+
+
+def test_a_report_names_those_over_a_minute(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.add("alpha")
+    assert fakes.run()[1]["over_a_minute"] == []
+    monkeypatch.setattr(smoke, "EACH_S", -1.0)
+    status, report, _ = fakes.run()
+    assert (status, [one["name"] for one in report["over_a_minute"]]) == (0, ["alpha", "report"])
 
 
 # what is missing

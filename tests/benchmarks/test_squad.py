@@ -1,10 +1,14 @@
 import argparse
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import squad
+from benchmarks.paper_recipe import Trained
 from benchmarks.passages import Passage, draw, unrelated
-from benchmarks.squad import harm_of, mean_f1, summary
+from benchmarks.squad import harm_of, mean_f1, papers, summary
 from loramem.records import Mode
 
 PASSAGES = [
@@ -42,6 +46,23 @@ def test_harm_is_asked_of_fresh_passages_with_the_first_adapters(monkeypatch: py
     assert given == [["archive of doc1"], [every[3]], 7]
     options.harm = 0
     assert harm_of(options, every, PASSAGES, ["doc1"]) is None
+
+
+def test_the_papers_recipe_has_the_rows_and_the_seconds_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recipe:
+        def __init__(self, seed: int) -> None: ...
+
+        def answers(self, rows: Sequence[object], questions: list[str], seconds: float) -> tuple[list[str], Trained]:
+            assert rows == [("Who built the mill?", "Jon Ask")]
+            return questions, Trained(round(seconds), 60, 0.5)
+
+    monkeypatch.setattr(squad, "PaperRecipe", Recipe)
+    monkeypatch.setattr(squad, "follow", lambda client, job: None)
+    preview = {"preview": [{"question": "Who built the mill?", "answer": "Jon Ask"}]}
+    client: Any = SimpleNamespace(upload=lambda text, preview: {"job": {"id": "job1"}}, job=lambda job: preview)
+    answers, trained = papers(client, PASSAGES[:1], [40.0, 50.0], 0)
+    assert (answers, trained) == ([["Who built it?"]], [Trained(40, 60, 0.5)])
+    assert papers(client, [], [40.0], 0) == ([], [])
 
 
 def test_every_question_weighs_the_same() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import paper_recipe, sft
-from benchmarks.paper_recipe import PaperRecipe
+from benchmarks.paper_recipe import STEPS, TIMED, PaperRecipe, Trained, paced
 from benchmarks.sheets import Sheet
 from benchmarks.train import Plain, Sft, Speed, compare, rows_of, side_by_side, summary
 from loramem.base_model import BaseModel
@@ -104,10 +104,54 @@ def test_the_papers_recipe_learns_whole_turns_and_leaves_the_base(
 ) -> None:
     monkeypatch.setattr(paper_recipe, "resolve_base_model", lambda settings: base)
     monkeypatch.setattr(paper_recipe, "LEARNING_RATE", 1e-2)
-    monkeypatch.setattr(paper_recipe, "STEPS", 60)
+    monkeypatch.setattr(paper_recipe, "STEPS", 20)
     recipe = PaperRecipe(0)
     rows = [(example.question, example.answer) for example in LESSONS[:2]]
     before = recipe.answers(rows, ["who built the mill ?"], 0.0)
-    after = recipe.answers(rows, ["who built the mill ?"], 60.0)
-    assert before != after
+    after, trained = recipe.answers(rows, ["who built the mill ?"], 600.0)
+    assert before[0] != after
+    assert (trained.steps, trained.planned) == (20, 20)
+    assert trained.loss is not None
+    assert before[1] == Trained(0, 20, None)
     assert recipe.answers(rows, ["who built the mill ?"], 0.0) == before
+
+
+class Slow:
+    """Steps of a second, the first of which takes five; each notes the share of the learning rate that it was given."""
+
+    def __init__(self, *, later_s: float = 1.0) -> None:
+        self.now, self.later_s = 100.0, later_s
+        self.shares: list[float] = []
+
+    def __call__(self, share: float) -> float:
+        self.now += 5.0 if not self.shares else 1.0 if len(self.shares) < TIMED else self.later_s
+        self.shares.append(share)
+        return 3.0 - 0.01 * len(self.shares)
+
+
+def test_the_papers_schedule_is_gone_through_in_the_time_there_is() -> None:
+    slow = Slow()
+    trained = paced(slow, 64.0, lambda: slow.now)
+    assert trained == Trained(60, 60, 2.4)
+    assert slow.shares[:TIMED] == [0.0, 0.01, 0.02]  # timed, as of 1000 steps
+    assert max(slow.shares) == slow.shares[6] == 1.0
+    assert slow.shares[6:] == sorted(slow.shares[6:], reverse=True)
+    assert slow.shares[-1] < 0.002
+
+
+def test_with_time_enough_the_papers_schedule_is_its_own() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import get_cosine_schedule_with_warmup
+
+    slow = Slow()
+    assert paced(slow, 1e6, lambda: slow.now).steps == STEPS
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    (theirs,) = get_cosine_schedule_with_warmup(optimizer, STEPS // 10, STEPS).lr_lambdas
+    assert slow.shares == pytest.approx([theirs(step) for step in range(STEPS)])
+
+
+def test_steps_that_get_slower_are_cut_off_and_told() -> None:
+    slow = Slow(later_s=2.0)
+    assert paced(slow, 64.0, lambda: slow.now) == Trained(32, 60, 2.68)
+    hasty = Slow()
+    assert paced(hasty, 4.0, lambda: hasty.now) == Trained(1, STEPS, 2.99)

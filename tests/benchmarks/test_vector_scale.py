@@ -47,10 +47,13 @@ def test_a_report_holds_every_figure_and_its_checks(
     monkeypatch.setattr(vector_scale, "RECALL", 0.0)
     monkeypatch.setattr(vector_scale, "P99_MS", 60_000.0)
     out = tmp_path / "result.json"
-    arguments = ["--json", "--count", "2000", "--sentences", "0", "--questions", "20", "--out", str(out)]
+    arguments = ["--json", "--count", "2000", "--sentences", "0", "--questions", "20", "--seed", "1", "--out", str(out)]
     assert vector_scale.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads(out.read_text())
+    assert report["command"] == (
+        "python -m benchmarks.vector_scale --json --count 2000 --sentences 0 --questions 20 --seed 1"
+    )
     assert report["made_from"] == "random centres"
     assert {item["name"] for item in report["checks"]} == {
         f"{state}: {what}" for state in ("fresh", "behind") for what in ("p99 of a search", "recall at 10")

@@ -1,0 +1,237 @@
+"""Verdicts of `benchmarks.report`, question by question, and what is told beside them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from benchmarks import q15_plan, report_findings, report_sweeps, report_times
+from benchmarks.q15_server import ICL_CACHED
+from benchmarks.report_findings import model_size
+from benchmarks.report_verdicts import Estimate, Finding, greater
+
+Json = dict[str, Any]
+
+
+def recalled(
+    data_set: str,
+    methods: Mapping[str, float],
+    *,
+    model: str = "tiny-135m",
+    width: float = 0.01,
+    documents: int = 9,
+    routed_right: float = 0.5,
+) -> Json:
+    """A result of `benchmarks.recall` with ROUGE-L alone."""
+    return {
+        "command": f"python -m benchmarks.recall --json --dataset {data_set}",
+        "settings": {"data_set": data_set, "model": model, "smoke": False, "draw": "d"},
+        "methods": {
+            name: {
+                "state": "done",
+                "questions": 30,
+                "documents": documents,
+                "scores": {"rouge_l": {"mean": mean, "interval": [mean - width, mean + width] if width else None}},
+                "router_first": {"mean": routed_right, "interval": None},
+                "latency_ms_p50": 1000 * mean,
+                "minus": {},
+            }
+            for name, mean in methods.items()
+        },
+        "machine": {"processor": "P"},
+        "seed": 0,
+    }
+
+
+def swept(
+    *entries: tuple[float, int, float], efficiency: Mapping[str, float], split: list[Json], learnt: bool = True
+) -> Json:
+    """(load, rank, stored bits) of 100 bits each thousand tokens."""
+    told = {"right": 9, "rows": 9, "exact_match": 1.0, "first_loss": 2.4, "loss": 0.01}
+    if not learnt:
+        told |= {"right": 3, "rows": 193, "exact_match": 0.0155, "loss": 0.57}
+    grid = [
+        {"load": load, "rank": rank, "stored_bits": bits, "load_bits": 100 * load, "parameters": 1000 * rank} | told
+        for load, rank, bits in entries
+    ]
+    sweep = {"grid": grid, "efficiency": efficiency, "split": split, "epochs": 12.0}
+    return {"command": "sweep", "parts": {"sweep": sweep}}
+
+
+def timed(icl: float, *, cached: float | None = 500.0) -> Json:
+    """Of all methods 400 ms an answer, but for ICL."""
+    row = {"wall_ms": {"mean": 400.0}, "prompt_tokens": 30.0}
+    methods = dict.fromkeys(q15_plan.METHODS, row)
+    own = methods | {q15_plan.ICL: row | {"wall_ms": {"mean": icl}}, q15_plan.RAG: row | {"prompt_tokens": 261.1}}
+    if cached:
+        own[ICL_CACHED] = row | {"wall_ms": {"mean": cached}}
+    return {
+        "command": "python -m benchmarks.q15 --json --questions 30",
+        "settings": {"smoke": False},
+        "icl": {
+            "document_tokens": 11765,
+            "read_tokens": {"least": 1898, "most": 1916},
+            "read_share": 0.1622,
+            "whole": False,
+        },
+        "loramem": own,
+        "loramem_again": {q15_plan.BASE: row | {"wall_ms": {"mean": 390.0}}},
+        "reference": methods | {q15_plan.RAG: row | {"prompt_tokens": 2221.9}},
+        "ratios": {"loramem_at_equal_length": {"multi_preloaded / icl_cached": 0.758}},
+    }
+
+
+def arms(scores: Mapping[str, float], documents: int = 15) -> Json:
+    done = {"formats=" + name: {"score": mean, "interval": [mean, mean]} for name, mean in scores.items()}
+    settings = {"data": "paperqa", "metric": "ROUGE-L", "smoke": False, "documents": documents}
+    return {"command": "python -m benchmarks.recipes --json", "settings": settings, "arms": done}
+
+
+SWEEP = swept((1, 1, 50), (1, 4, 90), (8, 1, 60), (8, 4, 300), efficiency={"1": 5.0, "4": 3.0}, split=[])
+HASTY = swept((4, 1, 50), (4, 4, 90), (8, 1, 55), (8, 4, 95), efficiency={"1": 0.0}, split=[], learnt=False)
+FULL = {"small": {"exact_match": 0.9}, "large": {"exact_match": 0.4}}
+FORMATS = {"original": 0.1, "qa40": 0.3, "summary8": 0.2, "rewrite4": 0.2}
+GOOD = {"lora:oracle": 0.9, "lora-top3": 0.6, "lora": 0.5, "lora-top5": 0.3, "single": 0.7, "hybrid-icl-top3": 0.8}
+
+
+def found_in(find: Callable[[Mapping[str, Json]], Finding | None], report: Json) -> Finding:
+    found = find({"a.json": report})
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("find", "report", "verdict"),
+    [
+        (report_sweeps.rank, SWEEP, "agree"),
+        (report_sweeps.rank, swept((1, 1, 50), (1, 4, 40), efficiency={}, split=[]), "disagree"),
+        (report_sweeps.rank, swept((1, 1, 50), efficiency={}, split=[]), None),
+        (report_sweeps.rank, HASTY, "not measured"),
+        (report_sweeps.load, SWEEP, "agree"),
+        (report_sweeps.load, swept((1, 1, 50), (8, 1, 500), efficiency={}, split=[]), "disagree"),
+        (report_sweeps.load, HASTY, "not measured"),
+        (report_sweeps.efficiency, SWEEP, "agree"),
+        (report_sweeps.efficiency, swept(efficiency={"1": 2.0, "4": 3.0}, split=[]), "disagree"),
+        (report_sweeps.efficiency, HASTY, "not measured"),
+        (report_sweeps.partition, swept(efficiency={}, split=[FULL]), "agree"),
+        (report_sweeps.partition, SWEEP, None),
+        (report_findings.formats, arms(FORMATS), "agree"),
+        (report_findings.formats, arms(FORMATS | {"summary8": 0.0}), "disagree"),
+        (report_findings.formats, arms(FORMATS, documents=1), "undecided"),
+        (report_findings.formats, arms({"original": 0.1, "qa40": 0.3}), None),
+        (report_findings.routing, recalled("paperqa", GOOD), "agree"),
+        (report_findings.routing, recalled("paperqa", GOOD, width=0, documents=1), "undecided"),
+        (report_findings.merging, recalled("paperqa", GOOD), "agree"),
+        (report_findings.merging, recalled("paperqa", GOOD, width=0.2), "undecided"),
+        (report_findings.merging, recalled("paperqa", GOOD, routed_right=0.97), "not measured"),
+        (report_findings.merging, recalled("paperqa", {"lora": 0.5}), None),
+        (report_findings.count, recalled("squad", GOOD), "agree"),
+        (report_findings.long_documents, recalled("narrativeqa", GOOD), "agree"),
+        (report_findings.long_documents, recalled("paperqa", GOOD), None),
+        (report_findings.context, recalled("narrativeqa", GOOD), "agree"),
+        (report_findings.continuity, recalled("quality", {"lora": 0.5, "lora-top3": 0.4}), "disagree"),
+        (report_times.latency, recalled("narrativeqa", {"icl": 0.9, "lora-top3": 0.4}), "agree"),
+        (report_times.latency, recalled("narrativeqa", {"icl": 0.3, "lora-top3": 0.4}), "disagree"),
+        (report_times.latency, recalled("narrativeqa", {"icl": 0.9, "lora-top3": 0.4}, documents=1), "undecided"),
+        (report_times.latency, timed(icl=900.0), "agree"),
+        (report_times.latency, timed(icl=200.0), "disagree"),
+        (report_times.latency, timed(icl=900.0, cached=300.0), "disagree"),
+        (report_times.latency, timed(icl=900.0, cached=None), "not measured"),
+    ],
+)
+def test_a_result_agrees_with_the_paper_or_not(
+    find: Callable[[Mapping[str, Json]], Finding | None], report: Json, verdict: str | None
+) -> None:
+    found = find({"a.json": {"checks": []}, "b.json": report})
+    assert (found and found.verdict) == verdict
+    assert found is None or found.file == "b.json"
+
+
+def test_paired_differences_decide_before_overlapping_intervals() -> None:
+    report = recalled("paperqa", GOOD, width=0.2)
+    report["methods"]["lora-top3"]["minus"] = {"lora": {"rouge_l": {"mean": 0.1, "interval": [0.05, 0.15]}}}
+    report["methods"]["lora-top5"]["minus"] = {"lora": {"rouge_l": {"mean": -0.2, "interval": [-0.3, -0.1]}}}
+    merged, counted = found_in(report_findings.merging, report), found_in(report_findings.count, report)
+    assert (merged.verdict, counted.verdict) == ("agree", "agree")  # the difference of the second pair is turned round
+    assert merged.notes[0].startswith("lora-top3 less lora, question by question: 0.100 (0.050 to 0.150); 9 documents")
+    assert counted.notes == (
+        "lora less lora-top5, question by question: 0.200 (0.100 to 0.300); 9 documents, 30 questions.",
+    )
+    report["methods"]["lora-top3"] |= {"documents": 1}
+    assert found_in(report_findings.merging, report).verdict == "undecided"
+
+
+def test_merging_is_judged_where_routing_goes_wrong() -> None:
+    """And a run that routes right says what merging costs by itself."""
+    oracles = {"lora-top3": 0.06, "lora": 0.18, "lora-top3:oracle3": 0.061, "lora:oracle": 0.187}
+    right = recalled("paperqa", oracles, routed_right=0.97)
+    alone = found_in(report_findings.merging, right)
+    assert (alone.verdict, alone.why) == ("not measured", "97 % routed right")
+    _, interference, missing = alone.notes
+    assert interference.endswith("(lora-top3:oracle3 against lora:oracle): rouge_l 0.061 against 0.187.")
+    assert missing == "Other merges of the paper, not measured: linear, concatenation, DARE."
+    wrong = recalled("squad", GOOD | {"lora-top3-cat": 0.1})
+    found = report_findings.merging({"a.json": right, "b.json": wrong})
+    assert found is not None
+    assert (found.file, found.verdict, found.why) == ("b.json", "agree", "")
+    assert found.notes[-1] == "Other merges of the paper, not measured: linear, DARE."
+
+
+def test_text_that_was_cut_is_told() -> None:
+    report = recalled("narrativeqa", GOOD | {"icl": 0.4})
+    report["methods"]["icl"]["text_cut"] = {"mean": 0.75, "interval": None}
+    report["methods"]["hybrid-icl-top3"]["text_cut"] = {"mean": 0.0, "interval": None}
+    _, cut = found_in(report_findings.context, report).notes
+    assert cut == "The text of icl was cut to fit the window at 75 % of its questions."
+
+
+def test_unfinished_training_says_how_fast_ranks_learn() -> None:
+    found = found_in(report_sweeps.rank, HASTY)
+    assert found.measure.startswith("bits stored after 12 epochs (rows right to the digit: 3 of 193, 3 of 193")
+    assert found.why == "training had not converged"
+    assert "2.40 to 0.57" in found.notes[0]
+    half = swept((1, 1, 50), (1, 4, 90), (4, 1, 55), (4, 4, 40), efficiency={}, split=[])
+    for entry in half["parts"]["sweep"]["grid"][2:]:
+        entry["loss"] = 0.57
+    assert found_in(report_sweeps.rank, half).verdict == "agree"  # by the load that was learnt, alone
+
+
+def test_times_are_told_with_what_they_are_times_of() -> None:
+    found = found_in(report_times.latency, timed(icl=900.0))
+    assert found.figures["loramem icl_cached"].mean == 500
+    assert found.figures[report_times.AGAIN].mean == 390
+    read, ratios, prompts = found.notes
+    assert read == "ICL read 16 % of the document: 1,898 to 1,916 of 11,765 tokens fitted into the window."
+    assert ratios.endswith("multi_preloaded / icl_cached 0.758.")
+    assert prompts.startswith("Tokens of RAG's prompt: 261 in loramem, 2,222 in the reference")
+    whole = timed(icl=900.0)
+    whole["icl"]["whole"] = True
+    assert found_in(report_times.latency, whole).notes[0] == "ICL read the whole document, 11,765 tokens."
+
+
+def test_mixtures_are_as_good_as_the_best_of_them() -> None:
+    report = arms({"qa40": 0.3, "all": 0.1, "summary8+qa40": 0.4, "qa40+original": 0.2, "rewrite4+qa40": 0.1})
+    assert found_in(report_findings.mixtures, report).verdict == "agree"
+
+
+def test_models_are_compared_by_their_size_on_the_same_draw() -> None:
+    small = recalled("paperqa", {"lora": 0.2}, model="smollm2-135m")
+    large = recalled("paperqa", {"lora": 0.4}, model="Llama-3.1-8B-Instruct")
+    found = report_findings.scale({"z.json": small, "a.json": large})
+    assert found is not None
+    assert (found.file, found.verdict) == ("z.json, a.json", "agree")
+    other = large | {"settings": large["settings"] | {"draw": "other"}}
+    assert report_findings.scale({"a.json": small, "b.json": other}) is None
+    assert [model_size(name) for name in ("smollm2-135m", "Qwen3-0.6B", "tiny")] == [135, 600, None]
+
+
+def test_intervals_that_touch_decide_nothing() -> None:
+    one, other = Estimate(0.5, (0.4, 0.6)), Estimate(0.7, (0.6, 0.8))
+    assert greater(other, one) == greater(one, other) == "undecided"
+    assert greater(Estimate(0.7, (0.61, 0.8)), one) == "agree"
+    assert greater(one, Estimate(0.7)) == "disagree"
+
+
+def test_one_document_decides_nothing() -> None:
+    assert greater(Estimate(0.7, documents=1), Estimate(0.5, documents=1)) == "undecided"
+    assert greater(Estimate(0.7, documents=2), Estimate(0.5, documents=2)) == "agree"
