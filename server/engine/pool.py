@@ -9,13 +9,14 @@ vLLM's own copies are not used: alpha / rank is folded into their B, and merging
 
 import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 MAPPED_BYTES = 1 << 38
 """Address space, not memory: 256 GiB of mapped adapters."""
 MAPPED_ADAPTERS = 4096
+FORGET_EVERY_S = 60.0
+Key = tuple[str, ...]
+"""Of an entry: the adapter's id first."""
 T = TypeVar("T")
 
 
@@ -83,6 +87,17 @@ class Tier(Generic[T]):
         self._admit(key, value)
         return value
 
+    def held(self) -> list[Hashable]:
+        with self._lock:
+            return list(self._entries)
+
+    def forget(self, keys: Collection[Hashable]) -> None:
+        """What is being loaded stays."""
+        with self._lock:
+            for key in [key for key in keys if key in self._entries and self._entries[key].done()]:
+                self._bytes -= self._size_of(self._entries.pop(key).result())
+                self._evictions += 1
+
     @property
     def stats(self) -> TierStats:
         return TierStats(self._bytes, len(self._entries), self._hits, self._misses, self._evictions)
@@ -116,6 +131,7 @@ class SourcePool:
         self.device: Tier[Tensor] = Tier(device_bytes, lambda tensor: tensor.nbytes)
         self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes, MAPPED_ADAPTERS)
         self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
+        self._forgets_at = time.monotonic() + FORGET_EVERY_S
         self._background = ThreadPoolExecutor(1, "prefetch", initializer=use_every_core)
 
     def open(self, recipe: Recipe) -> Merge:
@@ -171,8 +187,21 @@ class SourcePool:
         return self.host.get(_key(adapter, trim), partial(_load, adapter, trim))
 
     def _published(self, source: Source) -> PublishedAdapter:
-        load = partial(open_published, self.store, source.adapter_id, source.sha256)
-        return self.disk.get((source.adapter_id, source.sha256), load)
+        return self.disk.get((source.adapter_id, source.sha256), partial(self._open, source))
+
+    def _open(self, source: Source) -> PublishedAdapter:
+        """With new adapters, deleted ones are let go of: a mapping keeps the blocks of its file on the disk."""
+        opened = open_published(self.store, source.adapter_id, source.sha256)
+        if time.monotonic() >= self._forgets_at:
+            self._forgets_at = time.monotonic() + FORGET_EVERY_S
+            self._background.submit(self._forget_deleted)
+        return opened
+
+    def _forget_deleted(self) -> None:
+        tiers: tuple[Tier[Any], ...] = (self.disk, self.host, self.device)
+        for tier in tiers:
+            gone = [key for key in tier.held() if not self.store.path(cast("Key", key)[0]).is_dir()]
+            tier.forget(gone)
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:

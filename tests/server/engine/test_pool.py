@@ -166,6 +166,23 @@ def test_an_adapter_greater_than_the_budget_is_used_all_the_same(store: AdapterS
     assert small.host.stats.bytes == ENTRY_BYTES
 
 
+def test_deleted_adapters_are_let_go_of_when_a_new_one_is_opened(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.pool.FORGET_EVERY_S", 0.0)
+    kept = pool(store)
+    old, other, new = (source(store, seed) for seed in (1, 2, 3))
+    opened = kept.open(recipe("linear", old, other))
+    before = tensors(kept, opened)
+    store.remove(old.adapter_id)
+    kept.open(recipe("linear", new))
+    kept.close()
+    assert [tier.stats.entries for tier in (kept.disk, kept.host)] == [2, 1]
+    assert kept.host.stats.bytes == ENTRY_BYTES
+    after = tensors(kept, opened)  # what is open can be made all the same
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_prefetch_brings_the_sources_into_memory(store: AdapterStore) -> None:
     kept, wanted = pool(store), recipe("ties", source(store, 1), source(store, 2))
     kept.prefetch(wanted)
