@@ -52,7 +52,7 @@ class Pretender:
     trained: list[tuple[int, int, int]] = field(default_factory=list)
     before: Callable[[], None] | None = None
 
-    def train_all(self, lessons: Sequence[Lesson], *, rank: int, **options: Any) -> list[TrainedAdapter]:
+    def train_in_room(self, lessons: Sequence[Lesson], *, rank: int, **options: Any) -> list[TrainedAdapter]:
         if self.before is not None:
             self.before()
         options["on_step"](1, 1, 0.5)
@@ -313,7 +313,7 @@ def test_pissa_doubles_the_rank_so_it_is_widened_less(worker: Worker, monkeypatc
 
 def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "SIDE_BY_SIDE", 1)
-    original, calls = Pretender.train_all, list[int]()
+    original, calls = Pretender.train_in_room, list[int]()
 
     def breaks(self: Pretender, lessons: Sequence[Lesson], **options: Any) -> list[TrainedAdapter]:
         calls.append(len(lessons))
@@ -321,7 +321,7 @@ def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, m
             raise RuntimeError("the machine broke")
         return original(self, lessons, **options)
 
-    monkeypatch.setattr(Pretender, "train_all", breaks)
+    monkeypatch.setattr(Pretender, "train_in_room", breaks)
     assert worker.work() == "error"
     with worker.builder.database.write() as session:
         session.scalars(select(Job)).one().not_before = 0
