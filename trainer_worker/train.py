@@ -74,18 +74,10 @@ class Trainer(Base):
         lesson = Lesson(examples, held_out)
         return self.train_all([lesson], rank=rank, max_seconds=max_seconds, on_step=on_step)[0]
 
-    def train_in_room(
-        self,
-        lessons: Sequence[Lesson],
-        *,
-        rank: int,
-        max_seconds: float,
-        on_step: OnStep,
-        keep: Keeper | None = None,
-    ) -> list[TrainedAdapter]:
+    def train_in_room(self, lessons: Sequence[Lesson], *, max_seconds: float, **how: Any) -> list[TrainedAdapter]:
         """As `train_all`, in halves where a GPU has no room for all; raises `TrainingFailed` too where it has none."""
         try:
-            return self.train_all(lessons, rank=rank, max_seconds=max_seconds, on_step=on_step, keep=keep)
+            return self.train_all(lessons, max_seconds=max_seconds, **how)
         except torch.OutOfMemoryError as error:
             log.warning("no room to train %d adapters side by side: %s", len(lessons), error)
             if len(lessons) == 1:
@@ -93,14 +85,9 @@ class Trainer(Base):
                     "the GPU has no room to train an adapter: lower LORAMEM_GPU_MEMORY_FRACTION, or the rank"
                 ) from error
         torch.cuda.empty_cache()  # here, since the error held what the attempt had allocated
-        half = len(lessons) // 2
-        return [
-            adapter
-            for part in (lessons[:half], lessons[half:])
-            for adapter in self.train_in_room(
-                part, rank=rank, max_seconds=max_seconds * len(part) / len(lessons), on_step=on_step, keep=keep
-            )
-        ]
+        half, each_s = len(lessons) // 2, max_seconds / len(lessons)
+        parts = (lessons[:half], lessons[half:])
+        return [one for part in parts for one in self.train_in_room(part, max_seconds=len(part) * each_s, **how)]
 
     def train_all(
         self,
