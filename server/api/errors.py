@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SHOWN_CHARS = 120
 UNEXPECTED = "an unexpected error; the log has it under this request id"
-UNREACHABLE = (OperationalError, InterfaceError, PoolTimeout)
+UNREACHABLE = (OperationalError, PoolTimeout)
 """What SQLAlchemy raises for a database that is away, locked, or has no connection left for us in time."""
 UNION_BRANCH = re.compile(r"(constrained-|literal\[|function-\w+\[|list\[|str$|int$)")
 """What pydantic puts into a location to tell which branch of a union it tried; not a key that anybody sent."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.server.api.conftest import MakeMemory
@@ -61,7 +61,6 @@ def test_an_unexpected_error_under_v1_has_openais_shape(memory: Memory) -> None:
     "error",
     [
         OperationalError("SELECT 1", {}, Exception("database is locked")),
-        InterfaceError("SELECT 1", {}, Exception("connection already closed")),
         PoolTimeout("QueuePool limit of size 5 overflow 10 reached"),
     ],
 )
