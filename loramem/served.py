@@ -66,7 +66,7 @@ def questions_of(
 
 def chunk_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry]:
     """Title and text of each chunk that is served; a unit is the chunk's id."""
-    for some in _batches(document_ids, TEXTS):
+    for some in batches(document_ids, TEXTS):
         found = _texts(session, some)
         for document_id, chunk_id, start, end in _places(session, Chunk, Chunk.id, some):
             title, text = found[document_id]
@@ -75,7 +75,7 @@ def chunk_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry
 
 def window_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry]:
     """Text of each window that is served; a unit is `window_unit`."""
-    for some in _batches(document_ids, TEXTS):
+    for some in batches(document_ids, TEXTS):
         found = _texts(session, some)
         columns = Window.chunk_id + " " + cast(Window.id, String)
         for document_id, unit, start, end in _places(session, Window, columns, some):
@@ -141,10 +141,11 @@ def _grouped(
 
 def batched(session: Session, statement: Any, column: Any, keys: Iterable[str]) -> Iterator[Any]:
     """Rows of the statement where the column is one of the keys, of which there may be any number."""
-    for some in _batches(keys, BATCH):
+    for some in batches(keys):
         yield from session.execute(statement.where(column.in_(some)).execution_options(yield_per=BATCH))
 
 
-def _batches(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+def batches(keys: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
+    """The keys in order, so many at a time."""
     ordered = sorted(keys)
     return (ordered[start : start + size] for start in range(0, len(ordered), size))

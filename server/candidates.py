@@ -34,6 +34,7 @@ BEST = 3
 # Built once: putting a statement together takes longer than running it.
 _LIVE = and_(Adapter.state == AdapterState.LIVE, Adapter.fingerprint == bindparam("fingerprint"))
 _OURS = select(Adapter.id).where(Adapter.namespace == bindparam("namespace"), _LIVE)
+_OURS_OF = _OURS.where(Adapter.document_id.in_(bindparam("keys", expanding=True)))
 _FOREIGN = (
     select(Adapter.id)
     .where(
@@ -115,8 +116,8 @@ class Search:
             asked=_best_of(self.view.match_questions(self.question, FOUND, adapters)),
         )
         chunks = scores.windows.keys() | scores.words.keys() | scores.together.keys()
-        found = [scores.of(one) for one in self._read(chunks, scores.questions.keys() | scores.asked.keys())]
-        kept = sorted(found, key=_order)[: max(KEPT, 3 * most)]
+        found = self._read(chunks, scores.questions.keys() | scores.asked.keys())
+        kept = sorted(found, key=lambda one: (-scores.of(one).score, one.chunk_id))[: max(KEPT, 3 * most)]
         return sorted(self._completed(kept, scores), key=_order)
 
     def _completed(self, kept: Sequence[Candidate], scores: "_Scores") -> list[Candidate]:
@@ -135,7 +136,7 @@ class Search:
             questions=_best_of(self.view.search_questions(self.vector, limit, adapters)) if adapters else {},
             asked=_best_of(self.view.match_questions(self.question, limit, adapters)) if adapters else {},
         )
-        return [complete.of(one) for one in kept]
+        return [one.given(complete.of(one)) for one in kept]
 
     def _windows(self, chunk_ids: Collection[str]) -> dict[str, float]:
         """Cosine of each chunk's nearest window, of chunks that no near window led to."""
@@ -152,9 +153,8 @@ class Search:
         session, ours = self.view.session, {"namespace": self.namespace, "fingerprint": self.fingerprint}
         if self.document_ids is None:
             return list(session.scalars(_OURS, ours)) if session.scalar(_FOREIGN, ours) else None
-        wanted = select(Adapter.id).where(Adapter.namespace == self.namespace)
-        wanted = wanted.where(Adapter.state == AdapterState.LIVE, Adapter.fingerprint == self.fingerprint)
-        return [adapter_id for (adapter_id,) in served.batched(session, wanted, Adapter.document_id, self.document_ids)]
+        batches = served.batches(self.document_ids)
+        return [one for keys in batches for one in session.scalars(_OURS_OF, {**ours, "keys": keys})]
 
     def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
         """Of chunks, and of adapters: what this transaction knows of them."""
@@ -184,16 +184,15 @@ class _Scores:
     questions: Mapping[str, float]
     asked: Mapping[str, float]
 
-    def of(self, one: Candidate) -> Candidate:
+    def of(self, one: Candidate) -> Evidence:
         adapter_id = one.adapter.adapter_id if one.adapter else ""
-        evidence = Evidence(
+        return Evidence(
             window=self.windows.get(one.chunk_id, 0.0),
             question=self.questions.get(adapter_id, 0.0),
             words=self.words.get(one.chunk_id, 0.0),
             together=self.together.get(one.chunk_id, 0.0),
             asked=self.asked.get(adapter_id, 0.0),
         )
-        return one.given(evidence)
 
 
 def _best(found: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 FEW_ROWS = 64
 """Up to so many rows of an adapter the compiled loop is faster than matrix products."""
@@ -74,11 +74,20 @@ class Filled:
 
     def add(self, y: Tensor, x: Tensor, slot: int, scale: float) -> None:
         """y += scale * x A^T B^T through the adapter in one slot, by matrix products; `look_up` comes first."""
+        rows = len(x)
+        x = pad(x, (0, 0, 0, padded(rows) - rows))
         for part, b in enumerate(self._turned[slot]):
             if len(b):
                 start, width = self.columns[part]
                 product = linear(x, self._a[part][slot, 0, : len(b)]) @ b
-                y[:, start : start + width].add_(product, alpha=scale)
+                y[:, start : start + width].add_(product[:rows], alpha=scale)
+
+
+def padded(rows: int) -> int:
+    """The next of a few numbers of rows: oneDNN compiles each product anew for each number, which takes several times
+    as long as the product, and keeps the last 1,024 of them, most of a megabyte each."""
+    step = max(FEW_ROWS, 1 << (rows - 1).bit_length() >> 3)
+    return -(-rows // step) * step
 
 
 def filled(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...], widths: tuple[int, ...]) -> Filled:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from server.engine.cpu_lora import FEW_ROWS, add_grouped, filled, forget, group_rows, install, warm_up
+from server.engine.cpu_lora import FEW_ROWS, add_grouped, filled, forget, group_rows, install, padded, warm_up
 
 assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)  # sums in another order
 IN, RANK, SLOTS = 6, 4, 3
@@ -92,6 +92,26 @@ def test_every_rank_and_type_with_few_rows_of_some_adapters_and_many_of_one(rank
     roundings = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float16: 0.003}[dtype]
     torch.testing.assert_close(y.double(), expected, atol=roundings * float(expected.abs().max()), rtol=0)
     assert torch.equal(y[1].double(), expected[1])
+
+
+def test_products_of_a_whole_window_are_of_few_sizes() -> None:
+    """Each that oneDNN compiles takes milliseconds, and most of a megabyte for good."""
+    sizes = {rows: padded(rows) for rows in range(FEW_ROWS + 1, 4097)}
+    assert len(set(sizes.values())) < 20
+    assert all(rows <= size < max(rows + FEW_ROWS, 1.3 * rows) for rows, size in sizes.items())
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 128, 300, 513])
+def test_rows_that_fill_up_a_size_add_nothing(rows: int) -> None:
+    noise = torch.Generator().manual_seed(rows)
+    a, b = torch.randn(1, 1, 4, 8, generator=noise), torch.randn(1, 1, 6, 4, generator=noise)
+    x, before = torch.randn(rows, 8, generator=noise), torch.randn(rows + 1, 6, generator=noise)
+    y = before.clone()
+    here = filled((a,), (b,), (6,))
+    here.look_up(0)
+    here.add(y[:rows], x, 0, 0.5)
+    torch.testing.assert_close(y[:rows], before[:rows] + 0.5 * x @ a[0, 0].T @ b[0, 0].T)
+    assert torch.equal(y[rows], before[rows])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -262,17 +282,17 @@ def test_a_batch_after_another_uses_its_own_groups(stock: type[PunicaWrapperCPU]
         assert_close(result, row_by_row(y, x, indices, WIDTHS, 1.0))
 
 
-@pytest.mark.parametrize("padded", [7, 5, 3])
-def test_logits_of_a_mixed_batch_get_their_own_adapter(stock: type[PunicaWrapperCPU], padded: int) -> None:
+@pytest.mark.parametrize("vocabulary", [7, 5, 3])
+def test_logits_of_a_mixed_batch_get_their_own_adapter(stock: type[PunicaWrapperCPU], vocabulary: int) -> None:
     """One row a sequence, not a token; model and adapter pad the vocabulary of 5 differently."""
     install()
     wrapper = PunicaWrapperCPU(max_num_batched_tokens=64, max_batches=16, device="cpu")
     tokens, sequences = (1, 1, 0, 3, 3, 3), (1, 0, 3)
     wrapper.update_metadata(LoRAMapping(tokens, sequences, is_prefill=True), [1, 2, 3], SLOTS, 100)
     a, b = stacked((5,))
-    x, y = torch.randn(3, IN), torch.randn(3, padded)
+    x, y = torch.randn(3, IN), torch.randn(3, vocabulary)
     expected = y.clone()
-    width = min(padded, 5)
+    width = min(vocabulary, 5)
     for row, slot in ((0, 0), (2, 2)):
         expected[row, :width] += 0.5 * (b[0][slot, 0] @ (a[0][slot, 0] @ x[row]))[:width]
     wrapper.add_lora_logits(y, x, a[0], b[0], 0.5)
