@@ -173,7 +173,9 @@ def learning(name: str, costs: Sequence[Cost]) -> list[Check]:
 
 
 def _cut_down(size: Size, options: argparse.Namespace) -> tuple[Recipe, Plan]:
-    plan = replace(size.plan, ranks=options.ranks, split_ranks=()) if options.ranks else size.plan
+    ranks = options.ranks or size.plan.ranks
+    split = tuple(rank for rank in size.plan.split_ranks if rank in ranks)
+    plan = replace(size.plan, ranks=ranks, split_ranks=split)
     recipe = replace(size.phonebook, epochs=options.epochs) if options.epochs else size.phonebook
     return recipe, replace(plan, loads=options.loads) if options.loads else plan
 
@@ -205,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LORAMEM_BENCH_DATA") or DATA))
     parser.add_argument("--model", help="`embedded`, a Hugging Face id or a local folder; default: LORAMEM_MODEL")
     parser.add_argument("--seed", type=int, default=0, help="of the adapters' A and of the order of rows")
-    parser.add_argument("--ranks", type=_numbers, help="of the sweep, with commas; nothing is split then")
+    parser.add_argument(
+        "--ranks", type=_numbers, help="of the sweep, with commas; of these, 16, 32 and 64 are split too"
+    )
     parser.add_argument("--loads", type=_numbers, help="of the sweep, in thousand tokens, with commas")
     parser.add_argument("--epochs", type=float, help="of the sweep")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the sweep; needs matplotlib")

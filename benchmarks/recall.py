@@ -13,7 +13,8 @@ differences to rag, lora, lora-top3 and lora:oracle, where these are asked.
 
 `router_first` is how often the right document is the first of those an answer is from, `router_inside` how often it is
 among them; for text in the prompt these are the documents that the text is from. `text_cut`, of methods that read whole
-documents, is the share of questions for which the window held only the beginning. A method that the server refuses
+documents, is the share of questions for which the window held only the beginning. `misrouted` has the differences to
+lora on the questions whose first adapter is of a wrong document, where lora is asked. A method that the server refuses
 (HTTP status 422) is `refused`, with the reason.
 
 Method `auto` may say that nothing stored is about a question: `refused_answerable` is how often it does so where a

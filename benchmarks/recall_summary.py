@@ -17,6 +17,8 @@ ROUTING = {"router_first": "first", "router_inside": "inside"}
 REFUSING = {"refused_answerable": "refused"}
 CUT = {"text_cut": "cut"}
 """Figure, and which part of an answer it is the share of."""
+ROUTED = "lora"
+"""The method that answers from the first adapter alone."""
 UNANSWERABLE = "refused_unanswerable"
 """The same share of the answers to questions that nothing uploaded answers; no other figure counts these."""
 NAME_WIDTH = 32
@@ -55,6 +57,7 @@ def summary(answers: Sequence[Line], methods: Sequence[str], refused: Mapping[st
     """By method, in the order given. Answers hold `scores` by metric, 0 to 1 (`judge`: 0 to 10)."""
     by_method = _by_method([line for line in answers if _answerable(line)], methods)
     unanswerable = _by_method([line for line in answers if not _answerable(line)], methods)
+    misrouted = {_question(line) for line in by_method.get(ROUTED, ()) if line.get("first") is False}
     figures: Figures = {}
     for name, lines in by_method.items():
         if name in refused:
@@ -64,8 +67,18 @@ def summary(answers: Sequence[Line], methods: Sequence[str], refused: Mapping[st
             asked = {one: others for one, others in references.items() if one not in refused}
             minus = {one: _differences(lines, others, seed) for one, others in asked.items()}
             beyond = _shares({UNANSWERABLE: "refused"}, unanswerable[name], seed)
-            figures[name] = {"state": "done"} | _figures(lines, seed) | beyond | {"minus": minus}
+            astray = _astray([line for line in lines if _question(line) in misrouted], references.get(ROUTED, ()), seed)
+            figures[name] = {"state": "done"} | _figures(lines, seed) | beyond | {"minus": minus} | astray
     return figures
+
+
+def _astray(lines: Sequence[Line], routed: Sequence[Line], seed: int) -> Figures:
+    """Of the questions whose first adapter is of a wrong document, beside that adapter's answers."""
+    if not lines or not routed:
+        return {}
+    documents = len({_document(line) for line in lines})
+    minus = {ROUTED: _differences(lines, routed, seed)}
+    return {"misrouted": {"questions": len(lines), "documents": documents, "minus": minus}}
 
 
 def _by_method(answers: Sequence[Line], methods: Sequence[str]) -> dict[str, list[Line]]:

@@ -26,8 +26,8 @@ MERGED: Pair = ("lora-top3", "lora")
 MERGED_ORACLE: Pair = ("lora-top3:oracle3", "lora:oracle")
 """The same with the right document named: what differs is no matter of routing."""
 OTHER_MERGES = {"linear": "lora-top3-linear", "concatenation": "lora-top3-cat", "DARE": "lora-top3-dare"}
-MISROUTED_FROM = 0.1
-"""Share of questions sent to a wrong document: with less there is hardly anything that merging could mend."""
+FEWEST_MISROUTED = 10
+"""Questions sent to a wrong document: with fewer there is hardly anything that merging could mend."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 
 
@@ -72,17 +72,24 @@ def routing(results: Results) -> Finding | None:
 
 
 def merging(results: Results) -> Finding | None:
-    """Q10: three merged by TIES beat the routed one, where routing goes wrong."""
-    beside = (*OTHER_MERGES.values(), "joined")
-    misrouted = {file: one for file, one in recalls(results) if _routed_right(one) <= 1 - MISROUTED_FROM}
-    found = _compared(misrouted, MERGED, beside, SHORT)
+    """Q10: three merged by TIES beat the routed one on the questions that were sent to a wrong document."""
+    found = _compared(results, MERGED, (*OTHER_MERGES.values(), "joined"), SHORT)
     if found is None:
-        found = _compared(results, MERGED, beside, SHORT)
-        if found is None:
-            return None
-        why = f"{100 * _routed_right(results[found.file]):.0f} % routed right"
-        found = replace(found, verdict="not measured", why=why)
-    return replace(found, notes=(*found.notes, *_of_merging(results[found.file])))
+        return None
+    report = results[found.file]
+    found = replace(found, verdict="not measured", why=f"{100 * _routed_right(report):.0f} % routed right")
+    merged, single = MERGED
+    metric = found.measure.split()[0]
+    astray = report["methods"][merged].get("misrouted", {})
+    difference = astray.get("minus", {}).get(single, {}).get(metric)
+    if difference and astray["questions"] >= FEWEST_MISROUTED:
+        estimate = _paired(difference, astray["documents"])
+        told = (
+            f"On the {astray['questions']} questions whose first adapter is of a wrong document, {merged} less "
+            f"{single}: {estimate}; {astray['documents']} documents."
+        )
+        found = replace(found, verdict=above_zero(estimate), why="where routing is wrong", notes=(told, *found.notes))
+    return replace(found, notes=(*found.notes, *_of_merging(report)))
 
 
 def _routed_right(report: Json) -> float:
@@ -114,8 +121,8 @@ def long_documents(results: Results) -> Finding | None:
 
 
 def context(results: Results) -> Finding | None:
-    """Q13: adapters with the text in the prompt beat adapters alone."""
-    return _compared(results, ("hybrid-icl-top3", "lora-top3"), ("hybrid-top3", "icl", "rag"), LONG)
+    """Q13: adapters with the text in the prompt beat adapters alone; of short documents if no long ones were asked."""
+    return _compared(results, ("hybrid-icl-top3", "lora-top3"), ("hybrid-top3", "icl", "rag"), (*LONG, *SHORT))
 
 
 def continuity(results: Results) -> Finding | None:
@@ -142,10 +149,13 @@ def _difference(report: Json, pair: Pair, metric: str) -> Estimate | None:
     for (one, other), sign in ((pair, 1), (pair[::-1], -1)):
         found = report["methods"][one].get("minus", {}).get(other, {}).get(metric)
         if found:
-            ends = sorted(sign * end for end in found["interval"] or ())
-            interval = (ends[0], ends[-1]) if ends else None
-            return Estimate(sign * found["mean"], interval, report["methods"][one].get("documents"))
+            return _paired(found, report["methods"][one].get("documents"), sign)
     return None
+
+
+def _paired(found: Json, documents: int | None, sign: int = 1) -> Estimate:
+    ends = sorted(sign * end for end in found["interval"] or ())
+    return Estimate(sign * found["mean"], (ends[0], ends[-1]) if ends else None, documents)
 
 
 def _over(report: Json, pair: Pair, difference: Estimate | None) -> str:

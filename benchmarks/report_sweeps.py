@@ -10,21 +10,23 @@ LEARNT_FROM = 0.1
 SETTLED_BELOW = 0.1
 """Nats per answer token of its last step, else training had not converged; rows known by heart are below 0.001."""
 _SHARE = "share of the load's bits that is stored"
+_EXACT = "exact match, with an oracle"
 Line = dict[float, float]
 
 
 def rank(results: Results) -> Finding | None:
-    """Q1: at each load that some rank has learnt, each higher rank stores more."""
+    """Q1: at each load that some rank has learnt, each higher rank stores more, unless the lower one has all of it."""
     for file, sweep in _sweeps(results):
         lines = _lines(sweep["grid"], "load", "rank")
         if not any(map(_steps, lines.values())):
             continue
-        learnt = _learnt_loads(sweep["grid"])
+        learnt, full = _learnt_loads(sweep["grid"]), _known_by_heart(sweep["grid"])
         compared = [
-            greater(Estimate(high), Estimate(low))
+            greater(Estimate(line[high]), Estimate(line[low]))
             for load, line in lines.items()
             if load in learnt
             for low, high in _steps(line)
+            if (load, low) not in full
         ]
         right = ", ".join(f"{entry['right']} of {entry['rows']}" for entry in sweep["grid"])
         measure = f"bits stored after {sweep['epochs']:g} epochs (rows right to the digit: {right})"
@@ -33,11 +35,17 @@ def rank(results: Results) -> Finding | None:
 
 
 def load(results: Results) -> Finding | None:
-    """Q2: at each rank, the share that is held falls as the load grows."""
+    """Q2: at each rank that does not hold the greatest load, the share that is held falls as the load grows."""
     for file, sweep in _sweeps(results):
         lines = _lines(sweep["grid"], "rank", "load", of_load=True)
-        compared = [greater(Estimate(low), Estimate(high)) for line in lines.values() for low, high in _ends(line)]
-        if compared:
+        if any(map(_ends, lines.values())):
+            full = _known_by_heart(sweep["grid"])
+            compared = [
+                greater(Estimate(line[least]), Estimate(line[greatest]))
+                for rank, line in lines.items()
+                for least, greatest in _ends(line)
+                if (greatest, rank) not in full
+            ]
             held = compared if _learnt_loads(sweep["grid"]) else []
             return _if_learnt(file, sweep, held, _SHARE, _named(lines, "rank {0:g}, {1:g}K tokens"))
     return None
@@ -49,6 +57,8 @@ def _if_learnt(
     """Without anything to compare, what there is tells how fast adapters learn, not how much they hold."""
     if compared:
         return Finding(file, all_of(compared), measure, figures)
+    if _learnt_loads(sweep["grid"]):
+        return Finding(file, "not measured", measure, figures, why="every rank holds every load")
     losses = "; ".join(f"{entry['first_loss']:.2f} to {entry['loss']:.2f}" for entry in sweep["grid"])
     note = (
         f"Loss in nats per answer token, first step to last, in the same order: {losses}. Training ended before any "
@@ -61,6 +71,11 @@ def _learnt_loads(grid: Sequence[Json]) -> set[float]:
     """Those that at least one adapter has learnt: only then did the others have the time for it."""
     known = [entry for entry in grid if entry["exact_match"] >= LEARNT_FROM and entry["loss"] < SETTLED_BELOW]
     return {entry["load"] for entry in known}
+
+
+def _known_by_heart(grid: Sequence[Json]) -> set[tuple[float, float]]:
+    """Load and rank of those that gave back every row: there is no more to hold."""
+    return {(entry["load"], entry["rank"]) for entry in grid if entry["exact_match"] >= 1}
 
 
 def efficiency(results: Results) -> Finding | None:
@@ -85,13 +100,15 @@ def partition(results: Results) -> Finding | None:
         if sides:
             best = max(sides, key=lambda pair: abs(pair[0] - pair[1]))
             figures = {"several small": Estimate(best[0]), "one large": Estimate(best[1])}
-            return Finding(file, greater(*figures.values()), "exact match, with an oracle", figures)
+            if min(best) >= 1:
+                return Finding(file, "not measured", _EXACT, figures, why="both hold everything")
+            return Finding(file, greater(*figures.values()), _EXACT, figures)
     for file, report in results.items():
         sectors = report.get("parts", {}).get("sectors") if isinstance(report.get("parts"), dict) else None
         if sectors:
             figures = {f"{len(sectors['sectors'])} adapters": Estimate(sectors["exact_match"])}
             why = "no large adapter beside them"
-            return Finding(file, "not measured", "exact match, with an oracle", figures, why)
+            return Finding(file, "not measured", _EXACT, figures, why)
     return None
 
 
@@ -112,14 +129,13 @@ def _lines(grid: Sequence[Json], each: str, along: str, *, of_load: bool = False
 
 
 def _steps(line: Line) -> list[tuple[float, float]]:
-    values = list(line.values())
-    return list(pairwise(values))
+    return list(pairwise(line))
 
 
 def _ends(line: Line) -> list[tuple[float, float]]:
-    """(at the least load, at the greatest)"""
-    values = list(line.values())
-    return [(values[0], values[-1])] if len(values) > 1 else []
+    """(the least, the greatest)"""
+    places = list(line)
+    return [(places[0], places[-1])] if len(places) > 1 else []
 
 
 def _named(lines: Mapping[float, Line], name: str) -> dict[str, Estimate]:

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.recall import main
 from benchmarks.recall_ask import Learnt, was_cut
 from benchmarks.recall_methods import METHODS
+from benchmarks.recall_summary import summary
 from loramem.client import Client
 from tests.benchmarks.fake_server import MemoryServer
 from tests.benchmarks.test_recall import DOCUMENTS, arguments, ask
@@ -63,6 +64,27 @@ def test_a_set_with_fewer_documents_says_so(data: Path, capsys: pytest.CaptureFi
     assert report["settings"]["documents"] == 3
     main(arguments(data, "--methods", "rag", "--documents", "3"), MemoryServer().transport)
     assert "asked for" not in capsys.readouterr().err
+
+
+def test_misrouted_questions_are_those_that_one_adapter_was_wrong_for() -> None:
+    """Whatever another method's first source is; paired with what the one adapter said."""
+
+    def line(method: str, number: int, score: float, first: bool | None) -> Json:
+        place = {"seed": 0, "document": f"d{number % 2}", "question_number": number, "level": None, "routed": []}
+        told = {"scores": {"f1": score}, "usage": {"completion_tokens": 1}, "timings_ms": {"total": 1.0}}
+        return {"method": method, "first": first} | place | told
+
+    lines = [line("lora", number, 0.5, number < 3) for number in range(5)]
+    lines += [line("lora-top3", number, 0.1 * number, True) for number in range(5)]
+    lines += [line("base", number, 0.0, None) for number in range(5)]
+    found = summary(lines, ["lora", "lora-top3", "base"], {}, 0)
+    astray = found["lora-top3"]["misrouted"]
+    assert (astray["questions"], astray["documents"]) == (2, 2)
+    assert astray["minus"]["lora"]["f1"]["mean"] == -0.15  # of 0.3 and 0.4, less 0.5
+    assert found["base"]["misrouted"]["minus"]["lora"]["f1"]["mean"] == -0.5
+    assert "misrouted" not in found["lora"]
+    alone = summary([one for one in lines if one["method"] != "lora"], ["lora-top3", "base"], {}, 0)
+    assert all("misrouted" not in one for one in alone.values())
 
 
 def test_how_often_a_text_did_not_fit_is_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
