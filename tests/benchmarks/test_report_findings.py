@@ -235,6 +235,14 @@ def test_what_is_known_by_heart_cannot_be_known_better() -> None:
     assert found_in(report_sweeps.partition, both).why == "both hold everything"
 
 
+def test_of_several_runs_the_one_with_most_questions_is_told() -> None:
+    few, many = recalled("paperqa", GOOD), recalled("paperqa", GOOD | {"lora-top5": 0.9})
+    few["settings"]["questions"], many["settings"]["questions"] = 90, 270
+    found = report_findings.count({"a.json": few, "b.json": many})
+    assert found is not None
+    assert (found.file, found.verdict) == ("b.json", "disagree")
+
+
 def test_text_in_the_prompt_is_judged_on_short_documents_where_there_are_no_long_ones() -> None:
     short, long = recalled("paperqa", GOOD), recalled("quality", GOOD | {"lora-top3": 0.9})
     found = report_findings.context({"a.json": short, "b.json": long})
