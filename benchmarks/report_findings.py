@@ -79,17 +79,24 @@ def merging(results: Results) -> Finding | None:
     report = results[found.file]
     found = replace(found, verdict="not measured", why=f"{100 * _routed_right(report):.0f} % routed right")
     merged, single = MERGED
-    metric = found.measure.split()[0]
-    astray = report["methods"][merged].get("misrouted", {})
-    difference = astray.get("minus", {}).get(single, {}).get(metric)
+    metric, astray = found.measure.split()[0], report["methods"][merged].get("misrouted", {})
+    difference = _where_misrouted(report, merged, metric)
     if difference and astray["questions"] >= FEWEST_MISROUTED:
-        estimate = _paired(difference, astray["documents"])
-        told = (
-            f"On the {astray['questions']} questions whose first adapter is of a wrong document, {merged} less "
-            f"{single}: {estimate}; {astray['documents']} documents."
+        others = {name: _where_misrouted(report, one, metric) for name, one in OTHER_MERGES.items()}
+        told = ", ".join(f"{name} {one}" for name, one in {merged: difference, **others}.items() if one)
+        where = (
+            f"On the {astray['questions']} questions whose first adapter is of a wrong document, less {single}: {told}"
         )
-        found = replace(found, verdict=above_zero(estimate), why="where routing is wrong", notes=(told, *found.notes))
+        notes = (f"{where}; {astray['documents']} documents.", *found.notes)
+        found = replace(found, verdict=above_zero(difference), why="where routing is wrong", notes=notes)
     return replace(found, notes=(*found.notes, *_of_merging(report)))
+
+
+def _where_misrouted(report: Json, method: str, metric: str) -> Estimate | None:
+    """The method less the routed adapter on the questions that this one was wrong for; None where nobody has looked."""
+    found = report["methods"].get(method, {}).get("misrouted", {})
+    difference = found.get("minus", {}).get(MERGED[1], {}).get(metric)
+    return _paired(difference, found["documents"]) if difference else None
 
 
 def _routed_right(report: Json) -> float:

@@ -181,12 +181,14 @@ def test_merging_is_judged_where_routing_goes_wrong() -> None:
     """And by the way what it costs by itself is told."""
     oracles = {"lora-top3": 0.06, "lora": 0.18, "lora-top3:oracle3": 0.061, "lora:oracle": 0.187}
     report = recalled("paperqa", oracles | {"lora-top3-cat": 0.1}, astray=0.05)
+    alone = {"questions": 12, "documents": 5, "minus": {"lora": {"rouge_l": {"mean": 0.2, "interval": None}}}}
+    report["methods"]["lora-top3-cat"]["misrouted"] = alone
     found = found_in(report_findings.merging, report)
     assert (found.verdict, found.why) == ("agree", "where routing is wrong")
     judged, whole, interference, missing = found.notes
     assert judged == (
-        "On the 12 questions whose first adapter is of a wrong document, lora-top3 less lora: 0.050 (0.040 to 0.060); "
-        "5 documents."
+        "On the 12 questions whose first adapter is of a wrong document, less lora: lora-top3 0.050 (0.040 to 0.060), "
+        "concatenation 0.200; 5 documents."
     )
     assert whole.startswith("lora-top3 and lora, unpaired")
     assert interference.endswith("(lora-top3:oracle3 against lora:oracle): rouge_l 0.061 against 0.187.")
