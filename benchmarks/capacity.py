@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="`embedded`, a Hugging Face id or a local folder; default: LORAMEM_MODEL")
     parser.add_argument("--seed", type=int, default=0, help="of the adapters' A and of the order of rows")
     parser.add_argument(
-        "--ranks", type=_numbers, help="of the sweep, with commas; of these, 16, 32 and 64 are split too"
+        "--ranks", type=_numbers, help="of the sweep, with commas; those of them that the whole sweep splits are split"
     )
     parser.add_argument("--loads", type=_numbers, help="of the sweep, in thousand tokens, with commas")
     parser.add_argument("--epochs", type=float, help="of the sweep")

@@ -67,18 +67,21 @@ def summary(answers: Sequence[Line], methods: Sequence[str], refused: Mapping[st
             asked = {one: others for one, others in references.items() if one not in refused}
             minus = {one: _differences(lines, others, seed) for one, others in asked.items()}
             beyond = _shares({UNANSWERABLE: "refused"}, unanswerable[name], seed)
-            astray = _astray([line for line in lines if _question(line) in misrouted], references.get(ROUTED, ()), seed)
+            astray = _misrouted(
+                [line for line in lines if _question(line) in misrouted], references.get(ROUTED, ()), seed
+            )
             figures[name] = {"state": "done"} | _figures(lines, seed) | beyond | {"minus": minus} | astray
     return figures
 
 
-def _astray(lines: Sequence[Line], routed: Sequence[Line], seed: int) -> Figures:
+def _misrouted(lines: Sequence[Line], routed: Sequence[Line], seed: int) -> Figures:
     """Of the questions whose first adapter is of a wrong document, beside that adapter's answers."""
     if not lines or not routed:
         return {}
-    documents = len({_document(line) for line in lines})
+    questions = {(_document(line), line["question_number"]) for line in lines}  # under several seeds one
+    documents = {document for document, _ in questions}
     minus = {ROUTED: _differences(lines, routed, seed)}
-    return {"misrouted": {"questions": len(lines), "documents": documents, "minus": minus}}
+    return {"misrouted": {"questions": len(questions), "documents": len(documents), "minus": minus}}
 
 
 def _by_method(answers: Sequence[Line], methods: Sequence[str]) -> dict[str, list[Line]]:

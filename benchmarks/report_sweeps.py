@@ -15,7 +15,7 @@ Line = dict[float, float]
 
 
 def rank(results: Results) -> Finding | None:
-    """Q1: at each load that some rank has learnt, each higher rank stores more, unless the lower one has all of it."""
+    """Q1: at each load that some rank has learnt, each higher rank stores more, unless both have all of it."""
     for file, sweep in _sweeps(results):
         lines = _lines(sweep["grid"], "load", "rank")
         if not any(map(_steps, lines.values())):
@@ -26,7 +26,7 @@ def rank(results: Results) -> Finding | None:
             for load, line in lines.items()
             if load in learnt
             for low, high in _steps(line)
-            if (load, low) not in full
+            if not {(load, low), (load, high)} <= full
         ]
         right = ", ".join(f"{entry['right']} of {entry['rows']}" for entry in sweep["grid"])
         measure = f"bits stored after {sweep['epochs']:g} epochs (rows right to the digit: {right})"
@@ -35,19 +35,18 @@ def rank(results: Results) -> Finding | None:
 
 
 def load(results: Results) -> Finding | None:
-    """Q2: at each rank that does not hold the greatest load, the share that is held falls as the load grows."""
+    """Q2: at each rank that does not hold all of the greatest load, the share that is held falls as the load grows."""
     for file, sweep in _sweeps(results):
         lines = _lines(sweep["grid"], "rank", "load", of_load=True)
         if any(map(_ends, lines.values())):
-            full = _known_by_heart(sweep["grid"])
+            learnt, full = _learnt_loads(sweep["grid"]), _known_by_heart(sweep["grid"])
             compared = [
                 greater(Estimate(line[least]), Estimate(line[greatest]))
                 for rank, line in lines.items()
                 for least, greatest in _ends(line)
-                if (greatest, rank) not in full
+                if greatest in learnt and (greatest, rank) not in full
             ]
-            held = compared if _learnt_loads(sweep["grid"]) else []
-            return _if_learnt(file, sweep, held, _SHARE, _named(lines, "rank {0:g}, {1:g}K tokens"))
+            return _if_learnt(file, sweep, compared, _SHARE, _named(lines, "rank {0:g}, {1:g}K tokens"))
     return None
 
 
@@ -57,12 +56,12 @@ def _if_learnt(
     """Without anything to compare, what there is tells how fast adapters learn, not how much they hold."""
     if compared:
         return Finding(file, all_of(compared), measure, figures)
-    if _learnt_loads(sweep["grid"]):
+    if len(_known_by_heart(sweep["grid"])) == len(sweep["grid"]):
         return Finding(file, "not measured", measure, figures, why="every rank holds every load")
     losses = "; ".join(f"{entry['first_loss']:.2f} to {entry['loss']:.2f}" for entry in sweep["grid"])
     note = (
         f"Loss in nats per answer token, first step to last, in the same order: {losses}. Training ended before any "
-        f"rank had learnt a load: what differs is how fast ranks learn, not how much they hold."
+        f"rank had learnt a load that not all hold: what differs is how fast ranks learn, not how much they hold."
     )
     return Finding(file, "not measured", measure, figures, why="training had not converged", notes=(note,))
 

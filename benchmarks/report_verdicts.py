@@ -84,8 +84,8 @@ def made_by(report: Json, name: str) -> bool:
 
 
 def recalls(results: Results, data_sets: Sequence[str] | None = None) -> Iterator[tuple[str, Json]]:
-    """Whole runs of `benchmarks.recall`, in the order of `data_sets`; of one the run with most questions first, then by
-    file names."""
+    """Whole runs of `benchmarks.recall`, in the order of `data_sets`; within one most questions first, then by file
+    names."""
     runs = [(file, one) for file, one in results.items() if made_by(one, "recall") and not one["settings"]["smoke"]]
     found = sorted(runs, key=lambda run: -run[1]["settings"].get("questions", 0))
     wanted = list(dict.fromkeys(one["settings"]["data_set"] for _, one in found)) if data_sets is None else data_sets

@@ -74,8 +74,8 @@ class Filled:
 
     def add(self, y: Tensor, x: Tensor, slot: int, scale: float) -> None:
         """y += scale * x A^T B^T through the adapter in one slot, by matrix products; `look_up` comes first."""
-        rows = len(x)
-        x = pad(x, (0, 0, 0, padded(rows) - rows))
+        rows, more = len(x), padded(len(x)) - len(x)
+        x = pad(x, (0, 0, 0, more)) if more else x
         for part, b in enumerate(self._turned[slot]):
             if len(b):
                 start, width = self.columns[part]
@@ -84,8 +84,13 @@ class Filled:
 
 
 def padded(rows: int) -> int:
-    """The next of a few numbers of rows: oneDNN compiles each product anew for each number, which takes several times
-    as long as the product, and keeps the last 1,024 of them, most of a megabyte each."""
+    """The next of a few numbers of rows, where they are many.
+
+    oneDNN compiles each product anew for each number of rows, which takes several times as long as the product, and
+    keeps the last 1,024 of them, most of a megabyte each.
+    """
+    if rows <= FEW_ROWS:
+        return rows
     step = max(FEW_ROWS, 1 << (rows - 1).bit_length() >> 3)
     return -(-rows // step) * step
 

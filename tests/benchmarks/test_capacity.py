@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from benchmarks import capacity, capacity_sweep
-from benchmarks.capacity import BOUNDS, Part, Run, Size, at_least, at_most, learning, main, report_of
+from benchmarks.capacity import (
+    BOUNDS,
+    Part,
+    Run,
+    Size,
+    _cut_down,
+    _parser,
+    at_least,
+    at_most,
+    learning,
+    main,
+    report_of,
+)
 from benchmarks.capacity_sweep import Plan, efficiency, load_pyplot, plot, sweep
 from benchmarks.counterfact import Edit, Slice
 from benchmarks.phonebook import Stored, store
@@ -158,6 +170,16 @@ class Paper:
         return figure, drawing
 
     def close(self, figure: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "split"), [([], (16, 32, 64)), (["--ranks", "1,4,16"], (16,)), (["--ranks", "2"], ())]
+)
+def test_a_sweep_cut_down_splits_those_ranks_that_the_whole_one_splits(
+    given: list[str], split: tuple[int, ...]
+) -> None:
+    recipe, plan = _cut_down(Size(), _parser().parse_args([*given, "--loads", "1,4", "--epochs", "3"]))
+    assert (plan.split_ranks, plan.loads, recipe.epochs) == (split, (1, 4), 3)
 
 
 def test_plotting_anything_but_the_sweep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,13 +164,14 @@ def test_paired_differences_decide_before_overlapping_intervals() -> None:
     report["methods"]["lora-top3"]["minus"] = {"lora": {"rouge_l": {"mean": 0.1, "interval": [0.05, 0.15]}}}
     report["methods"]["lora-top5"]["minus"] = {"lora": {"rouge_l": {"mean": -0.2, "interval": [-0.3, -0.1]}}}
     report["settings"]["data_set"] = "quality"
-    merged = found_in(report_findings.continuity, report)
+    long = found_in(report_findings.continuity, report)
     report["settings"]["data_set"] = "paperqa"
     counted = found_in(report_findings.count, report)
-    assert (merged.verdict, counted.verdict) == ("agree", "agree")  # the difference of the second pair is turned round
-    assert merged.notes[0].startswith("lora-top3 less lora, question by question: 0.100 (0.050 to 0.150); 9 documents")
+    assert (long.verdict, counted.verdict) == ("agree", "agree")  # the difference of the second pair is turned round
+    assert long.notes[0].startswith("lora-top3 less lora, question by question: 0.100 (0.050 to 0.150); 9 documents")
     assert counted.notes == (
         "lora less lora-top5, question by question: 0.200 (0.100 to 0.300); 9 documents, 30 questions.",
+        "Adapters as the router found them; the paper's are the right modules.",
     )
     report["methods"]["lora-top3"] |= {"documents": 1}
     report["settings"]["data_set"] = "quality"
@@ -191,11 +192,16 @@ def test_merging_is_judged_where_routing_goes_wrong() -> None:
         "concatenation 0.200; 5 documents."
     )
     assert whole.startswith("lora-top3 and lora, unpaired")
-    assert interference.endswith("(lora-top3:oracle3 against lora:oracle): rouge_l 0.061 against 0.187.")
+    assert interference.endswith("(lora-top3:oracle3 against lora:oracle, `a.json`): rouge_l 0.061 against 0.187.")
     assert missing == "Other merges of the paper, not measured: linear, DARE."
     report["methods"]["lora-top3"]["misrouted"]["questions"] = 9
     few = found_in(report_findings.merging, report)
     assert (few.verdict, few.why, few.notes) == ("not measured", "97 % routed right", found.notes[1:])
+    other = recalled("squad", GOOD, astray=0.05)
+    preferred = report_findings.merging({"a.json": report, "b.json": other})
+    assert preferred is not None
+    assert (preferred.file, preferred.verdict) == ("b.json", "agree")
+    assert preferred.notes[2] == interference  # of the run that has it
 
 
 def test_text_that_was_cut_is_told() -> None:
@@ -222,12 +228,18 @@ def test_what_is_known_by_heart_cannot_be_known_better() -> None:
     report = swept((1, 1, 99.9), (1, 4, 99.8), (8, 1, 500), (8, 4, 700), efficiency={}, split=[])
     first, second, _, last = report["parts"]["sweep"]["grid"]
     assert found_in(report_sweeps.rank, report).verdict == "disagree"
-    first["exact_match"] = second["exact_match"] = 1.0
+    first["exact_match"] = 1.0
+    assert found_in(report_sweeps.rank, report).verdict == "disagree"  # the higher rank holds less
+    second["exact_match"] = 1.0
     assert found_in(report_sweeps.rank, report).verdict == "agree"
     assert found_in(report_sweeps.load, report).verdict == "agree"
     last["exact_match"] = 1.0
     last["stored_bits"] = 801
     assert found_in(report_sweeps.load, report).verdict == "agree"  # by rank 1, which is full
+    third = report["parts"]["sweep"]["grid"][2]
+    third["loss"] = last["loss"] = 0.5  # nobody has learnt 8K
+    for find in (report_sweeps.rank, report_sweeps.load):
+        assert found_in(find, report).why == "training had not converged"
     for entry in report["parts"]["sweep"]["grid"]:
         entry["exact_match"] = 1.0
     for find in (report_sweeps.rank, report_sweeps.load):
@@ -249,8 +261,11 @@ def test_text_in_the_prompt_is_judged_on_short_documents_where_there_are_no_long
     short, long = recalled("paperqa", GOOD), recalled("quality", GOOD | {"lora-top3": 0.9})
     found = report_findings.context({"a.json": short, "b.json": long})
     assert found is not None
-    assert (found.file, found.verdict) == ("b.json", "disagree")
-    assert found_in(report_findings.context, short).verdict == "agree"
+    assert (found.file, found.verdict, found.why) == ("b.json", "disagree", "")
+    alone = found_in(report_findings.context, short)
+    assert (alone.verdict, alone.why, len(alone.notes)) == ("agree", "short documents", 1)
+    passages = found_in(report_findings.context, recalled("paperqa", GOOD | {"hybrid-top3": 0.9}))
+    assert passages.notes[1] == "Against the paper, passages help more than the whole text."
 
 
 def test_times_are_told_with_what_they_are_times_of() -> None:
