@@ -265,7 +265,7 @@ def test_text_in_the_prompt_is_judged_on_short_documents_where_there_are_no_long
     alone = found_in(report_findings.context, short)
     assert (alone.verdict, alone.why, len(alone.notes)) == ("agree", "short documents", 1)
     passages = found_in(report_findings.context, recalled("paperqa", GOOD | {"hybrid-top3": 0.9}))
-    assert passages.notes[1] == "Against the paper, passages help more than the whole text."
+    assert passages.notes[1] == "By their means passages help more than the whole text, against the paper."
 
 
 def test_times_are_told_with_what_they_are_times_of() -> None:
