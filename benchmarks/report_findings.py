@@ -151,7 +151,8 @@ def context(results: Results) -> Finding | None:
         found = _compared(results, (whole, "lora-top3"), (passages, "icl", "rag"), SHORT)
         found = replace(found, why="short documents") if found else None
     if found and passages in found.figures and found.figures[passages].mean > found.figures[whole].mean:
-        found = replace(found, notes=(*found.notes, "By their means passages help more than the whole text, against the paper."))
+        note = "By their means passages help more than the whole text, against the paper."
+        found = replace(found, notes=(*found.notes, note))
     return found
 
 
