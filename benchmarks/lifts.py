@@ -116,7 +116,7 @@ def askings(client: Client, adapters: Adapters, options: argparse.Namespace) -> 
     for drawn, document in live_draw(client, options):
         right = {one["id"] for one in adapters.of(document)}
         for asked in drawn.item.questions:
-            reply = client.query(asked.question, "lora", top_k=8, compose="merge", max_tokens=1)
+            reply = client.query(asked.question, "lora", top_k=8, merge={"method": "linear"}, max_tokens=1)
             scores = {one["adapter_id"]: one["score"] for one in reply["routed"]}
             others = [one for one in scores if one not in right]
             found.append(Asking(asked.question, asked.answers, right, others[: CANDIDATES - 1], scores))

@@ -19,6 +19,8 @@ SILENCE_S = 120.0
 CUT_OFF = "cut off"
 MALFORMED = "malformed event"
 ADAPTER_MODES = ("lora", "hybrid")
+MERGED_BY = {"method": "ties"}
+"""As in the paper."""
 
 
 @dataclass
@@ -49,7 +51,8 @@ class Asking:
     ids: Sequence[str] = ()
 
     def body(self, planned: Planned) -> Json:
-        adapters = {"top_k": self.top_k, "compose": self.compose} if planned.mode in ADAPTER_MODES else {}
+        how = {"merge": MERGED_BY} if self.compose == "merge" else {}
+        adapters = {"top_k": self.top_k, "compose": self.compose, **how} if planned.mode in ADAPTER_MODES else {}
         named = {"document_ids": [self.ids[planned.document]]} if self.ids and planned.mode != "base" else {}
         return {
             "question": planned.question,

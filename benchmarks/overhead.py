@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "base": {"mode": "base"},
     "rag": {"mode": "rag"},
     "lora": {"mode": "lora"},
-    "lora, three merged": {"mode": "lora", "top_k": 3, "compose": "merge"},
+    "lora, three merged": {"mode": "lora", "top_k": 3, "merge": {"method": "ties"}},
     "hybrid": {"mode": "hybrid"},
 }
 
@@ -95,7 +95,7 @@ def _new_combinations(client: Client, count: int) -> dict[str, Any]:
     """Percentiles of the client's time in milliseconds; strength changes every weight a little, and nothing else."""
     seen: dict[str, list[float]] = {"cached": [], "new": []}
     merges, caches = [], set()
-    client.query(QUESTIONS[0], "lora", top_k=3, compose="merge", max_tokens=1)
+    client.query(QUESTIONS[0], "lora", top_k=3, merge={"method": "ties"}, max_tokens=1)
     for index in range(count):
         for kind, strength in (("cached", 1.0), ("new", 1.0 - (index + 1) / 10_000)):
             started = time.perf_counter()
@@ -103,9 +103,8 @@ def _new_combinations(client: Client, count: int) -> dict[str, Any]:
                 QUESTIONS[index % len(QUESTIONS)],
                 "lora",
                 top_k=3,
-                compose="merge",
                 max_tokens=16,
-                merge={"strength": strength},
+                merge={"method": "ties", "strength": strength},
             )
             seen[kind].append((time.perf_counter() - started) * 1000)
             caches.add((kind, answer["merge"]["cache"]))

@@ -51,7 +51,9 @@ class Method:
         return self.can_refuse and self.routes
 
 
-TOP_1, TOP_3 = {"top_k": 1}, {"top_k": 3, "compose": "merge"}
+TOP_1: dict[str, Any] = {"top_k": 1}
+TOP_3: dict[str, Any] = {"top_k": 3, "compose": "merge", "merge": {"method": "ties"}}
+"""As in the paper."""
 SELECT = {"top_k": 3, "compose": "select"}
 TEXT = {"context": "rag", "truncate": True}
 WHOLE_TEXT = {"context": "icl", "truncate": True}
@@ -73,7 +75,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "product-ties": {"method": "product_ties"},
     "product-linear": {"method": "product_linear"},
 }
-"""Beside TIES with weights 1, which is what the server merges by unless told otherwise."""
+"""Beside TIES with weights 1, which is `TOP_3`; the server merges by `cat` unless told otherwise."""
 
 METHODS = {
     method.name: method

@@ -54,7 +54,7 @@ ONE, SELECTING, MERGING = "one", "selecting among three", "merging three"
 WAYS: dict[str, dict[str, Any]] = {
     ONE: {"top_k": 1},
     SELECTING: {"top_k": CANDIDATES, "compose": "select"},
-    MERGING: {"top_k": CANDIDATES, "compose": "merge"},
+    MERGING: {"top_k": CANDIDATES, "compose": "merge", "merge": {"method": "ties"}},
 }
 BOUND = 1.5
 MOST_AT_ONCE = 100

@@ -42,7 +42,7 @@ WAYS: Mapping[str, Json] = {
     "base": {"mode": "base"},
     "one adapter": {"mode": "lora", "top_k": 1},
     "selecting among three": {"mode": "lora", "top_k": 3, "compose": "select"},
-    "merging three": {"mode": "lora", "top_k": 3, "compose": "merge"},
+    "merging three": {"mode": "lora", "top_k": 3, "compose": "merge", "merge": {"method": "ties"}},
     "rag": {"mode": "rag"},
     "hybrid": {"mode": "hybrid"},
 }

@@ -18,7 +18,8 @@ STRENGTHS: Mapping[str, float] = {"hybrid": 0.25}
 
 @dataclass(frozen=True)
 class MergeOptions:
-    method: MergeMethod = "ties"
+    method: MergeMethod | None = None
+    """None takes the mean of the updates: `cat`, or `product_linear` where a slot has no room for that."""
     density: float = 0.5
     sign_method: SignMethod = "total"
     weights: Weighting = "uniform"

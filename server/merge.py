@@ -10,7 +10,7 @@ from functools import partial
 
 from loramem import tracing
 from loramem.errors import InvalidValue, LoramemError, MemoryNotReady
-from loramem.records import ELECTS_SIGNS, Recipe, Source, merged_rank
+from loramem.records import ELECTS_SIGNS, MergeMethod, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Opened, Prepared, RoutedAdapter
 from server.engine.engine import Activation, Engine, EngineAdapter, Tiers
 from server.engine.plugin import RECIPE_PREFIX
@@ -53,7 +53,7 @@ class Merger:
 
     def has_slot_for(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> bool:
         """Whether `held` would not wait."""
-        return self.slots.free_for(self._adapter(recipe_of(adapters, options)).int_id)
+        return self.slots.free_for(self._adapter(recipe_of(adapters, options, self._max_rank)).int_id)
 
     @asynccontextmanager
     async def held(
@@ -68,8 +68,8 @@ class Merger:
         take, `EngineBusy` when it waited too long; being prepared raises `StoredDataDamaged` for files that are missing
         or altered, and what else `Engine.activating` does.
         """
-        self._check_rank(adapters, options)
-        recipe = recipe_of(adapters, options)
+        recipe = recipe_of(adapters, options, self._max_rank)
+        self._check_rank(adapters, recipe.method)
         adapter = self._adapter(recipe)
         started = time.perf_counter()
         fetch = waits and not self.slots.free_for(adapter.int_id)
@@ -97,7 +97,7 @@ class Merger:
         int_id = self._ids.of(digest)
         return EngineAdapter(f"{digest}.{int_id}", int_id, RECIPE_PREFIX + recipe.canonical())
 
-    def _check_rank(self, adapters: Sequence[RoutedAdapter], options: MergeOptions) -> None:
+    def _check_rank(self, adapters: Sequence[RoutedAdapter], method: MergeMethod) -> None:
         ranks = [adapter.rank for adapter in adapters]
         for adapter in adapters:
             if adapter.rank > self._max_rank:
@@ -106,14 +106,14 @@ class Merger:
                     "raise LORAMEM_MAX_LORA_RANK and restart, or delete its document and upload it again",
                     document_id=adapter.document_id,
                 )
-        rank = merged_rank(options.method, ranks)
+        rank = merged_rank(method, ranks)
         if rank > self._max_rank:
             raise InvalidValue(
-                f"{options.method} of ranks {ranks} needs rank {rank}, the engine's slots have {self._max_rank}; "
+                f"{method} of ranks {ranks} needs rank {rank}, the engine's slots have {self._max_rank}; "
                 "use a smaller top_k, another method, or raise LORAMEM_MAX_LORA_RANK",
                 key="merge.method",
-                value=options.method,
-                allowed=f"{'summed ' if options.method == 'cat' else ''}rank up to {self._max_rank}",
+                value=method,
+                allowed=f"{'summed ' if method == 'cat' else ''}rank up to {self._max_rank}",
             )
 
 
@@ -130,16 +130,19 @@ def _succeeded(activation: asyncio.Task[Activation]) -> bool:
     return activation.done() and not activation.cancelled() and activation.exception() is None
 
 
-def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions) -> Recipe:
+def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions, max_rank: int) -> Recipe:
     """Methods that elect signs take weights as gains (1 each keeps the adapters' strength), the others as shares.
 
-    `strength` scales the whole update.
+    `strength` scales the whole update. Where no method is named it is the mean of the updates: exact (`cat`) where a
+    slot has room for all ranks together (`max_rank`), else the best that the greatest rank can hold (`product_linear`).
     """
+    fits = merged_rank("cat", [adapter.rank for adapter in adapters]) <= max_rank
+    method = options.method or ("cat" if fits else "product_linear")
     count, strength = len(adapters), 1.0 if options.strength is None else options.strength
-    gain = strength * (count if options.method in ELECTS_SIGNS else 1)
+    gain = strength * (count if method in ELECTS_SIGNS else 1)
     shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]
     sources = [
         Source(adapter_id=adapter.adapter_id, sha256=adapter.sha256, weight=gain * share)
         for adapter, share in zip(adapters, shares, strict=True)
     ]
-    return Recipe.of(options.method, sources, options.density, options.sign_method, options.seed)
+    return Recipe.of(method, sources, options.density, options.sign_method, options.seed)

@@ -240,10 +240,11 @@ class Loop:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
     def _fit_to_clock(self, elapsed_s: float, max_seconds: float) -> None:
-        """Shorten the plan, never lengthen it, so that the schedule still ends where the time does."""
+        """End where the time does, the schedule too; steps that the first ones, slow by the making of kernels, seemed
+        to leave no time for are planned again."""
         if self.step >= 3 or elapsed_s > max_seconds:
             affordable = int(max_seconds / (elapsed_s / self.step))
-            self.total = max(self.step, min(self.total, affordable))
+            self.total = max(self.step, min(self.planned, affordable))
 
     @property
     def _check_every(self) -> int:

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from loramem.errors import TrainingFailed
 from trainer_worker import lora, pissa
 from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter
-from trainer_worker.anchors import anchors, exam_anchors, held, some
+from trainer_worker.anchors import Anchors, anchors, exam_anchors, held, some
 from trainer_worker.base import Base
 from trainer_worker.distil import taught
 from trainer_worker.examples import Example
@@ -103,17 +103,20 @@ class Trainer(Base):
 
         Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
         a loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
-        enters only where `max_seconds`, for all together, cuts a training short.
+        enters only where `max_seconds`, for all together, cuts a training short. What is found once for a base, as its
+        answers to unrelated prompts, is not in these seconds.
 
         With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
         and saves its own whenever that is due.
         """
+        unrelated = self._anchors if self.recipe.anchors else []
         started = time.monotonic()
         lower = self._lower_layers
         layers = lora.placed(self.model, self.recipe.placement, lower)
         parts = self._parts(layers, rank)
         groups = [self._groups(lesson) for lesson in lessons]
-        draw = self._draw(groups, [self._neighbours(lesson) for lesson in lessons])  # asks the base, so before adapters
+        neighbours = [self._neighbours(lesson) for lesson in lessons]  # asks the base, so before adapters
+        draw = self._draw(groups, neighbours, unrelated)
         asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
         with lora.attached(
             self.model, layers.__contains__, count=len(lessons), rank=rank, scaling=ALPHA_PER_RANK, less=parts
@@ -222,12 +225,13 @@ class Trainer(Base):
         asked = [group for some in batches for group in held(self, some, max_new_tokens=NEIGHBOUR_TOKENS)]
         return [*answered, *(row for group in asked for row in group)]
 
-    def _draw(self, lessons: Sequence[Sequence[Sequence[Row]]], neighbours: Sequence[Sequence[Row]]) -> Draw:
+    def _draw(
+        self, lessons: Sequence[Sequence[Sequence[Row]]], neighbours: Sequence[Sequence[Row]], unrelated: Anchors
+    ) -> Draw:
         """Each lesson's rows, and among them others every time that hold the adapter to the base: a share of unrelated
         ones, and as many neighbours as there are rows to be learnt."""
         learnt = [sum(map(len, groups)) for groups in lessons]
         wanted = [round(self.recipe.anchors * count) for count in learnt]
-        unrelated = self._anchors if any(wanted) else []
 
         def near(rows: Sequence[Row], most: int, rng: random.Random) -> list[Sequence[Row]]:
             return [rng.sample(rows, min(most, len(rows)))] if rows else []

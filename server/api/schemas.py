@@ -200,7 +200,9 @@ class MessageIn(Schema):
 class MergeIn(Schema):
     """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
 
-    method: MergeMethod = "ties"
+    method: MergeMethod | None = Field(
+        None, description="default: `cat`, or `product_linear` where the ranks together are more than a slot takes"
+    )
     density: float = Field(
         0.5, ge=MIN_DENSITY, le=1, description="share of each adapter's entries that TIES and DARE keep"
     )
@@ -210,6 +212,12 @@ class MergeIn(Schema):
         None, gt=0, le=4, description="scale of the adapters' update; default: 1, and 0.25 where text is in the prompt"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the entries that DARE drops")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method is None and (loose := self.model_fields_set & {"density", "sign_method", "seed"}):
+            raise ValueError(f"`{min(loose)}` is of TIES and DARE: say `method` too")
+        return self
 
 
 class QueryIn(Schema):

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from loramem.records import TRIMS_AT_RANDOM, TRIMS_BY_MAGNITUDE, Recipe, merged_rank
 from server.engine.fused import Elementwise, Flat, Gains, merge_flat
@@ -102,13 +101,11 @@ def _concatenate(parts: Sequence[Part], layout: Layout, out: Flat) -> None:
     tensors = [part.layout.views(as_tensor(part.flat)) for part in parts]
     as_tensor(out).zero_()
     for name, merged in layout.views(as_tensor(out)).items():
-        start = 0
+        side, start = side_of(name), 0
         for part, own in zip(parts, tensors, strict=True):
             if name not in own:
                 continue  # takes no place, as in PEFT: the zeros come last
-            rows = slice(start, start + part.rank)
+            place = merged.narrow(0 if side == SIDE_A else 1, start, part.rank)
             start += part.rank
-            if side_of(name) == SIDE_A:
-                merged[rows] = own[name].float() * (part.weight * part.scaling)
-            else:
-                merged[:, rows] = own[name].to(torch.float32)
+            scaled = own[name].float() * (part.weight * part.scaling) if side == SIDE_A else own[name]
+            place.copy_(scaled)

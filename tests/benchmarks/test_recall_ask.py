@@ -36,7 +36,7 @@ def weights(method: str, count: int) -> tuple[str, list[float]]:
     given = QueryIn.model_validate({"question": "Q", **METHODS[method].options})
     options = MergeOptions(**given.merge.model_dump(exclude_none=True))
     adapters = [RoutedAdapter(f"ad{n}", "0", 8, f"doc{n}", "", 0, 0.5, 1 / count) for n in range(count)]
-    recipe = recipe_of(adapters, options)
+    recipe = recipe_of(adapters, options, 64)
     return recipe.method, [round(source.weight, 6) for source in recipe.sources]
 
 

@@ -62,7 +62,7 @@ def test_the_order_of_a_route_does_not_matter(
     adapters: list[RoutedAdapter], method: MergeMethod, weighting: str
 ) -> None:
     options = MergeOptions(method=method, weights=weighting)  # type: ignore[arg-type]
-    recipe, sorted_one = recipe_of(adapters, options), recipe_of(routed(0.5, 0.25, 0.25), options)
+    recipe, sorted_one = recipe_of(adapters, options, 64), recipe_of(routed(0.5, 0.25, 0.25), options, 64)
     assert recipe.canonical() == sorted_one.canonical()
     assert recipe.digest() == sorted_one.digest()
 
@@ -70,31 +70,41 @@ def test_the_order_of_a_route_does_not_matter(
 def test_recipes_differ_by_everything_that_changes_the_weights() -> None:
     options = [
         MergeOptions(),
-        MergeOptions(density=0.4),
-        MergeOptions(sign_method="frequency"),
         MergeOptions(weights="router"),
+        MergeOptions(method="ties"),
+        MergeOptions(method="ties", density=0.4),
+        MergeOptions(method="ties", sign_method="frequency"),
         MergeOptions(method="linear"),
-        MergeOptions(method="cat"),
         MergeOptions(method="dare_ties"),
         MergeOptions(method="dare_ties", seed=1),
         MergeOptions(method="product_ties"),
     ]
-    digests = {recipe_of(routed(0.75, 0.25), option).digest() for option in options}
-    digests |= {recipe_of(some, MergeOptions()).digest() for some in (routed(0.5, 0.25, 0.25), routed(1, 1)[1:])}
+    digests = {recipe_of(routed(0.75, 0.25), option, 64).digest() for option in options}
+    digests |= {recipe_of(some, MergeOptions(), 64).digest() for some in (routed(0.5, 0.25, 0.25), routed(1, 1)[1:])}
     assert len(digests) == len(options) + 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "method"), [((16, 16, 32), "cat"), ((16, 16, 33), "product_linear"), ((8,) * 8, "cat"), ((64,), "linear")]
+)
+def test_without_a_method_it_is_the_mean_of_the_updates_exact_where_a_slot_has_room(
+    ranks: tuple[int, ...], method: MergeMethod
+) -> None:
+    recipe = recipe_of(routed(*[1 / len(ranks)] * len(ranks), ranks=ranks), MergeOptions(), 64)
+    assert (recipe.method, weights(recipe)) == (method, [1 / len(ranks)] * len(ranks))
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "product_linear"])
 def test_what_a_method_ignores_does_not_change_its_recipe(method: MergeMethod) -> None:
-    plain = recipe_of(routed(0.5, 0.5), MergeOptions(method=method))
-    other = recipe_of(routed(0.5, 0.5), MergeOptions(method=method, density=0.1, sign_method="frequency", seed=9))
+    plain = recipe_of(routed(0.5, 0.5), MergeOptions(method=method), 64)
+    other = recipe_of(routed(0.5, 0.5), MergeOptions(method=method, density=0.1, sign_method="frequency", seed=9), 64)
     assert plain == other
 
 
 def test_a_replaced_adapter_is_another_recipe() -> None:
     adapters = routed(0.5, 0.5)
     newer = [adapters[0], RoutedAdapter(**{**vars(adapters[1]), "sha256": "9" * 64})]
-    assert recipe_of(adapters, MergeOptions()).digest() != recipe_of(newer, MergeOptions()).digest()
+    assert recipe_of(adapters, MergeOptions(), 64).digest() != recipe_of(newer, MergeOptions(), 64).digest()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +125,7 @@ def test_weights_are_gains_for_ties_and_shares_for_the_others(
     method: MergeMethod, weighting: str, expected: list[float]
 ) -> None:
     options = MergeOptions(method=method, weights=weighting)  # type: ignore[arg-type]
-    assert weights(recipe_of(routed(0.5, 0.25, 0.25), options)) == pytest.approx(expected)
+    assert weights(recipe_of(routed(0.5, 0.25, 0.25), options, 64)) == pytest.approx(expected)
 
 
 # ids
@@ -165,7 +175,7 @@ def test_the_same_merge_again_is_the_same_adapter_and_a_hit(prepare: Callable[..
     first, second = prepare(routed(0.5, 0.5)), prepare(list(reversed(routed(0.5, 0.5))))
     assert first.adapter == second.adapter
     assert (first.cache_hit, second.cache_hit) == (False, True)
-    other = prepare(routed(0.5, 0.5), MergeOptions(density=0.9))
+    other = prepare(routed(0.5, 0.5), MergeOptions("ties", density=0.9))
     assert other.adapter.int_id != first.adapter.int_id
 
 
@@ -321,8 +331,8 @@ def test_an_adapter_may_be_used_before_it_is_prepared(engine: ScriptedEngine) ->
 @pytest.mark.parametrize("method", METHODS)
 def test_strength_scales_every_weight(method: MergeMethod) -> None:
     adapters = routed(0.75, 0.25)
-    whole = weights(recipe_of(adapters, MergeOptions(method, weights="router")))
-    quarter = weights(recipe_of(adapters, MergeOptions(method, weights="router", strength=0.25)))
+    whole = weights(recipe_of(adapters, MergeOptions(method, weights="router"), 64))
+    quarter = weights(recipe_of(adapters, MergeOptions(method, weights="router", strength=0.25), 64))
     assert quarter == [weight / 4 for weight in whole]
 
 

@@ -172,6 +172,7 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"top_k": True}, "top_k", True),
         ({"merge": {"method": "average"}}, "merge.method", "average"),
         ({"merge": {"density": 0}}, "merge.density", 0),
+        ({"merge": {"density": 0.4}}, "merge", "{'density': 0.4}"),
         ({"merge": {"weights": [1, 2]}}, "merge.weights", "[1, 2]"),
         ({"compose": "blend"}, "compose", "blend"),
         ({"context": "graph"}, "context", "graph"),
