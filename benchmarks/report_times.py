@@ -15,17 +15,20 @@ def latency(results: Results) -> Finding | None:
 
 
 def _timed(results: Results) -> Finding | None:
-    for file, report in results.items():
-        if made_by(report, "q15") and not report["settings"]["smoke"]:
-            figures = _times(report)
-            merged, icl = figures[f"loramem {PRELOADED}"], figures[f"loramem {ICL}"]
-            cached = figures.get(f"loramem {ICL_CACHED}")
-            measure, notes = "ms an answer, mean", (_read(report["icl"]), _at_equal_length(report), _prompts(report))
-            if cached is None:
-                return Finding(file, "not measured", measure, figures, NO_CACHED_ICL, notes)
-            verdict = all_of([greater(icl, merged), greater(cached, merged)])
-            return Finding(file, verdict, measure, figures, notes=notes)
-    return None
+    """By the first run; of others their ratios are told."""
+    runs = [(f, one) for f, one in results.items() if made_by(one, "q15") and not one["settings"]["smoke"]]
+    if not runs:
+        return None
+    (file, report), *others = runs
+    figures = _times(report)
+    merged, icl = figures[f"loramem {PRELOADED}"], figures[f"loramem {ICL}"]
+    cached = figures.get(f"loramem {ICL_CACHED}")
+    notes = (_read(report["icl"]), _at_equal_length(report), _prompts(report), *(_beside(*one) for one in others))
+    measure = "ms an answer, mean"
+    if cached is None:
+        return Finding(file, "not measured", measure, figures, NO_CACHED_ICL, notes)
+    verdict = all_of([greater(icl, merged), greater(cached, merged)])
+    return Finding(file, verdict, measure, figures, notes=notes)
 
 
 def _times(report: Json) -> dict[str, Estimate]:
@@ -52,6 +55,16 @@ def _at_equal_length(report: Json) -> str:
     ratios = report["ratios"]["loramem_at_equal_length"]
     named = ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
     return f"As ratios, had all answers of loramem the same length: {named}."
+
+
+def _beside(file: str, report: Json) -> str:
+    ratios = report["ratios"]["loramem"] | {f"reference / loramem, {PRELOADED}": _slower(report)}
+    named = ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
+    return f"Another run, `{file}`, on {report['machine']['processor']}, by `{report['command']}`: {named}."
+
+
+def _slower(report: Json) -> float:
+    return float(report["ratios"]["reference / loramem"][PRELOADED])
 
 
 def _prompts(report: Json) -> str:

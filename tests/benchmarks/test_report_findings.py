@@ -88,7 +88,12 @@ def timed(icl: float, *, cached: float | None = 500.0) -> Json:
         "loramem": own,
         "loramem_again": {q15_plan.BASE: row | {"wall_ms": {"mean": 390.0}}},
         "reference": methods | {q15_plan.RAG: row | {"prompt_tokens": 2221.9}},
-        "ratios": {"loramem_at_equal_length": {"multi_preloaded / icl_cached": 0.758}},
+        "machine": {"processor": "Some CPU"},
+        "ratios": {
+            "loramem": {"multi_preloaded / rag": 1.083},
+            "loramem_at_equal_length": {"multi_preloaded / icl_cached": 0.758},
+            "reference / loramem": {"base": 1.757, "multi_preloaded": 2.119},
+        },
     }
 
 
@@ -307,3 +312,14 @@ def test_intervals_that_touch_decide_nothing() -> None:
 def test_one_document_decides_nothing() -> None:
     assert greater(Estimate(0.7, documents=1), Estimate(0.5, documents=1)) == "undecided"
     assert greater(Estimate(0.7, documents=2), Estimate(0.5, documents=2)) == "agree"
+
+
+def test_another_run_of_the_latency_experiment_is_told_by_its_ratios() -> None:
+    found = report_times.latency({"a.json": timed(icl=900.0), "b.json": timed(icl=300.0)})
+    assert found is not None
+    assert (found.file, found.verdict) == ("a.json", "agree")
+    assert found.notes[-1] == (
+        "Another run, `b.json`, on Some CPU, by `python -m benchmarks.q15 --json --questions 30`: "
+        "multi_preloaded / rag 1.083, reference / loramem, multi_preloaded 2.119."
+    )
+    assert found_in(report_times.latency, timed(icl=300.0)).notes == found.notes[:-1]
