@@ -15,7 +15,7 @@ def latency(results: Results) -> Finding | None:
 
 
 def _timed(results: Results) -> Finding | None:
-    """By the first run; of others their ratios are told."""
+    """By the first run in the order of file names; of others their ratios are told."""
     runs = [(f, one) for f, one in results.items() if made_by(one, "q15") and not one["settings"]["smoke"]]
     if not runs:
         return None
@@ -60,7 +60,9 @@ def _at_equal_length(report: Json) -> str:
 def _beside(file: str, report: Json) -> str:
     ratios = report["ratios"]["loramem"] | {f"reference / loramem, {PRELOADED}": _slower(report)}
     named = ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
-    return f"Another run, `{file}`, on {report['machine']['processor']}, by `{report['command']}`: {named}."
+    missed = ", ".join(f"`{one['name']}` is to be `{one['bound']}`" for one in report["checks"] if not one["ok"])
+    told = "; ".join(filter(None, [named, missed]))
+    return f"Another run, `{file}`, on {report['machine']['processor']}, by `{report['command']}`: {told}."
 
 
 def _slower(report: Json) -> float:

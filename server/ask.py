@@ -19,7 +19,7 @@ STRENGTHS: Mapping[str, float] = {"hybrid": 0.25}
 @dataclass(frozen=True)
 class MergeOptions:
     method: MergeMethod | None = None
-    """None takes the mean of the updates: `cat`, or `product_linear` where a slot has no room for that."""
+    """None takes `cat`, the mean of the updates, or `ties` where a slot has no room for that."""
     density: float = 0.5
     sign_method: SignMethod = "total"
     weights: Weighting = "uniform"

@@ -133,11 +133,12 @@ def _succeeded(activation: asyncio.Task[Activation]) -> bool:
 def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions, max_rank: int) -> Recipe:
     """Methods that elect signs take weights as gains (1 each keeps the adapters' strength), the others as shares.
 
-    `strength` scales the whole update. Where no method is named it is the mean of the updates: exact (`cat`) where a
-    slot has room for all ranks together (`max_rank`), else the best that the greatest rank can hold (`product_linear`).
+    `strength` scales the whole update. Where no method is named it is the mean of the updates (`cat`) if a slot has
+    room for all ranks together (`max_rank`), else `ties`: everybody waits while a merge is made, and of what fits it is
+    the best but for the slow ones.
     """
     fits = merged_rank("cat", [adapter.rank for adapter in adapters]) <= max_rank
-    method = options.method or ("cat" if fits else "product_linear")
+    method = options.method or ("cat" if fits else "ties")
     count, strength = len(adapters), 1.0 if options.strength is None else options.strength
     gain = strength * (count if method in ELECTS_SIGNS else 1)
     shares = [a.weight if options.weights == "router" else 1.0 / count for a in adapters]

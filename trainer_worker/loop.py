@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKS = 8
-"""How often the held-out loss is looked at."""
+"""How often the held-out loss is looked at in a training that no clock shortens, beside its end."""
 PATIENCE = 3
 """Checks without a better held-out loss before training ends."""
 
@@ -139,11 +139,13 @@ class Loop:
     def run(self, held: Sequence[Step], max_seconds: float, on_step: OnStep) -> None:
         """Raises `TrainingFailed` when a loss is no longer finite, and whatever `on_step` raises."""
         started = time.monotonic() - self.spent_s
+        ticks = list[float]()
         while self.step < self.total and not self._worn_out():
             self.losses = self._one_step()
             self.step += 1
             self.spent_s = time.monotonic() - started
-            self._fit_to_clock(self.spent_s, max_seconds)
+            ticks.append(self.spent_s)
+            self._fit_to_clock(ticks, max_seconds)
             if held and (self.step % self._check_every == 0 or self.step == self.total):
                 self._keep(self.compute.mean_losses(held))
             on_step(self.step, self.total, sum(self.losses) / len(self.losses))
@@ -239,16 +241,19 @@ class Loop:
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
-    def _fit_to_clock(self, elapsed_s: float, max_seconds: float) -> None:
-        """End where the time does, the schedule too; steps that the first ones, slow by the making of kernels, seemed
-        to leave no time for are planned again."""
-        if self.step >= 3 or elapsed_s > max_seconds:
-            affordable = int(max_seconds / (elapsed_s / self.step))
-            self.total = max(self.step, min(self.planned, affordable))
+    def _fit_to_clock(self, ticks: Sequence[float], max_seconds: float) -> None:
+        """End where the time does, the schedule too. `ticks` are when this run's steps ended, in seconds of the
+        training; the later half of them tells how long a step takes, as the first ones have kernels to make."""
+        later = ticks[len(ticks) // 2 :]
+        if len(ticks) >= 3 and later[-1] > later[0]:
+            affordable = int((max_seconds - ticks[-1]) / (later[-1] - later[0]) * (len(later) - 1))
+            self.total = max(self.step, min(self.planned, self.step + affordable))
+        elif ticks[-1] > max_seconds:
+            self.total = self.step
 
     @property
     def _check_every(self) -> int:
-        return max(1, self.total // CHECKS)
+        return max(1, self.planned // CHECKS)
 
     def _keep(self, losses: Sequence[float]) -> None:
         """Remember the weights of each adapter whose loss is its lowest so far; NaN never is."""

@@ -103,17 +103,17 @@ class Trainer(Base):
 
         Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
         a loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
-        enters only where `max_seconds`, for all together, cuts a training short. What is found once for a base, as its
-        answers to unrelated prompts, is not in these seconds.
+        enters only where `max_seconds`, for all together, cuts a training short or for a while seems to. What is found
+        once for a base, as its answers to unrelated prompts, is not in these seconds.
 
         With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
         and saves its own whenever that is due.
         """
         unrelated = self._anchors if self.recipe.anchors else []
-        started = time.monotonic()
         lower = self._lower_layers
         layers = lora.placed(self.model, self.recipe.placement, lower)
         parts = self._parts(layers, rank)
+        started = time.monotonic()
         groups = [self._groups(lesson) for lesson in lessons]
         neighbours = [self._neighbours(lesson) for lesson in lessons]  # asks the base, so before adapters
         draw = self._draw(groups, neighbours, unrelated)

@@ -4,7 +4,17 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from loramem.records import (
     MIN_DENSITY,
@@ -201,7 +211,7 @@ class MergeIn(Schema):
     """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
 
     method: MergeMethod | None = Field(
-        None, description="default: `cat`, or `product_linear` where the ranks together are more than a slot takes"
+        None, description="default: `cat`, or `ties` where the ranks together are more than a slot takes"
     )
     density: float = Field(
         0.5, ge=MIN_DENSITY, le=1, description="share of each adapter's entries that TIES and DARE keep"
@@ -213,11 +223,12 @@ class MergeIn(Schema):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the entries that DARE drops")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.method is None and (loose := self.model_fields_set & {"density", "sign_method", "seed"}):
-            raise ValueError(f"`{min(loose)}` is of TIES and DARE: say `method` too")
-        return self
+    @field_validator("density", "sign_method", "seed")
+    @classmethod
+    def _of_a_method(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("method", "") is None:
+            raise ValueError("is of TIES and DARE: say `method` too")
+        return value
 
 
 class QueryIn(Schema):

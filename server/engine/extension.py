@@ -75,8 +75,8 @@ class WorkerExtension:
 
 
 def _compile_for_gpu(manager: Any) -> None:
-    """What most questions need: one adapter, or two or three by TIES. Others compile when first asked for, a second
-    or more in which nobody is answered."""
+    """What most questions need, one adapter, and two or three by TIES. Others that the kernel makes compile when first
+    asked for, a second or more in which nobody is answered; concatenations are made by the host."""
     from server.engine.cuda_merge import SlotWriter, supports
     from server.engine.layout import Layout
 

@@ -89,6 +89,10 @@ def timed(icl: float, *, cached: float | None = 500.0) -> Json:
         "loramem_again": {q15_plan.BASE: row | {"wall_ms": {"mean": 390.0}}},
         "reference": methods | {q15_plan.RAG: row | {"prompt_tokens": 2221.9}},
         "machine": {"processor": "Some CPU"},
+        "checks": [
+            {"name": "held", "value": 1, "bound": "= 1", "ok": True},
+            {"name": "multi_preloaded / rag", "value": 1.083, "bound": "< 1", "ok": False},
+        ],
         "ratios": {
             "loramem": {"multi_preloaded / rag": 1.083},
             "loramem_at_equal_length": {"multi_preloaded / icl_cached": 0.758},
@@ -320,6 +324,7 @@ def test_another_run_of_the_latency_experiment_is_told_by_its_ratios() -> None:
     assert (found.file, found.verdict) == ("a.json", "agree")
     assert found.notes[-1] == (
         "Another run, `b.json`, on Some CPU, by `python -m benchmarks.q15 --json --questions 30`: "
-        "multi_preloaded / rag 1.083, reference / loramem, multi_preloaded 2.119."
+        "multi_preloaded / rag 1.083, reference / loramem, multi_preloaded 2.119; "
+        "`multi_preloaded / rag` is to be `< 1`."
     )
     assert found_in(report_times.latency, timed(icl=300.0)).notes == found.notes[:-1]

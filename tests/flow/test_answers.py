@@ -131,7 +131,7 @@ def test_cat_of_more_rank_than_the_engine_has_is_refused(live: Live, library: Li
     assert "96" in cat.json()["detail"]
     ties = live.ask(
         "Who?", mode="lora", namespace="big", top_k=2, compose="merge", max_tokens=8
-    )  # at the greatest rank: that fits
+    )  # the default where the sum does not fit
     assert ties["merge"]["recipe"]["method"] == "ties"
     assert len(ties["merge"]["recipe"]["sources"]) == 2
 

@@ -85,13 +85,14 @@ def test_recipes_differ_by_everything_that_changes_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "method"), [((16, 16, 32), "cat"), ((16, 16, 33), "product_linear"), ((8,) * 8, "cat"), ((64,), "linear")]
+    ("ranks", "method", "weight"),
+    [((16, 16, 32), "cat", 1 / 3), ((16, 16, 33), "ties", 1.0), ((8,) * 8, "cat", 1 / 8), ((64,), "linear", 1.0)],
 )
-def test_without_a_method_it_is_the_mean_of_the_updates_exact_where_a_slot_has_room(
-    ranks: tuple[int, ...], method: MergeMethod
+def test_without_a_method_it_is_the_mean_of_the_updates_where_a_slot_has_room(
+    ranks: tuple[int, ...], method: MergeMethod, weight: float
 ) -> None:
     recipe = recipe_of(routed(*[1 / len(ranks)] * len(ranks), ranks=ranks), MergeOptions(), 64)
-    assert (recipe.method, weights(recipe)) == (method, [1 / len(ranks)] * len(ranks))
+    assert (recipe.method, weights(recipe)) == (method, [weight] * len(ranks))
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "product_linear"])

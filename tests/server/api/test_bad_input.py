@@ -172,7 +172,8 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"top_k": True}, "top_k", True),
         ({"merge": {"method": "average"}}, "merge.method", "average"),
         ({"merge": {"density": 0}}, "merge.density", 0),
-        ({"merge": {"density": 0.4}}, "merge", "{'density': 0.4}"),
+        ({"merge": {"density": 0.4}}, "merge.density", 0.4),
+        ({"merge": {"sign_method": "total", "seed": 0}}, "merge.sign_method", "total"),
         ({"merge": {"weights": [1, 2]}}, "merge.weights", "[1, 2]"),
         ({"compose": "blend"}, "compose", "blend"),
         ({"context": "graph"}, "context", "graph"),
@@ -248,6 +249,8 @@ def test_cat_whose_summed_rank_exceeds_the_engines(memory: Memory) -> None:
     problem = refused(memory, "POST", "/query", 422, json=body)
     assert named(problem) == ("merge.method", "cat")
     assert "needs rank 96" in problem["detail"]
+    answer = memory.ask(mode="lora", top_k=3, compose="merge")  # without a method it is one that fits
+    assert answer["merge"]["method"] == "ties"
     assert "64" in problem["allowed"]
 
 

@@ -84,6 +84,7 @@ def test_merging_is_for_those_who_ask_for_it(memory: Memory) -> None:
     teach_two(memory)
     answer = memory.ask(mode="lora", top_k=2, compose="merge")
     assert (answer["compose"], answer["selected"], answer["usage"]["dropped_tokens"]) == ("merge", None, 0)
+    assert answer["merge"]["method"] == "cat"
     assert [hit["logprob"] for hit in answer["routed"]] == [None, None]
     assert answer["timings_ms"]["select"] == 0
     assert len(sources(memory)) == 1
