@@ -125,8 +125,8 @@ class Fullness(Record):
 
     load_bits: float  # the statements of the text, as the base expects them
     stored_bits: float  # what the adapter took off that
-    capacity_bits: float  # what an adapter of this size held when it was overfilled
-    full: float  # load / capacity; above 1 it cannot hold everything
+    capacity_bits: float  # what an adapter of this size had learnt of more than that, in a training of the usual length
+    full: float  # load / capacity; above 1 it wants more training, or a greater rank
 
 
 class ExamResult(Record):
