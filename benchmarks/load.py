@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trace", metavar="FILE", help="arrivals of a csv, under LORAMEM_BENCH_DATA in `traces` or a path")
     add("--modes", type=parse_mix, default={"lora": 1.0}, metavar="MODE:WEIGHT,...", help="default: lora:1")
     add("--top-k", type=int, choices=range(1, 9), default=3, help="adapters of lora and hybrid")
-    add("--compose", choices=get_args(Compose), default="merge")
+    add("--compose", choices=get_args(Compose), default="merge", help="`merge` is by TIES, as in the paper")
     add(
         "--zipf",
         type=zero_or_more,
