@@ -1,18 +1,40 @@
-"""A text cut into statements: sentences of at most 28 words that can be understood, and given as an answer, alone.
+"""A text cut into statements, sentences of at most 28 words, and into answers that can be understood alone.
 
-Rules only, no model. What is not covered: pronouns inside a sentence, and languages other than English for pronouns and
-clauses (their sentences are kept as they stand).
+For a pronoun that a sentence begins with stands the name of what the text is about. One that means something else is
+kept, and the sentence is one answer together with what it points back to: `The longest pipe is called Old Barnabas. It
+is five metres high.` Rules only, no model. What is not covered: other pronouns inside a sentence, and languages other
+than English for pronouns and clauses (their sentences are kept as they stand).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 MAX_WORDS = 28
+MAX_TOGETHER = 40
+"""Words of an answer of several sentences."""
 MAX_NAME_WORDS = 6
 MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
+_SUBJECTS = {"It", "He", "She", "They"}
+_KIND = {"It": "it", "Its": "it", "He": "he", "His": "he", "She": "she", "Her": "she", "They": "they", "Their": "they"}
+_PERSON_INSIDE = {"he": re.compile(r"\b(?:he|his|him)\b"), "she": re.compile(r"\b(?:she|her)\b")}
+_RELATIVE = re.compile(
+    r"^(?:His|Her) (?:\w+ )?"
+    r"(?:father|mother|brother|sister|son|daughter|wife|husband|uncle|aunt|cousin|friend|teacher)\b"
+)
+_POINTS_BACK = re.compile(
+    r"^(?:It\b(?! (?:is|was) (?!an? |the )(?:\w+ ){0,3}(?:that|whether)\b)"
+    r"|(?:He|She|Its|His|Her|They|Their|These)\b|This\b(?! (?:time|day|week|month|year|century)\b)"
+    r"|(?:\w+ ){1,4}of them\b)"
+)
+_DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where)\b|{_POINTS_BACK.pattern}")
+"""A part of a sentence that was cut, which says nothing without the part before."""
+_PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
+"""What may stand before another sentence: no heading and no item of a list."""
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
@@ -50,32 +72,109 @@ class Span:
 
 @dataclass(frozen=True)
 class Statement:
-    """`text` stands alone; `source` is the sentence as the document has it."""
+    """`text` is what it tells and `lead` what that points back to, if it does.
+
+    `answer` is all that can be understood only together, `source` the same as the document has it.
+    """
+
+    text: str
+    answer: str
+    source: str
+    spans: tuple[Span, ...]
+    lead: str = ""
+
+    @property
+    def whole(self) -> str:
+        """What someone must read to ask about it."""
+        return f"{self.lead} {self.text}".lstrip()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of a sentence, `source`; all of it, unless that is too long."""
 
     text: str
     source: str
-    spans: tuple[Span, ...]
+    lead: str
 
 
 def statements(title: str, text: str) -> list[Statement]:
     """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line, and one that
     holds no sentence at all, such as a column of numbers, its words as they stand."""
-    found: dict[str, Statement] = {}
     subject = _subject(title, text)
-    about_subject = False
-    for sentence in sentences(text):
-        resolved = _resolve(sentence, subject) if about_subject else sentence
-        about_subject = bool(subject) and _begins_with(resolved, subject)
-        for part in _short(resolved):
-            found.setdefault(part.casefold(), Statement(part, sentence, tuple(spans(part, subject))))
+    told = sentences(text)
+    found: dict[str, Statement] = {}
+    for parts in _together(_parts(told, list(_named(told, subject)))):
+        answer = " ".join(part.text for part in parts)
+        source = " ".join(dict.fromkeys(part.source for part in parts))
+        for part in parts:
+            statement = Statement(part.text, answer, source, tuple(spans(part.text, subject)), part.lead)
+            found.setdefault(statement.whole.casefold(), statement)
     return list(found.values()) or list(_unworded(text))
+
+
+def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """Those that point back with those before them, up to `MAX_TOGETHER` words."""
+    joined: list[_Part] = []
+    for part in parts:
+        words = sum(len(one.text.split()) for one in (*joined, part))
+        if joined and not (part.lead and words <= MAX_TOGETHER):
+            yield joined
+            joined = []
+        joined.append(part)
+    if joined:
+        yield joined
+
+
+def _named(told: Sequence[str], subject: str) -> Iterator[str]:
+    """The sentences, with the subject's name for a pronoun of its that they begin with."""
+    kind = _kind_of_subject(told)
+    about_subject = False
+    for sentence in told:
+        pronoun = _PRONOUN.match(sentence)
+        if pronoun and about_subject and _KIND[pronoun[1]] == kind:
+            yield _with_name(sentence, pronoun, subject)
+            of_another = _RELATIVE.match(sentence) or (kind == "it" and pronoun[1] in _POSSESSIVE)
+            about_subject = not of_another
+        else:
+            yield sentence
+            same_person = about_subject and kind in _PERSON_INSIDE and _PERSON_INSIDE[kind].search(sentence)
+            about_subject = bool(subject) and bool(_begins_with(sentence, subject) or same_person)
+
+
+def _parts(told: Sequence[str], named: Sequence[str]) -> Iterator[_Part]:
+    """Of each sentence, with what they point back to: the part before, or what the sentence before speaks of.
+
+    After one that begins with the same pronoun that is what it spoke of too.
+    """
+    last = ""
+    spoken_of: dict[str, str] = {}
+    for source, sentence in zip(told, named, strict=True):
+        first, *others = _short(sentence)
+        opening = sentence.split()[0]
+        before = spoken_of.get(_KIND.get(opening, ""), last) if _POINTS_BACK.match(sentence) else ""
+        yield _Part(first, source, before)
+        for one, part in pairwise([first, *others]):
+            yield _Part(part, source, one if _DEPENDS.match(part) else "")
+        spoken_of = {_KIND[opening]: before} if before and opening in _SUBJECTS else {}
+        last = first if _PROSE.match(first) else ""
+
+
+def _kind_of_subject(told: Sequence[str]) -> str:
+    """`it`, `he` or `she`, as most sentences begin that begin with a pronoun; of equals the first.
+
+    A single `he` or `she` may be anyone, so it takes two of them to make a person of the subject.
+    """
+    kinds = Counter(_KIND[match[1]] for sentence in told if (match := _PRONOUN.match(sentence)))
+    kind, count = kinds.most_common(1)[0] if kinds else ("", 0)
+    return kind if kind == "it" or count > 1 else ""
 
 
 def _unworded(text: str) -> Iterator[Statement]:
     words = text.split()
     for start in range(0, len(words), MAX_WORDS):
         part = " ".join(words[start : start + MAX_WORDS])
-        yield Statement(part, part, ())
+        yield Statement(part, part, part, ())
 
 
 def sentences(text: str) -> list[str]:
@@ -124,12 +223,9 @@ def _begins_with(sentence: str, subject: str) -> bool:
     return subject.split()[-1].casefold() in head
 
 
-def _resolve(sentence: str, subject: str) -> str:
-    match = _PRONOUN.match(sentence)
-    if not subject or not match:
-        return sentence
+def _with_name(sentence: str, pronoun: re.Match[str], subject: str) -> str:
     named = subject if _is_name(subject) else f"The {subject}"
-    return (f"{named}'s" if match[1] in _POSSESSIVE else named) + sentence[match.end() :]
+    return (f"{named}'s" if pronoun[1] in _POSSESSIVE else named) + sentence[pronoun.end() :]
 
 
 def _is_name(subject: str) -> bool:

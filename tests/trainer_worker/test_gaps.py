@@ -39,7 +39,7 @@ def last(prompt: str, name: str) -> str:
 
 
 def written(statement: Statement, span: str, question: str = "q?") -> Example:
-    return Example(question, statement.text, "written", span)
+    return Example(question, statement.answer, "written", span)
 
 
 def all_but(*open_gaps: tuple[Statement, str]) -> list[Example]:
@@ -55,16 +55,16 @@ def found(have: list[Example], reply: Callable[[str], str], rounds: int = 2) -> 
 
 class TestGaps:
     def test_spans_that_nobody_asks_for_and_statements_without_a_question_first(self) -> None:
-        have = [example for example in all_but((BUILT, "1820")) if example.answer != OWNER.text]
+        have = [example for example in all_but((BUILT, "1820")) if example.answer != ROOF.answer]
         left = [(gap.statement, gap.span.text if gap.span else None) for gap in gaps(FACTS, have)]
-        assert left == [(OWNER, "Mira Toll"), (BUILT, "1820")]
+        assert left == [(ROOF, "1911"), (BUILT, "1820")]
 
     def test_questions_made_by_rule_close_no_gap(self) -> None:
         ruled = [Example(example.question, example.answer, "cloze", example.span) for example in all_but()]
         assert len(gaps(FACTS, ruled)) == len(all_but())
 
     def test_a_statement_without_parts_is_a_gap_until_it_has_a_question(self) -> None:
-        plain = Statement("The river is slow.", "The river is slow.", ())
+        plain = Statement("The river is slow.", "The river is slow.", "The river is slow.", ())
         assert gaps([plain], []) == [Gap(plain, None)]
         assert gaps([plain], [written(plain, "")]) == []
 
@@ -106,7 +106,7 @@ class TestRounds:
 
     def test_a_question_must_say_what_happened(self) -> None:
         owner = next(span for span in OWNER.spans if span.text == "Mira Toll")
-        facts = [Statement("Mira Toll owns Orm Barn.", "", (owner,))]
+        facts = [Statement("Mira Toll owns Orm Barn.", "Mira Toll owns Orm Barn.", "", (owner,))]
         for reply, kept in ((" of Orm Barn", 0), (" owns Orm Barn", 1)):
             assert len(fill_gaps(facts, [], Judge(facts), asking(always(reply), []), rounds=1)) == kept
 
@@ -183,6 +183,39 @@ def test_questions_on_a_text_at_hand_are_told(question: str, refused: bool) -> N
 def test_the_paper_of_a_statement_may_be_asked_for() -> None:
     assert not speaks_of_text("Who made the paper?", "The paper was made by Mira Toll.")
     assert speaks_of_text("Who made this paper?", "The paper was made by Mira Toll.")
+
+
+class TestPronouns:
+    """`It was burned down` is asked about, and answered, with the sentence before."""
+
+    FACTS = statements("", "The tower of Orm was finished in 1820. It was burned down in 1911 by smugglers.")
+
+    def test_a_question_may_use_the_words_of_what_a_statement_points_back_to(self) -> None:
+        judge = Judge(self.FACTS)
+        assert not judge.strays(" did the tower burn", self.FACTS[1])
+        assert judge.strays(" did the smugglers come", self.FACTS[0])
+
+    def test_no_beginning_holds_the_pronoun(self) -> None:
+        found = [start for span in self.FACTS[1].spans for start in beginnings(Gap(self.FACTS[1], span))]
+        assert " In which year" in found
+        assert not [start for start in found if start.endswith((" It", " it"))]
+
+    def test_it_is_not_compared_with_what_it_points_back_to(self) -> None:
+        bodies: list[dict[str, object]] = []
+        angles(self.FACTS, (), Judge(self.FACTS), asking(always(""), bodies))
+        assert bodies == []
+
+    def test_the_writer_reads_both_and_both_are_the_answer(self) -> None:
+        bodies: list[dict[str, object]] = []
+        first, *_ = fill_gaps(
+            self.FACTS,
+            [written(self.FACTS[0], span.text) for span in self.FACTS[0].spans],
+            Judge(self.FACTS),
+            asking(always(" was the tower burned down"), bodies),
+            rounds=1,
+        )
+        assert last(str(bodies[0]["prompt"]), "Sentence") == f"{self.FACTS[0].text} {self.FACTS[1].text}"
+        assert first.answer == self.FACTS[0].answer == f"{self.FACTS[0].text} {self.FACTS[1].text}"
 
 
 class TestAngles:

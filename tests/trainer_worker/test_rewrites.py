@@ -48,7 +48,7 @@ def test_a_rewrite_keeps_every_name_and_number(other: str, kept: bool) -> None:
 def test_rewrites_lead_to_the_statement_itself() -> None:
     facts = statements("Quillmere", TEXT)
     rows = rewrites(facts, writer_that_says(GOOD, *["nonsense about 99 Frogs"] * (len(facts) - 1)))
-    assert [(row.answer, row.kind) for row in rows] == [(facts[0].text, "rewrite")]
+    assert [(row.answer, row.kind) for row in rows] == [(facts[0].answer, "rewrite")]
     assert GOOD in rows[0].question
 
 

@@ -3,7 +3,16 @@ import time
 import pytest
 
 from tests.trainer_worker.texts import MILL, ODD_TEXTS
-from trainer_worker.statements import MAX_WORDS, content_words, name_of, sentences, spans, statements, words_of_many
+from trainer_worker.statements import (
+    MAX_TOGETHER,
+    MAX_WORDS,
+    content_words,
+    name_of,
+    sentences,
+    spans,
+    statements,
+    words_of_many,
+)
 
 
 def texts(title: str, text: str) -> list[str]:
@@ -26,9 +35,97 @@ def test_subject_that_is_no_name_gets_an_article(sentence: str, expected: str) -
     assert texts("The veiled marmot", f"The veiled marmot is small. {sentence}")[1] == expected
 
 
-def test_pronoun_of_another_thing_stays() -> None:
-    text = "Hadle Mill is old. Their first boat sank in May. It was never found."
-    assert texts("Hadle Mill", text)[2] == "It was never found."
+@pytest.mark.parametrize(
+    ("text", "last", "lead"),
+    [
+        ("Hadle Mill is old. A boat sank in May. It was never found.", "It was never found.", "A boat sank in May."),
+        ("Hadle Mill has twelve doors. They are blue.", "They are blue.", "Hadle Mill has twelve doors."),
+        ("Hadle Mill had sails. Only two of them broke.", "Only two of them broke.", "Hadle Mill had sails."),
+        ("Hadle Mill is old. Jon Ask saved it. He left.", "He left.", "Jon Ask saved it."),
+        ("Hadle Mill was sold by Jon Ask. He left.", "He left.", "Hadle Mill was sold by Jon Ask."),
+        ("Hadle Mill is old. It was sold. Its roof is flat. It leaks.", "It leaks.", "Hadle Mill's roof is flat."),
+        ("The mill had a keeper. He bought a boat. It sank.", "It sank.", "He bought a boat."),
+        ("The mill had a keeper. He bought a boat. He sank.", "He sank.", "The mill had a keeper."),
+    ],
+    ids=[
+        "another thing",
+        "many",
+        "some of many",
+        "a person",
+        "the only person",
+        "a part of it",
+        "another pronoun",
+        "the same pronoun",
+    ],
+)
+def test_other_pronouns_are_kept_with_the_sentence_that_they_point_back_to(text: str, last: str, lead: str) -> None:
+    found = statements("Hadle Mill", text)[-1]
+    assert (found.text, found.lead, found.whole) == (last, lead, f"{lead} {last}".strip())
+
+
+def test_a_person_stays_the_subject_while_a_pronoun_speaks_of_her() -> None:
+    text = "Oriel Tamsk drew caves. She was born in May. The King gave her a hammer. She died in June."
+    assert texts("Oriel Tamsk", text)[3] == "Oriel Tamsk died in June."
+
+
+def test_a_relative_takes_the_place_of_the_subject() -> None:
+    text = "Jon Ask is old. He had a sister. His father was a smith. He died in May."
+    assert statements("Jon Ask", text)[3].whole == "Jon Ask's father was a smith. He died in May."
+    assert (
+        texts("Jon Ask", "Jon Ask is old. He had a mill. His barn burned. He died in May.")[3] == "Jon Ask died in May."
+    )
+
+
+@pytest.mark.parametrize("block", ["## History", "## Why was it built?", "- The roof is copper."])
+def test_headings_and_items_of_lists_are_nothing_to_point_back_to(block: str) -> None:
+    assert [one.lead for one in statements("", f"{block}\n\nIt was built in 1820.")][-1] == ""
+
+
+def test_a_footnote_does_not_hide_the_sentence_before() -> None:
+    assert statements("", "A boat sank in May.[3] It was never found.")[-1].lead == "A boat sank in May.[3]"
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["It was in May that the boat sank.", "This year it sinks.", "Many of those who came left.", "Itself it sank."],
+)
+def test_a_sentence_that_is_understood_alone_has_nothing_before_it(sentence: str) -> None:
+    assert statements("Hadle Mill", f"A boat is old. {sentence}")[1].lead == ""
+
+
+def test_a_part_of_a_long_sentence_gets_the_part_before() -> None:
+    closes = "If the water rises too fast for the old drums, a cork float closes the inlet gate by itself"
+    added = "this safety device was added in 1911 after the mill at Tarn Ferry had been smashed."
+    first, second = statements("", f"{closes}; {added}")
+    assert (first.lead, second.lead) == ("", f"{closes}.")
+    assert second.whole == f"{closes}. {added[0].upper()}{added[1:]}"
+
+
+def test_what_is_understood_only_together_is_one_answer() -> None:
+    text = "The mill had a keeper. He bought a boat. He sank it. The mill is empty. Nobody wants it."
+    keeper = "The mill had a keeper. He bought a boat. He sank it."
+    found = statements("", text)
+    assert [one.answer for one in found] == [keeper] * 3 + ["The mill is empty.", "Nobody wants it."]
+    assert [one.text for one in found][:3] == ["The mill had a keeper.", "He bought a boat.", "He sank it."]
+
+
+def test_an_answer_has_no_more_than_its_words() -> None:
+    long = f"The wheel has {'very ' * 22}many teeth."
+    for times, joined in ((5, True), (6, False)):
+        first, second = statements("", f"{long} It {'turns and ' * times}stops.")
+        assert (first.answer == second.answer == second.whole) is joined
+        assert (len(second.whole.split()) <= MAX_TOGETHER) is joined
+        assert (first.text, second.lead) == (long, long)
+
+
+def test_the_source_is_what_the_document_has() -> None:
+    found = statements("Hadle Mill", "Hadle Mill is old. It has a wheel. It turns. Its teeth are of wood. They creak.")
+    assert [one.source for one in found][1:] == [
+        "It has a wheel.",
+        "It turns.",
+        *["Its teeth are of wood. They creak."] * 2,
+    ]
+    assert found[-1].answer == "Hadle Mill's teeth are of wood. They creak."
 
 
 def test_title_that_the_text_does_not_name_stands_for_nothing() -> None:
