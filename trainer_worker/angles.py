@@ -84,9 +84,8 @@ def _uses(facts: Sequence[Statement]) -> Iterator[_Request]:
     for fact in facts:
         match = _REASON.search(fact.text)
         if match:
-            clause = "" if fact.lead else clause_of(fact.text[: match.start() + 1])
-            start = " For what" if match[1].startswith("used") else f" Why{clause}"
-            yield _Request(USE.format(sentence=fact.whole) + start, start, fact)
+            start = " For what" if match[1].startswith("used") else f" Why{clause_of(fact.text[: match.start() + 1])}"
+            yield _Request(USE.format(sentence=fact.text) + start, start, fact)
 
 
 def _comparisons(facts: Sequence[Statement]) -> Iterator[_Request]:
@@ -99,9 +98,7 @@ def _comparisons(facts: Sequence[Statement]) -> Iterator[_Request]:
                 measured.setdefault(unit, {})[fact.text] = fact
     for same in measured.values():
         for first, second in pairwise(same.values()):
-            if first.answer == second.answer:
-                continue
-            prompt = COMPARISON.format(first=first.whole, second=second.whole)
+            prompt = COMPARISON.format(first=first.text, second=second.text)
             yield _Request(prompt, " Which", first, also=second)
 
 
@@ -112,8 +109,8 @@ def _paraphrases(facts: Sequence[Statement], written: Sequence[Example]) -> Iter
         if example.span and example.question.split()[0] in _BEGINNINGS:
             first.setdefault(example.answer, example)
     for fact in facts:
-        if fact.answer in first:
-            example = first[fact.answer]
+        if fact.text in first:
+            example = first[fact.text]
             start = _BEGINNINGS[example.question.split()[0]]
             yield _Request(PARAPHRASE.format(question=example.question) + start, start, fact, question=example)
 
@@ -124,16 +121,16 @@ def _accepted(request: _Request, text: str, judge: Judge) -> Iterator[Example]:
         return
     if request.also:
         if _compares(question, statement, request.also, judge) and judge.admits(question, statement):
-            yield Example(question, f"{statement.answer} {request.also.answer}", "written")
+            yield Example(question, f"{statement.text} {request.also.text}", "written")
     elif request.question:
         if (
             _same_asked(question, request.question)
             and says_what(question, statement)
             and judge.admits(question, statement)
         ):
-            yield Example(question, statement.answer, "written", request.question.span)
+            yield Example(question, statement.text, "written", request.question.span)
     elif _asks_reason(question, statement) and judge.admits(question, statement):
-        yield Example(question, statement.answer, "written")
+        yield Example(question, statement.text, "written")
 
 
 def _asks_reason(question: str, statement: Statement) -> bool:

@@ -27,11 +27,12 @@ _DURATION = {"second", "minute", "hour", "day", "week", "month", "year", "decade
 def cloze_questions(statement: Statement) -> Iterator[Example]:
     """In-place questions, one for each span: `Hadle Mill was built by whom?`"""
     for span in statement.spans:
-        asked = statement.text.replace(span.text, asking(span), 1)
-        head = statement.text.split(span.text, 1)[0] + asking(span)
+        sentence = next(part for part in statement.parts if span.text in part)
+        asked = sentence.replace(span.text, asking(span), 1)
+        head = sentence.split(span.text, 1)[0] + asking(span)
         for question in dict.fromkeys([_as_question(asked), _as_question(head)]):
             if 4 <= len(question.split()) <= MAX_QUESTION_WORDS:
-                yield Example(question, statement.answer, "cloze", span.text)
+                yield Example(question, statement.text, "cloze", span.text)
 
 
 def keyword_questions(
@@ -39,20 +40,17 @@ def keyword_questions(
 ) -> Iterator[Example]:
     """Each of the statement's own words once, after a beginning that fits it: `How tall lighthouse?`.
 
-    So every word is a cue, whatever the question begins with and whichever other words stand beside it, those of the
-    statement's lead among them.
+    So every word is a cue, whatever the question begins with and whichever other words stand beside it.
     `common` are stems that several statements share: alone they do not tell which one is meant.
     """
-    words = content_words(statement.whole)
-    first = len(content_words(statement.lead))
-    own = [index for index in range(first, len(words)) if stem(words[index]) not in common]
-    own = own or list(range(first, len(words)))
+    words = content_words(statement.text)
+    own = [index for index, word in enumerate(words) if stem(word) not in common] or list(range(len(words)))
     openings = [*(o for span in statement.spans for o in _OPENINGS[span.kind]), *_OPENINGS["any"]]
-    for anchor in rng.sample(own, min(MAX_KEYWORDS, len(own))):
+    for anchor in rng.sample(own, min(MAX_KEYWORDS * len(statement.parts), len(own))):
         chosen = {anchor, *rng.sample(range(len(words)), rng.randint(0, min(2, len(words))))}
         text = " ".join(words[index] for index in sorted(chosen))
         where = rng.choice([f" {title}", "", ""]) if title.casefold() not in text.casefold() else ""
-        yield Example(f"{rng.choice(openings)}{text}{where}?".strip(), statement.answer, "keywords")
+        yield Example(f"{rng.choice(openings)}{text}{where}?".strip(), statement.text, "keywords")
 
 
 def about_questions(statement: Statement, others: Sequence[Statement], rng: random.Random) -> Iterator[Example]:
@@ -61,7 +59,7 @@ def about_questions(statement: Statement, others: Sequence[Statement], rng: rand
     forms = ("What do you know about {}?", "Tell me about {}.", "What is said about {}?", "What is {}?")
     for span in statement.spans:
         if span.kind in ("name", "thing") and span.text.casefold() not in elsewhere:
-            yield Example(rng.choice(forms).format(span.text), statement.answer, "about")
+            yield Example(rng.choice(forms).format(span.text), statement.text, "about")
 
 
 def asking(span: Span) -> str:

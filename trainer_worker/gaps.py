@@ -73,7 +73,7 @@ class Gap:
 
     def prompt(self, beginning: str) -> str:
         answer = self.span.text if self.span else self.statement.text
-        return SHOTS.format(sentence=self.statement.whole, answer=answer) + beginning
+        return SHOTS.format(sentence=self.statement.text, answer=answer) + beginning
 
 
 def gaps(facts: Sequence[Statement], examples: Iterable[Example]) -> list[Gap]:
@@ -83,9 +83,9 @@ def gaps(facts: Sequence[Statement], examples: Iterable[Example]) -> list[Gap]:
     asked = {(example.answer, example.span) for example in written}
     found: list[tuple[bool, int, Gap]] = []
     for fact in facts:
-        spans = [span for span in fact.spans if (fact.answer, span.text) not in asked]
-        found += [(fact.answer in about, turn, Gap(fact, span)) for turn, span in enumerate(spans)]
-        if not fact.spans and fact.answer not in about:
+        spans = [span for span in fact.spans if (fact.text, span.text) not in asked]
+        found += [(fact.text in about, turn, Gap(fact, span)) for turn, span in enumerate(spans)]
+        if not fact.spans and fact.text not in about:
             found.append((False, 0, Gap(fact, None)))
     return [gap for _, _, gap in sorted(found, key=lambda entry: entry[:2])]
 
@@ -124,7 +124,7 @@ def beginnings(gap: Gap) -> list[str]:
     if gap.span is None:
         return [" What", " Which"]
     special = _special(gap.statement.text, gap.span)
-    clause = "" if gap.statement.lead else clause_of(gap.statement.text, gap.span.text)
+    clause = clause_of(gap.statement.text, gap.span.text)
     inverted = [special + clause] if special and clause and gap.span.kind != "quantity" else []
     return list(dict.fromkeys([*inverted, *([special] if special else []), *_GENERIC[gap.span.kind]]))
 
@@ -166,4 +166,4 @@ def _asks_for(gap: Gap, start: str, text: str, judge: Judge) -> bool:
 
 
 def _example(question: str, gap: Gap) -> Example:
-    return Example(question, gap.statement.answer, "written", gap.span.text if gap.span else "")
+    return Example(question, gap.statement.text, "written", gap.span.text if gap.span else "")

@@ -31,7 +31,7 @@ def spread(
     Of a statement, the written come before those made by rule, and what asks for something else before what asks for
     the same again. Which statements are left out, or get one less, is drawn.
     """
-    queues: dict[str, list[Example]] = {fact.answer: [] for fact in facts}
+    queues: dict[str, list[Example]] = {fact.text: [] for fact in facts}
     for example in [*_different_first(written), *_different_first(ruled)]:
         queues[_first_statement(example, facts)].append(example)
     turns = rng.sample(list(queues.values()), len(queues))
@@ -50,5 +50,5 @@ def _different_first(examples: Iterable[Example]) -> list[Example]:
 
 def _first_statement(example: Example, facts: Sequence[Statement]) -> str:
     """The answer, or, where it is two statements, the first of them."""
-    told = {fact.answer for fact in facts}
+    told = {fact.text for fact in facts}
     return example.answer if example.answer in told else max(filter(example.answer.startswith, told), key=len)

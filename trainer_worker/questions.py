@@ -61,13 +61,17 @@ class Draft:
 
     @property
     def prompt(self) -> str:
-        return SHOTS.format(sentence=self.statement.whole) + self.beginning
+        return SHOTS.format(sentence=self.statement.text) + self.beginning
 
 
 def drafts(statements: Sequence[Statement], *, most: int, others: bool = False) -> list[Draft]:
-    """What to ask the writer, at most `most` beginnings a statement; `others` are none of the usual ones."""
+    """What to ask the writer, at most `most` beginnings a sentence; `others` are none of the usual ones."""
     beginnings = _other_beginnings if others else _beginnings
-    return [Draft(statement, start) for statement in statements for start in beginnings(statement)[:most]]
+    return [
+        Draft(statement, start)
+        for statement in statements
+        for start in beginnings(statement)[: most * len(statement.parts)]
+    ]
 
 
 def _beginnings(statement: Statement) -> list[str]:
@@ -107,11 +111,11 @@ class Judge:
         foreign = [name for name in named if name.removesuffix("'s") not in self._whole]
         own = {stem(word) for word in content_words(statement.text)} - self._common
         known = not foreign and any(stem(word) in own for word in content_words(question))
-        return known and not speaks_of_text(question, statement.whole)
+        return known and not speaks_of_text(question, statement.text)
 
     def strays(self, words: str, statement: Statement) -> bool:
         """Whether one of the words is another statement's alone."""
-        elsewhere = self._stems - self._common - {stem(word) for word in content_words(statement.whole)}
+        elsewhere = self._stems - self._common - {stem(word) for word in content_words(statement.text)}
         return any(stem(word) in elsewhere for word in content_words(words))
 
 
@@ -131,7 +135,7 @@ def questions(
     for draft, text in zip(drafted, texts, strict=True):
         question = as_question(draft.beginning, text)
         if (not sampled or says_what(question, draft.statement)) and judge.admits(question, draft.statement):
-            yield Example(question, draft.statement.answer, "written", _asked(question, draft.statement))
+            yield Example(question, draft.statement.text, "written", _asked(question, draft.statement))
 
 
 def as_question(beginning: str, text: str) -> str:

@@ -49,7 +49,7 @@ def rewrites(facts: Sequence[Statement], asking: Asking, passes: int = 1) -> lis
         for fact, text in zip(facts, texts, strict=True):
             other = " ".join(text.split())
             if keeps_facts(fact.text, other):
-                row = Example(f"Say it as the text does: {other}", fact.answer, "rewrite")
+                row = Example(f"Say it as the text does: {other}", fact.text, "rewrite")
                 found.setdefault((fact.text, other.casefold()), row)
     return list(found.values())
 

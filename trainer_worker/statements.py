@@ -1,26 +1,24 @@
-"""A text cut into statements, sentences of at most 28 words, and into answers that can be understood alone.
+"""A text cut into statements that can be understood, and given as an answer, alone: sentences of at most 28 words.
 
 For a pronoun that a sentence begins with stands the name of what the text is about. One that means something else is
-kept, and the sentence is one answer together with what it points back to: `The longest pipe is called Old Barnabas. It
-is five metres high.` Rules only, no model. What is not covered: other pronouns inside a sentence, and languages other
-than English for pronouns and clauses (their sentences are kept as they stand).
+kept, and the sentence is a statement together with the one before: `The longest pipe is called Old Barnabas. It is five
+metres high.` Rules only, no model. What is not covered: other pronouns inside a sentence, and languages other than
+English for pronouns and clauses (their sentences are kept as they stand).
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 MAX_WORDS = 28
 MAX_TOGETHER = 40
-"""Words of an answer of several sentences."""
+"""Words of a statement of several sentences."""
 MAX_NAME_WORDS = 6
 MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
-_SUBJECTS = {"It", "He", "She", "They"}
-_KIND = {"It": "it", "Its": "it", "He": "he", "His": "he", "She": "she", "Her": "she", "They": "they", "Their": "they"}
+_KIND = {"It": "it", "Its": "it", "He": "he", "His": "he", "She": "she", "Her": "she"}
 _PERSON_INSIDE = {"he": re.compile(r"\b(?:he|his|him)\b"), "she": re.compile(r"\b(?:she|her)\b")}
 _RELATIVE = re.compile(
     r"^(?:His|Her) (?:\w+ )?"
@@ -31,7 +29,7 @@ _POINTS_BACK = re.compile(
     r"|(?:He|She|Its|His|Her|They|Their|These)\b|This\b(?! (?:time|day|week|month|year|century)\b)"
     r"|(?:\w+ ){1,4}of them\b)"
 )
-_DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where)\b|{_POINTS_BACK.pattern}")
+_DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where|Because)\b|{_POINTS_BACK.pattern}")
 """A part of a sentence that was cut, which says nothing without the part before."""
 _PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
 """What may stand before another sentence: no heading and no item of a list."""
@@ -72,44 +70,33 @@ class Span:
 
 @dataclass(frozen=True)
 class Statement:
-    """`text` is what it tells and `lead` what that points back to, if it does.
-
-    `answer` is all that can be understood only together, `source` the same as the document has it.
-    """
+    """`text`, its `parts` in a row, stands alone; `source` is the same in the document's own words."""
 
     text: str
-    answer: str
     source: str
     spans: tuple[Span, ...]
-    lead: str = ""
-
-    @property
-    def whole(self) -> str:
-        """What someone must read to ask about it."""
-        return f"{self.lead} {self.text}".lstrip()
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Of a sentence, `source`; all of it, unless that is too long."""
+    """A sentence or, where that is too long, a piece of it."""
 
     text: str
     source: str
-    lead: str
+    points_back: bool
 
 
 def statements(title: str, text: str) -> list[Statement]:
     """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line, and one that
     holds no sentence at all, such as a column of numbers, its words as they stand."""
     subject = _subject(title, text)
-    told = sentences(text)
     found: dict[str, Statement] = {}
-    for parts in _together(_parts(told, list(_named(told, subject)))):
-        answer = " ".join(part.text for part in parts)
-        source = " ".join(dict.fromkeys(part.source for part in parts))
-        for part in parts:
-            statement = Statement(part.text, answer, source, tuple(spans(part.text, subject)), part.lead)
-            found.setdefault(statement.whole.casefold(), statement)
+    for joined in _together(_parts(sentences(text), subject)):
+        parts = tuple(part.text for part in joined)
+        source = " ".join(dict.fromkeys(part.source for part in joined))
+        told = tuple(dict.fromkeys(span for part in parts for span in spans(part, subject)))
+        found.setdefault(" ".join(parts).casefold(), Statement(" ".join(parts), source, told, parts))
     return list(found.values()) or list(_unworded(text))
 
 
@@ -118,12 +105,20 @@ def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
     joined: list[_Part] = []
     for part in parts:
         words = sum(len(one.text.split()) for one in (*joined, part))
-        if joined and not (part.lead and words <= MAX_TOGETHER):
+        if joined and not (part.points_back and words <= MAX_TOGETHER and _PROSE.match(joined[-1].text)):
             yield joined
             joined = []
         joined.append(part)
     if joined:
         yield joined
+
+
+def _parts(told: Sequence[str], subject: str) -> Iterator[_Part]:
+    for source, sentence in zip(told, _named(told, subject), strict=True):
+        first, *others = _short(sentence)
+        yield _Part(first, source, bool(_POINTS_BACK.match(first)))
+        for part in others:
+            yield _Part(part, source, bool(_DEPENDS.match(part)))
 
 
 def _named(told: Sequence[str], subject: str) -> Iterator[str]:
@@ -142,24 +137,6 @@ def _named(told: Sequence[str], subject: str) -> Iterator[str]:
             about_subject = bool(subject) and bool(_begins_with(sentence, subject) or same_person)
 
 
-def _parts(told: Sequence[str], named: Sequence[str]) -> Iterator[_Part]:
-    """Of each sentence, with what they point back to: the part before, or what the sentence before speaks of.
-
-    After one that begins with the same pronoun that is what it spoke of too.
-    """
-    last = ""
-    spoken_of: dict[str, str] = {}
-    for source, sentence in zip(told, named, strict=True):
-        first, *others = _short(sentence)
-        opening = sentence.split()[0]
-        before = spoken_of.get(_KIND.get(opening, ""), last) if _POINTS_BACK.match(sentence) else ""
-        yield _Part(first, source, before)
-        for one, part in pairwise([first, *others]):
-            yield _Part(part, source, one if _DEPENDS.match(part) else "")
-        spoken_of = {_KIND[opening]: before} if before and opening in _SUBJECTS else {}
-        last = first if _PROSE.match(first) else ""
-
-
 def _kind_of_subject(told: Sequence[str]) -> str:
     """`it`, `he` or `she`, as most sentences begin that begin with a pronoun; of equals the first.
 
@@ -174,7 +151,7 @@ def _unworded(text: str) -> Iterator[Statement]:
     words = text.split()
     for start in range(0, len(words), MAX_WORDS):
         part = " ".join(words[start : start + MAX_WORDS])
-        yield Statement(part, part, part, ())
+        yield Statement(part, part, (), (part,))
 
 
 def sentences(text: str) -> list[str]:
@@ -210,7 +187,7 @@ def name_of(title: str, text: str) -> str:
 
 def _subject(title: str, text: str) -> str:
     """The title, if the text speaks of it by name; else nothing can be put for a pronoun."""
-    name = title.strip().strip(".")
+    name = title.strip().strip(" .")
     bare = re.sub(r"^(?:the|a|an)\s+", "", name, flags=re.IGNORECASE)
     if not bare or len(bare.split()) > MAX_NAME_WORDS or bare.casefold() not in text.casefold():
         return ""

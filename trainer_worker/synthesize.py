@@ -125,8 +125,8 @@ def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: ra
         return
     for _ in range(max(2, len(facts) // 3)):
         chosen = sorted(rng.sample(range(len(facts)), min(PASSAGES, len(facts))))
-        passages = tuple(dict.fromkeys(facts[index].source for index in chosen))
-        told = {facts[index].answer for index in chosen}
+        passages = tuple(facts[index].source for index in chosen)
+        told = {facts[index].text for index in chosen}
         fitting = [example for example in asked if example.answer in told]
         for example in rng.sample(fitting, min(10, len(fitting))):
             yield Example(example.question, example.answer, "passages", example.span, passages)

@@ -11,7 +11,7 @@ from trainer_worker.rewrites import SUMMARIES, adds_nothing, keeps_facts, rewrit
 from trainer_worker.statements import statements
 from trainer_worker.writer import Writer
 
-TEXT = "The harbour of Quillmere was dug by Tobias Wrenfield in 1874. Its lighthouse stands 31 metres high."
+TEXT = "The harbour of Quillmere was dug by Tobias Wrenfield in 1874. The lighthouse stands 31 metres high."
 
 
 GOOD = "In 1874 Tobias Wrenfield created the port of Quillmere."
@@ -48,7 +48,7 @@ def test_a_rewrite_keeps_every_name_and_number(other: str, kept: bool) -> None:
 def test_rewrites_lead_to_the_statement_itself() -> None:
     facts = statements("Quillmere", TEXT)
     rows = rewrites(facts, writer_that_says(GOOD, *["nonsense about 99 Frogs"] * (len(facts) - 1)))
-    assert [(row.answer, row.kind) for row in rows] == [(facts[0].answer, "rewrite")]
+    assert [(row.answer, row.kind) for row in rows] == [(facts[0].text, "rewrite")]
     assert GOOD in rows[0].question
 
 
