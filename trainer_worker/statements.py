@@ -19,11 +19,6 @@ MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
 _KIND = {"It": "it", "Its": "it", "He": "he", "His": "he", "She": "she", "Her": "she"}
-_PERSON_INSIDE = {"he": re.compile(r"\b(?:he|his|him)\b"), "she": re.compile(r"\b(?:she|her)\b")}
-_RELATIVE = re.compile(
-    r"^(?:His|Her) (?:\w+ )?"
-    r"(?:father|mother|brother|sister|son|daughter|wife|husband|uncle|aunt|cousin|friend|teacher)\b"
-)
 _POINTS_BACK = re.compile(
     r"^(?:It\b(?! (?:is|was) (?!an? |the )(?:\w+ ){0,3}(?:that|whether)\b)"
     r"|(?:He|She|Its|His|Her|They|Their|These)\b|This\b(?! (?:time|day|week|month|year|century)\b)"
@@ -129,12 +124,10 @@ def _named(told: Sequence[str], subject: str) -> Iterator[str]:
         pronoun = _PRONOUN.match(sentence)
         if pronoun and about_subject and _KIND[pronoun[1]] == kind:
             yield _with_name(sentence, pronoun, subject)
-            of_another = _RELATIVE.match(sentence) or (kind == "it" and pronoun[1] in _POSSESSIVE)
-            about_subject = not of_another
+            about_subject = pronoun[1] not in _POSSESSIVE
         else:
             yield sentence
-            same_person = about_subject and kind in _PERSON_INSIDE and _PERSON_INSIDE[kind].search(sentence)
-            about_subject = bool(subject) and bool(_begins_with(sentence, subject) or same_person)
+            about_subject = bool(subject) and _begins_with(sentence, subject)
 
 
 def _kind_of_subject(told: Sequence[str]) -> str:
