@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from benchmarks.q15_plan import (
     Measured,
 )
 from benchmarks.recall_ask import bar
-from loramem.client import Client, Refused
+from loramem.client import Client
 from loramem.tables import FINAL_JOB_STATES
 
 Json = dict[str, Any]
@@ -96,14 +95,14 @@ def learn(url: str, document: Document, training: Json, transport: httpx.BaseTra
     for namespace, per in ((CHUNKS, "chunk"), (WHOLE, "document")):
         started = time.perf_counter()
         with Client(url, namespace=namespace, transport=transport) as client:
-            accepted = client.upload(document.text, title=document.title, training=training | {"per": per})
+            accepted = client.upload(
+                document.text, title=document.title, training=training | {"per": per, "mend": False}
+            )
             documents[namespace] = accepted["document"]["id"]
             _await_index(client)
             index_s[namespace] = time.perf_counter() - started
             follow(client, accepted["job"]["id"])
             learn_s[namespace] = time.perf_counter() - started
-    with Client(url, transport=transport) as client:
-        _end_mending(client)
     with Adapters(url, transport=transport) as adapters:
         chunks, whole = (adapters.of(documents[namespace]) for namespace in (CHUNKS, WHOLE))
         if len(whole) != 1 or len(chunks) < TOP_K:
@@ -114,15 +113,6 @@ def learn(url: str, document: Document, training: Json, transport: httpx.BaseTra
         archives = [adapters.archive(one["id"]) for one in chunks]
         size = sum(one["size_bytes"] for one in chunks)
         return Learnt(documents, index_s[CHUNKS], learn_s, archives, adapters.archive(whole[0]["id"]), size)
-
-
-def _end_mending(client: Client) -> None:
-    """Weak adapters would be trained again beside the questions, and others take their place."""
-    for mending in [one["mending_job_id"] for one in client.documents() if one["mending_job_id"] is not None]:
-        with suppress(Refused):  # it is over
-            client.cancel(mending)
-        while client.job(mending)["state"] not in FINAL_JOB_STATES:
-            time.sleep(INDEXED_POLL_S)
 
 
 def _await_index(client: Client) -> None:

@@ -6,7 +6,7 @@
 
 An arm is a set of training options (`benchmarks.recipe_arms`). Each uploads the same documents as text alone, with the
 same limit of training time per adapter (`--max-seconds`, else the server's), and asks closed book, with the document
-named, so that routing between documents does not enter. Scores: SQuAD's token-F1, or for PaperQA ROUGE-L against the
+named, so that routing between documents does not enter; weak adapters are left as they are. Scores: SQuAD's token-F1, or for PaperQA ROUGE-L against the
 reference answer, up to 128 tokens an answer (the longest reference has 57 words; the paper allows 256). Intervals are
 95 % bootstraps over documents, as questions about one are not independent; of a single document over its questions,
 which tells nothing of others. Differences are paired with the default arm's answers.
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_arm(server: Server, arm: Arm, plan: Plan) -> Result:
     """Learn and ask every document. `state` is done, refused or failed, the latter two with a `reason`."""
-    training = arm.training | ({"max_seconds": plan.max_seconds} if plan.max_seconds else {})
+    training = arm.training | {"mend": False} | ({"max_seconds": plan.max_seconds} if plan.max_seconds else {})
     print(f"-- {arm.name}", file=sys.stderr)
     with server.client() as client, server.adapters() as adapters:
         try:
@@ -133,7 +133,7 @@ def run_arm(server: Server, arm: Arm, plan: Plan) -> Result:
 def _measured(client: Client, adapters: Adapters, plan: Plan, training: dict[str, Any]) -> Result:
     data, parts = DATA_SETS[plan.data], list[Result]()
     for passage in plan.passages:
-        document, ready_s = learn(client, passage, {"training": training} if training else {})
+        document, ready_s = learn(client, passage, {"training": training})
         learnt = adapters.of(document)
         answers = [_ask(client, item["question"], document, data.max_tokens) for item in passage.questions]
         expected = [item["answer"] for item in passage.questions]

@@ -89,6 +89,7 @@ class TrainingOptions(Record):
     freeze_a: bool = Field(False, description="train B alone, beside the A that all adapters of the base share")
     distil: float = Field(0.0, ge=0, le=1, description="weight of what the base says with the text before it")
     per: Literal["chunk", "document"] = Field("chunk", description="an adapter for each chunk, or one for all")
+    mend: bool = Field(True, description="train weak adapters again once no other job waits")
 
     def published_rank(self, rank: int) -> int:
         """Of the adapter that training at `rank` gives."""

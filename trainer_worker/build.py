@@ -89,8 +89,10 @@ class Builder:
             memories += self._remember(job, some, len(memories), batch)
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
         adapters = [self._new_adapter(memory, chunk.id) for memory, chunk in zip(memories, chunks, strict=True)]
-        weak = any(self._remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories)
-        mending = publish(self.database, self.queue, claim, adapters, mend=weak)
+        mend = job.options.mend and any(
+            self._remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories
+        )
+        mending = publish(self.database, self.queue, claim, adapters, mend=mend)
         if mending is not None:
             job.kept.hand_on(mending)
             self.queue.announce(mending)

@@ -40,8 +40,6 @@ class Server:
         self.uploaded: list[Json] = []
         self.asked: list[Json] = []
         self.cache = "miss"
-        self.mending = {"mend1": ["running", "running", "cancelled"], "mend2": ["succeeded"]}
-        self.cancelled: list[str] = []
         self.transport = httpx.MockTransport(self.reply)
 
     def reply(self, request: httpx.Request) -> httpx.Response:
@@ -53,21 +51,12 @@ class Server:
             self.uploaded.append(body)
             name = f"doc{len(self.uploaded)}"
             return httpx.Response(202, json={"document": {"id": name}, "job": {"id": f"job-{name}"}, "created": True})
-        if path == "/documents" and "namespace" not in request.url.params:
-            data = [{"id": f"d{number}", "mending_job_id": job} for number, job in enumerate((*self.mending, None))]
-            return httpx.Response(200, json={"data": data, "next_cursor": None})
         if path == "/documents":
             state = self.states[request.url.params["namespace"]].pop(0)
             data = [{"id": "d", "job_id": "job-d", "state": state}]
             return httpx.Response(200, json={"data": data, "next_cursor": None})
         if path.endswith("/events"):
             return httpx.Response(200, text='id: 1\ndata: {"state": "succeeded"}\n\n')
-        if path.endswith("/cancel"):
-            self.cancelled.append(path.split("/")[2])
-            ended = self.cancelled[-1] == "mend2"
-            return httpx.Response(409 if ended else 200, json={"detail": "over", "status": 409} if ended else {})
-        if (states := self.mending.get(path.removeprefix("/jobs/"))) is not None:
-            return httpx.Response(200, json={"state": states.pop(0)})
         if path.startswith("/jobs/"):
             return httpx.Response(200, json={"state": "succeeded" if self.uploaded[1:] else "running"})
         return self._adapters(path, request.url.params)
@@ -107,11 +96,10 @@ def test_the_document_is_learnt_as_many_adapters_and_as_one(monkeypatch: pytest.
     training = {"formats": ["qa", "original"], "max_seconds": 2.5}
     learnt = learn("http://test", DOCUMENT, training, server.transport)
     assert [(one["namespace"], one["training"]) for one in server.uploaded] == [
-        (CHUNKS, training | {"per": "chunk"}),
-        (WHOLE, training | {"per": "document"}),
+        (CHUNKS, training | {"per": "chunk", "mend": False}),
+        (WHOLE, training | {"per": "document", "mend": False}),
     ]
     assert server.states == {CHUNKS: [], WHOLE: []}  # asked until it could be read, or the job had ended
-    assert (server.cancelled, server.mending) == (["mend1", "mend2"], {"mend1": [], "mend2": []})  # none goes on
     assert learnt.documents == DOCUMENTS
     assert [one.manifest.adapter_id for one in learnt.adapters] == ["ad4", "ad3", "ad2", "ad1", "ad0"]  # by chunk
     assert learnt.whole.manifest.adapter_id == "ad0"

@@ -96,7 +96,7 @@ def test_an_arm_learns_and_is_asked_closed_book_about_its_document(fake: FakeSer
     assert result["scores"] == [1.0, 0.0, 1.0]
     assert result["questions"] == [2, 1]
     assert (result["recall"], result["steps"], result["ranks"]) == (0.75, 80, [16, 16])
-    assert fake.uploaded == [{"rank": 8, "max_seconds": 30.0}] * 2
+    assert fake.uploaded == [{"rank": 8, "mend": False, "max_seconds": 30.0}] * 2
     assert [(one["mode"], one["document_ids"], one["max_tokens"]) for one in fake.asked] == [
         ("lora", ["doc1"], 64),
         ("lora", ["doc1"], 64),
@@ -181,7 +181,8 @@ def test_results_of_other_settings_are_not_resumed(tmp_path: Path) -> None:
 def test_a_smoke_run_takes_two_arms_and_one_document(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json", "--smoke"]) == 0
     assert list(last_line(capsys)["arms"]) == ["default", "formats=original"]
-    assert fake.uploaded == [{"max_seconds": 2.0}, {"formats": "original", "max_seconds": 2.0}]
+    limits = {"mend": False, "max_seconds": 2.0}
+    assert fake.uploaded == [limits, {"formats": "original"} | limits]
 
 
 def result(scores: list[float], group: str = "g") -> dict[str, Any]:

@@ -198,6 +198,13 @@ def test_all_passed_nothing_to_mend(worker: Worker) -> None:
     assert [job.kind for job in worker.rows(Job)] == [JobKind.BUILD]
 
 
+def test_a_document_may_do_without_mending(worker: Worker) -> None:
+    worker.exams.append(WEAK)
+    assert worker.work(mend=False) == "succeeded"
+    assert worker.adapters[0].exam["weak"]
+    assert [job.kind for job in worker.rows(Job)] == [JobKind.BUILD]
+
+
 def test_a_weak_adapter_serves_until_a_better_one_is_there(worker: Worker) -> None:
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
     worker.work()
