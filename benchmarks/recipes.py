@@ -6,10 +6,11 @@
 
 An arm is a set of training options (`benchmarks.recipe_arms`). Each uploads the same documents as text alone, with the
 same limit of training time per adapter (`--max-seconds`, else the server's), and asks closed book, with the document
-named, so that routing between documents does not enter; weak adapters are left as they are. Scores: SQuAD's token-F1, or for PaperQA ROUGE-L against the
-reference answer, up to 128 tokens an answer (the longest reference has 57 words; the paper allows 256). Intervals are
-95 % bootstraps over documents, as questions about one are not independent; of a single document over its questions,
-which tells nothing of others. Differences are paired with the default arm's answers.
+named, so that routing between documents does not enter; weak adapters are left as they are. Scores: SQuAD's
+token-F1, or for PaperQA ROUGE-L against the reference answer, up to 128 tokens an answer (the longest reference has 57
+words; the paper allows 256). Intervals are 95 % bootstraps over documents, as questions about one are not independent;
+of a single document over its questions, which tells nothing of others. Differences are paired with the default arm's
+answers.
 
 `--only` takes names of arms or groups; the default arm always runs. Options that the server refuses make the arm
 `refused`, with the reason. `--out` is written after every arm; with `--resume` the arms in it are not run again.
