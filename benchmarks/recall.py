@@ -40,7 +40,7 @@ from uuid import uuid4
 import httpx
 
 from benchmarks.answer_scores import CHOICE_METRICS, TEXT_METRICS
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, served_model
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.judge import Judge
 from benchmarks.option_types import at_least_one
@@ -96,17 +96,6 @@ def main(
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report) if options.json else table(report["methods"]))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
-
-
-def served_model(url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> str:
-    """The base model's name, without the folder that it may be in. Raises `SystemExit` when there is no such server."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
-        with httpx.Client(base_url=url, headers=headers, transport=transport) as http:
-            name = http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-    except httpx.HTTPError as error:
-        raise SystemExit(f"no loramem server at {url}: {error}") from error
-    return Path(name).name if Path(name).is_absolute() else str(name)
 
 
 def run(connect: Connect, plan: Plan, journal: Journal, *, keep: bool, resumable: bool) -> None:

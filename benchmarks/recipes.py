@@ -30,7 +30,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.adapters import Adapters
-from benchmarks.circumstances import circumstances, command_of
+from benchmarks.circumstances import circumstances, command_of, served_model
 from benchmarks.passages import DATA, NotLearnt, Passage, draw, learn, read_papers, read_passages
 from benchmarks.recipe_arms import SMOKE, Arm, chosen, same_as
 from benchmarks.recipe_report import plot, summary, table
@@ -72,6 +72,9 @@ class Server:
     def adapters(self) -> Adapters:
         return Adapters(self.url, self.api_key)
 
+    def model(self) -> str:
+        return served_model(self.url, self.api_key)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -82,10 +85,11 @@ class Plan:
     max_seconds: float | None
     seed: int
     smoke: bool
+    model: str
 
     @property
     def settings(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("data", "max_seconds", "seed", "smoke")}
+        plain = {name: getattr(self, name) for name in ("model", "data", "max_seconds", "seed", "smoke")}
         questions = sum(len(passage.questions) for passage in self.passages)
         metric = DATA_SETS[self.data].metric
         return plain | {"documents": len(self.passages), "questions": questions, "metric": metric}
@@ -95,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options, arms = _options(arguments)
     pyplot = _load_pyplot() if options.plot else None
-    plan, server = _plan(options), Server(options.url, options.api_key)
+    server = Server(options.url, options.api_key)
+    plan = _plan(options, server.model())
     results = resumed(options.out, plan) if options.resume else {}
     command = _command(options, arms, results)
     report = _report(plan, results, command)
@@ -189,7 +194,7 @@ def write(file: Path, report: dict[str, Any]) -> None:
     unfinished.replace(file)
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace, model: str) -> Plan:
     data = DATA_SETS[options.data]
     every = data.read(options.folder)
     count = 1 if options.smoke else min(len(every), options.documents or data.documents)
@@ -197,7 +202,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     passages = draw(every, count, options.seed)
     if options.smoke:
         passages = [replace(passage, questions=passage.questions[:SMOKE_QUESTIONS]) for passage in passages]
-    return Plan(options.data, passages, max_seconds, options.seed, options.smoke)
+    return Plan(options.data, passages, max_seconds, options.seed, options.smoke, model)
 
 
 def _load_pyplot() -> Any:

@@ -37,12 +37,11 @@ from uuid import uuid4
 
 import httpx
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, served_model
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.intervals import percentile
 from benchmarks.option_types import at_least_one
 from benchmarks.passages import follow
-from benchmarks.recall import served_model
 from benchmarks.recall_ask import bar
 from benchmarks.recall_plan import draw_plan
 from benchmarks.recall_smoke import BRIEF, SMOKE_ITEMS, SMOKE_OTHER

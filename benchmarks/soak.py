@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, served_model
 from benchmarks.option_types import above_zero
-from benchmarks.recall import served_model
 from benchmarks.soak_figures import (
     FEWEST,
     process_checks,

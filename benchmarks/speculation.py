@@ -28,10 +28,9 @@ from uuid import uuid4
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.circumstances import check, circumstances
+from benchmarks.circumstances import check, circumstances, served_model
 from benchmarks.datasets import BadData
 from benchmarks.option_types import at_least_one
-from benchmarks.recall import served_model
 from benchmarks.recall_ask import bar
 from benchmarks.scores import mean
 from benchmarks.selecting import add_question_options, check_adapters, drawn_questions, smoke_documents

@@ -1,4 +1,4 @@
-"""The processes of docker-compose.yml without containers: `python -m deploy.stack up --home FOLDER --profile cpu`.
+"""The processes of docker-compose.yml without containers: `python -m deploy.stack up --home FOLDER`.
 
 Each service is started by its own command in its own environment, as docker-compose.yml has them; only host names,
 ports and paths are replaced (see `stack_local`). Variables come from the environment and from .env. A service whose
@@ -142,7 +142,9 @@ def plan(
 def up(options: argparse.Namespace) -> None:
     """Start, say where everything is, and wait until a signal comes or a service ends."""
     variables = {key: value for key, value in dotenv_values(options.env_file).items() if value is not None}
-    services = load(ROOT / "docker-compose.yml", options.profile, {**variables, **os.environ})
+    variables |= os.environ
+    profile = options.profile or variables.get("COMPOSE_PROFILES") or "cpu"
+    services = load(ROOT / "docker-compose.yml", profile, variables)
     home = Path(options.home).expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
     localiser = Localiser(services, ROOT, home)
@@ -179,7 +181,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deploy.stack", description=__doc__.partition("\n")[0])
     command = parser.add_subparsers(required=True).add_parser("up", help="start everything and stay in the foreground")
     command.add_argument("--home", required=True, help="folder for all data, made if it is not there")
-    command.add_argument("--profile", default="cpu", help="gpu or cpu (default: cpu)")
+    command.add_argument("--profile", help="gpu or cpu; default: COMPOSE_PROFILES, else cpu")
     command.add_argument("--env-file", default=ROOT / ".env", type=Path, help="default: .env beside docker-compose.yml")
     command.add_argument("--only", action="append", default=[], metavar="SERVICE", help="this one and what it needs")
     command.add_argument(

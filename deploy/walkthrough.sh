@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole flow against a running server: upload, training, a question in every mode, streaming.
+# The whole flow against a running server: upload, training, a question in every mode but `auto`, streaming.
 #
 #   deploy/walkthrough.sh [--cleanup] [-q QUESTION]... [URL] [FILE]
 #
@@ -7,7 +7,7 @@
 # a list of {question, expected}), or are given with -q. LORAMEM_API_KEY is sent as the bearer key, when set.
 # LORAMEM_WALKTHROUGH_NAMESPACE (default: walkthrough) holds the document. --cleanup deletes it at the end.
 #
-# Needs bash, curl and python3 alone. Exit status: 0 when the job succeeded, every mode answered, `lora` was routed to
+# Needs bash, curl and python3 alone. Exit status: 0 when the job succeeded, these modes answered, `lora` was routed to
 # the document and knew more than `base`; 1 when something of that failed; 2 for wrong arguments.
 set -euo pipefail
 

@@ -9,7 +9,7 @@ query   ->  Source, Recipe               gateway to the engine's worker process,
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -174,6 +174,12 @@ MIN_DENSITY = 0.001
 TRIMS_BY_MAGNITUDE = frozenset({"ties", "product_ties"})
 TRIMS_AT_RANDOM = frozenset({"dare_ties", "dare_linear"})
 ELECTS_SIGNS = frozenset({"ties", "dare_ties", "product_ties"})
+MERGE_OPTIONS: Mapping[str, frozenset[str]] = {
+    "density": TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM,
+    "sign_method": ELECTS_SIGNS,
+    "seed": TRIMS_AT_RANDOM,
+}
+"""Options of a merge, and the methods that each has a meaning for."""
 
 
 def merged_rank(method: MergeMethod, ranks: Sequence[int]) -> int:
@@ -203,10 +209,7 @@ class Recipe(Record):
         ordered = tuple(sorted(sources, key=lambda source: source.adapter_id))
         given = cls(method=method, density=density, sign_method=sign_method, seed=seed, sources=ordered)
         effective: MergeMethod = method if len(sources) > 1 else "linear"
-        kept = {"method", "sources"}
-        kept |= {"density"} if effective in TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM else set()
-        kept |= {"sign_method"} if effective in ELECTS_SIGNS else set()
-        kept |= {"seed"} if effective in TRIMS_AT_RANDOM else set()
+        kept = {"method", "sources"} | {name for name, methods in MERGE_OPTIONS.items() if effective in methods}
         return cls(**{**given.model_dump(include=kept), "method": effective})
 
     def canonical(self) -> str:

@@ -19,14 +19,17 @@ _NOT_YET = (
 
 
 def check_ready(database: Database, ask: Ask, route: Route, mode: Mode | None = None) -> None:
-    """Raises `MemoryNotReady` when a document named has no text or adapters live, or when nothing at all was routed.
+    """Raises `MemoryNotReady` when a document named has no text or adapters live, or when nothing at all was routed;
+    for hybrid by passages, when adapters or passages were not.
 
     `mode` is what answers, where it is not the mode asked for: then one of the documents named is enough.
     """
     if ask.document_ids is not None and ask.mode != "auto":
         _check_documents(database, ask, route.chosen or ask.document_ids)
-    found = route.adapters if (mode or ask.mode) in ADAPTER_MODES else route.passages
-    if not found:
+    answers = mode or ask.mode
+    by_adapters = answers in ADAPTER_MODES
+    by_passages = not by_adapters or (answers == "hybrid" and ask.context == "rag")
+    if (by_adapters and not route.adapters) or (by_passages and not route.passages):
         raise _nothing_routed(database, ask, route.chosen)
 
 

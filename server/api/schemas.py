@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from loramem.records import (
+    MERGE_OPTIONS,
     MIN_DENSITY,
     AskedMode,
     Compose,
@@ -223,11 +224,12 @@ class MergeIn(Schema):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the entries that DARE drops")
 
-    @field_validator("density", "sign_method", "seed")
+    @field_validator(*MERGE_OPTIONS)
     @classmethod
-    def _of_a_method(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.data.get("method", "") is None:
-            raise ValueError("is of TIES and DARE: say `method` too")
+    def _of_its_methods(cls, value: Any, info: ValidationInfo) -> Any:
+        method, methods = info.data.get("method", ""), MERGE_OPTIONS[str(info.field_name)]
+        if method != "" and method not in methods:
+            raise ValueError(f"is for the methods {', '.join(sorted(methods))}: say one in `method`, or leave it out")
         return value
 
 

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import logging
 import multiprocessing
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -24,6 +25,7 @@ from server.tasks import beside
 log = logging.getLogger(__name__)
 
 RPC_POLL_S = 1.0
+KILL_EVERY_S = 0.1
 CORE = "EngineCore"
 """vLLM's name for the process that it starts first."""
 ENDS = (None, "stop", "length")
@@ -34,7 +36,7 @@ REFUSALS = frozenset({"ValueError", "VLLMValidationError"})
 
 
 Tiers = Mapping[str, Mapping[str, int]]
-"""By tier (disk, host): bytes, entries, hits, misses, evictions."""
+"""By tier (disk, host, device): bytes, entries, hits, misses, evictions."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Engine:
         self._tokenizer: Any = None
         self._llm: Any = None
         self._warm = False
+        self._loading = threading.Lock()
+        self._ended = threading.Event()
         self.speculates = False
         """Whether drafts are of use to it."""
 
@@ -120,24 +124,28 @@ class Engine:
         log.info("engine ready in %.1f s: %s", time.monotonic() - started, self.base.name)
 
     def _load(self) -> None:
-        options.set_environment(self.settings)
-        from transformers import AutoTokenizer
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with self._loading:
+            options.set_environment(self.settings)
+            from transformers import AutoTokenizer
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
-        arguments = options.engine_args(self.settings, self.base)
-        self.speculates = arguments.speculative_config is not None
-        self._llm = AsyncLLM.from_engine_args(arguments)
+            self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
+            arguments = options.engine_args(self.settings, self.base)
+            self.speculates = arguments.speculative_config is not None
+            if not self._ended.is_set():
+                self._llm = AsyncLLM.from_engine_args(arguments)
 
     def stop(self) -> None:
-        """End the engine's processes, those too of an engine that is still loading."""
+        """End the engine's processes for good, those too that an engine that is still loading has started or starts."""
+        self._ended.set()
+        while not self._loading.acquire(timeout=KILL_EVERY_S):
+            for process in multiprocessing.active_children():
+                if process.name.startswith(CORE):
+                    process.kill()
+        self._loading.release()  # what has not begun to load sees that it has ended
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-            return
-        for process in multiprocessing.active_children():
-            if process.name.startswith(CORE):
-                process.kill()
 
     @property
     def dead(self) -> bool:

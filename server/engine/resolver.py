@@ -25,10 +25,8 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from loramem.errors import LoramemError, StoredDataDamaged
 from loramem.records import (
-    ELECTS_SIGNS,
+    MERGE_OPTIONS,
     MIN_DENSITY,
-    TRIMS_AT_RANDOM,
-    TRIMS_BY_MAGNITUDE,
     MergeMethod,
     Recipe,
     SignMethod,
@@ -49,12 +47,6 @@ LARGEST_WEIGHT = 100.0
 
 _METHODS: Mapping[str, MergeMethod] = {method: method for method in get_args(MergeMethod)}
 _SIGN_METHODS: Mapping[str, SignMethod] = {method: method for method in get_args(SignMethod)}
-_TAKEN_BY: Mapping[str, frozenset[str]] = {
-    "density": TRIMS_BY_MAGNITUDE | TRIMS_AT_RANDOM,
-    "sign_method": ELECTS_SIGNS,
-    "seed": TRIMS_AT_RANDOM,
-}
-"""Options, and the methods that each has a meaning for."""
 _ADAPTER_ID = re.compile(r"[a-z0-9_]{1,32}")
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 _SEED = re.compile(r"[0-9]{1,10}")
@@ -81,10 +73,10 @@ def parse_name(name: str) -> NamedMerge:
     if head not in _METHODS:
         raise ValueError(f"method {head!r}; allowed are {', '.join(_METHODS)}")
     pairs = _pairs(query)
-    options = {key: pairs.pop(key) for key in _TAKEN_BY if key in pairs}
+    options = {key: pairs.pop(key) for key in MERGE_OPTIONS if key in pairs}
     for key in options:
-        if head not in _TAKEN_BY[key]:
-            raise ValueError(f"{head} takes no {key}; it is for {', '.join(sorted(_TAKEN_BY[key]))}")
+        if head not in MERGE_OPTIONS[key]:
+            raise ValueError(f"{head} takes no {key}; it is for {', '.join(sorted(MERGE_OPTIONS[key]))}")
     if not 1 <= len(pairs) <= MOST_ADAPTERS:
         raise ValueError(f"{len(pairs)} adapters; allowed are 1 to {MOST_ADAPTERS}")
     weights = {_adapter_id(key): _number(key, value, -LARGEST_WEIGHT, LARGEST_WEIGHT) for key, value in pairs.items()}

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ PASSAGES = [
     ),
     Passage("Roof", "It is copper. Orm made it.", [{"question": "Of what?", "answer": "copper"}]),
 ]
-PLAN = Plan("squad", PASSAGES, None, 0, False)
+PLAN = Plan("squad", PASSAGES, None, 0, False, "tiny")
 ANSWERS = {item["question"]: item["answer"] for passage in PASSAGES for item in passage.questions}
 
 
@@ -45,6 +46,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
 
         def adapters(self) -> Adapters:
             return Adapters("http://server", transport=server.transport)
+
+        def model(self) -> str:
+            return "tiny"
 
     monkeypatch.setattr(recipes, "Server", Faked)
     monkeypatch.setattr(recipes, "draw", lambda every, count, seed: PASSAGES[:count])
@@ -91,7 +95,7 @@ def test_options_that_are_the_defaults_are_the_default_arm() -> None:
 
 def test_an_arm_learns_and_is_asked_closed_book_about_its_document(fake: FakeServer) -> None:
     arm = Arm("a", "g", {"rank": 8})
-    plan = Plan("squad", PASSAGES, 30.0, 0, False)
+    plan = Plan("squad", PASSAGES, 30.0, 0, False, "tiny")
     result = run_arm(recipes.Server("", None), arm, plan)
     assert result["scores"] == [1.0, 0.0, 1.0]
     assert result["questions"] == [2, 1]
@@ -175,7 +179,9 @@ def test_results_of_other_settings_are_not_resumed(tmp_path: Path) -> None:
     file.write_text(json.dumps({"settings": PLAN.settings, "results": {"default": {}}}))
     assert resumed(file, PLAN) == {"default": {}}
     with pytest.raises(SystemExit, match="other settings"):
-        resumed(file, Plan("squad", PASSAGES, None, 1, False))
+        resumed(file, Plan("squad", PASSAGES, None, 1, False, "tiny"))
+    with pytest.raises(SystemExit, match="other settings"):
+        resumed(file, replace(PLAN, model="large"))
 
 
 def test_a_smoke_run_takes_two_arms_and_one_document(fake: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

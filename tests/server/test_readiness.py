@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_a_live_document_answers_every_mode(database: Database, queue: JobQueue,
     add_adapters(database, "doc_a")
     check_ready(database, ask(mode), FOUND)
     check_ready(database, ask(mode, "doc_a"), FOUND)
+
+
+def test_hybrid_needs_the_passages_that_it_puts_into_the_prompt(database: Database, queue: JobQueue) -> None:
+    pending(database, queue)
+    by_words_alone = Route((ADAPTER,), (), {"doc_a": 0.5}, {"doc_a": 1}, {})
+    check_ready(database, ask("lora"), by_words_alone)
+    check_ready(database, replace(ask("hybrid"), context="icl"), by_words_alone)
+    assert "in mode hybrid" in refusal(database, ask("hybrid"), by_words_alone).detail
 
 
 def test_one_of_several_named_that_is_not_ready_stops_the_question(database: Database, queue: JobQueue) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator
-from functools import partial
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,9 +107,44 @@ def test_a_call_that_the_engine_fails_is_said_to_be_its_failure() -> None:
     assert isinstance(caught.value.__cause__, Gone)
 
 
-def test_an_engine_that_is_still_loading_is_ended_with_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    killed: list[str] = []
-    children = [SimpleNamespace(name=name, kill=partial(killed.append, name)) for name in ("EngineCore", "parser")]
+@pytest.mark.parametrize("starts_at", [0.0, 0.3], ids=["has a process", "will have one"])
+def test_an_engine_that_is_still_loading_is_ended_with_its_processes(
+    monkeypatch: pytest.MonkeyPatch, starts_at: float
+) -> None:
+    killed = threading.Event()
+    core = SimpleNamespace(name="EngineCore", kill=killed.set)
+    parser = SimpleNamespace(name="parser", kill=lambda: pytest.fail("it is not the engine's"))
+    children = [parser]
+
+    def from_engine_args(arguments: object) -> None:
+        loading.set()
+        time.sleep(starts_at)
+        children.append(core)
+        assert killed.wait(5)
+        raise RuntimeError("the core is gone")
+
+    loading = threading.Event()
+    engine = loads_by(from_engine_args, monkeypatch)
     monkeypatch.setattr("server.engine.engine.multiprocessing.active_children", lambda: children)
-    Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64)).stop()
-    assert killed == ["EngineCore"]
+    with ThreadPoolExecutor() as threads:
+        load = threads.submit(engine._load)
+        assert loading.wait(30)
+        engine.stop()
+        assert load.done() or killed.is_set()
+        assert isinstance(load.exception(), RuntimeError)
+
+
+def test_an_engine_that_was_stopped_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = loads_by(lambda arguments: pytest.fail("a process nobody ends"), monkeypatch)
+    engine.stop()
+    engine._load()
+    assert not engine.running
+
+
+def loads_by(from_engine_args: Callable[[object], None], monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr("vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", from_engine_args)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda path: None)
+    monkeypatch.setattr("server.engine.options.set_environment", lambda settings: None)
+    arguments = SimpleNamespace(speculative_config=None)
+    monkeypatch.setattr("server.engine.options.engine_args", lambda settings, base: arguments)
+    return Engine(Settings(), BaseModel(Path("nowhere"), "nothing", "f" * 64))
