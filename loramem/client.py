@@ -3,7 +3,8 @@
     ClientError
     ├── Unreachable          no reply: nothing listens there, or the connection broke
     └── Problem              a reply that says no, with the server's problem document
-        ├── Refused          4xx: the request cannot be served as it stands; the message says why
+        ├── Refused          4xx: the request cannot be served as it stands; the message says why. 3xx too: no redirect
+        │                    is followed, as it could take the key elsewhere; the message says where to
         └── ServerFailed     5xx: try again later, or look into the server's log
 
     with Client("http://127.0.0.1:8000") as client:
@@ -181,7 +182,7 @@ class Client:
 
     def _events(self, method: str, path: str, **request: Any) -> Iterator[Event]:
         with self._unreachable_named(), self._http.stream(method, path, **request) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
             _check(response)
             yield from read_events(response.iter_text())
@@ -221,8 +222,12 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _check(response: httpx.Response) -> None:
-    if response.is_error:
-        raise _problem(response.status_code, _object(response))
+    if response.is_success:
+        return
+    document = _object(response)
+    if place := response.headers.get("Location"):
+        document = {"detail": f"HTTP status {response.status_code}: the server is at {place}; name that URL"}
+    raise _problem(response.status_code, document)
 
 
 def _problem(status: int, document: Json) -> Problem:
@@ -238,6 +243,6 @@ def _object(response: httpx.Response) -> Json:
     if isinstance(body, dict):
         return body
     document: Json = {"detail": f"HTTP status {response.status_code}, not a JSON object: {response.text[:200]!r}"}
-    if response.is_error:
+    if not response.is_success:
         return document
     raise ServerFailed(response.status_code, document)

@@ -12,6 +12,7 @@
     │   ├── MemoryNotReady           409  names the job to wait for
     │   └── WrongJobState            409
     ├── Unauthorized                 401
+    ├── Forbidden                    403
     ├── Unavailable                  503  try again later; nothing was lost
     │   ├── EngineUnavailable        503
     │   ├── EngineBusy               503  other answers hold all that it has
@@ -128,6 +129,12 @@ class Unauthorized(LoramemError):
     status = 401
     code = "unauthorized"
     title = "Missing or wrong API key"
+
+
+class Forbidden(LoramemError):
+    status = 403
+    code = "forbidden"
+    title = "Not from here"
 
 
 class Unavailable(LoramemError):

@@ -120,9 +120,9 @@ class Lexicon:
             _write(self._index, gone_groups, entries)
             words = _newest(self._index)
             if words.deleted_share() > DELETED_SHARE:
-                self._index = _empty_index()
-                _write(self._index, (), words.entries())
-                words = _newest(self._index)
+                compact = _empty_index()
+                _write(compact, (), words.entries())
+                self._index, words = compact, _newest(compact)
             self._words = words
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from loramem import __version__
 from loramem.settings import Settings
 from server.api import adapters, documents, errors, health, jobs, openai, queries
-from server.api.middleware import ApiKeys, BodyLimit, RequestContext
+from server.api.middleware import ApiKeys, BodyLimit, OwnPages, RequestContext
 from server.api.schemas import Problem
 from server.gateway import Gateway, build_gateway
 
@@ -42,7 +42,10 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     for module in (documents, jobs, queries, adapters, openai, health):
         app.include_router(module.router)
     # the last one added is the outermost
-    app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys])
+    if settings.api_keys:
+        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys])
+    else:
+        app.add_middleware(OwnPages, names={settings.host})
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=gateway.metrics)
     if settings.otlp_endpoint:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, String, and_, bindparam, cast, func, select
+from sqlalchemy import ColumnElement, String, and_, bindparam, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from loramem.embed import Embedder
@@ -176,8 +176,8 @@ def _with_metadata(
 ) -> list[str]:
     """Of the documents named, or of all."""
     wanted = select(Document.id).where(Document.namespace == namespace)
-    escaped = session.get_bind().dialect.name == "sqlite"  # whose paths are compared with JSON's text as it is
-    wanted = wanted.where(*(_has(json.dumps(key)[1:-1] if escaped else key, value) for key, value in metadata.items()))
+    has = _has_in_sqlite if session.get_bind().dialect.name == "sqlite" else _has
+    wanted = wanted.where(*(has(key, value) for key, value in metadata.items()))
     if document_ids is not None:
         wanted = wanted.where(Document.id.in_(document_ids))
     found = list(session.scalars(wanted))
@@ -191,6 +191,15 @@ def _has(key: str, value: Scalar) -> ColumnElement[bool]:
     texts = [value] if isinstance(value, str) else [json.dumps(value)]
     texts += [str(int(value))] if isinstance(value, bool) else []
     return cast(Document.meta[key].as_string(), String).in_(texts)
+
+
+def _has_in_sqlite(key: str, value: Scalar) -> ColumnElement[bool]:
+    """Its paths are compared with JSON's text as it is. A number taken out alone loses digits; of two it keeps them."""
+    key = json.dumps(key)[1:-1]
+    if isinstance(value, bool | str):
+        return _has(key, value)
+    path, text = f'$."{key}"', json.dumps(value)
+    return or_(_has(key, value), func.json_extract(Document.meta, path, path) == f"[{text},{text}]")
 
 
 def _best_by_document(found: Sequence[Candidate]) -> dict[str, float]:

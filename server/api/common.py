@@ -25,9 +25,10 @@ After = Annotated[Text | None, Query(max_length=64, description="`next_cursor` o
 NamespaceFilter = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 PROBLEM = "#/components/schemas/Problem"
+USUAL = {400: "Bad request", 401: "Missing or wrong API key", 403: "Not from here", 422: "Invalid value"}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/problem+json": {"schema": {"$ref": PROBLEM}}}}
-    for code, text in {400: "Bad request", 401: "Missing or wrong API key", 422: "Invalid value"}.items()
+    for code, text in USUAL.items()
 }
 
 

@@ -156,7 +156,8 @@ async def _from_json(request: Request, gateway: Gateway) -> Upload:
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:
-    async with request.form(max_files=1, max_fields=16) as form:
+    limit = gateway.settings.max_body_bytes  # of the whole, which has been checked
+    async with request.form(max_files=1, max_fields=16, max_part_size=limit) as form:
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise InvalidValue("the form has no file", key="file", value="(missing)", allowed="one file part")

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -57,11 +56,18 @@ def shown(value: object) -> Any:
     """A user's value as it can be sent back: short, and valid JSON."""
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53:
+    if isinstance(value, int | float) and abs(value) < 2**53:  # no NaN is
         return value
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _repr(value)
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no integer of more than 4300 digits
+        return "a number too long to be shown"
 
 
 def respond(request: Request, error: LoramemError) -> JSONResponse:

@@ -37,8 +37,8 @@ async def follow_job(
 ) -> StreamingResponse:
     """Server-sent events `state` and `progress`, from the first or after `Last-Event-ID`; ends with the job."""
     await asyncio.to_thread(gateway.queue.get, job_id)
-    after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
-    return sse_response(_events(gateway, job_id, min(after, 2**62)))
+    after = int(last_event_id[:18]) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
+    return sse_response(_events(gateway, job_id, after))
 
 
 @router.post("/{job_id}/cancel", responses=problems(404, 409))

@@ -1,17 +1,19 @@
 """What happens around every request: an id, an access line, the body limit, the API key, the metrics."""
 
 import hmac
+import ipaddress
 import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loramem.errors import BodyTooLarge, LoramemError, Unauthorized
+from loramem.errors import BodyTooLarge, Forbidden, LoramemError, Unauthorized
 from loramem.logs import bind
 from server.api.errors import UNEXPECTED, respond
 from server.metrics import Metrics
@@ -111,7 +113,7 @@ class BodyLimit:
 
 
 class ApiKeys:
-    """Bearer keys on everything but health; without keys configured everything is open (and bound to loopback)."""
+    """Bearer keys on everything but health."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -119,7 +121,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope) if scope["type"] == "http" else None
-        if request is None or not self._keys or request.url.path in OPEN_PATHS or self._knows(request):
+        if request is None or request.url.path in OPEN_PATHS or self._knows(request):
             await self._app(scope, receive, send)
             return
         error = Unauthorized("send `Authorization: Bearer <key>` with one of the keys in LORAMEM_API_KEYS")
@@ -129,6 +131,51 @@ class ApiKeys:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = key.strip().encode()
         return scheme.lower() == "bearer" and any(hmac.compare_digest(given, key) for key in self._keys)
+
+
+class OwnPages:
+    """Where no key is asked for: refuses what a page of somewhere else has a browser of this machine send.
+
+    A loopback address keeps other machines out, but any page may have its browser ask there. The browser then names the
+    page as `Origin`; or as `Host`, if the page's own name was made to mean this machine (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+        """`names` are hosts that are taken beside loopback addresses and `localhost`."""
+        self._app = app
+        self._names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope) if scope["type"] == "http" else None
+        if request is None or request.url.path in OPEN_PATHS or all(map(self._is_here, _places(request))):
+            await self._app(scope, receive, send)
+            return
+        error = Forbidden(
+            "the Host or Origin of this request is not this machine, and without LORAMEM_API_KEYS nobody else may ask: "
+            "name it 127.0.0.1 or localhost, or set keys"
+        )
+        await respond(request, error)(scope, receive, send)
+
+    def _is_here(self, host: str) -> bool:
+        if host in self._names or host == "localhost" or host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def _places(request: Request) -> list[str]:
+    """Host names, in lower case, that a request says it is for and from; empty strings for what cannot be read."""
+    stated = [f"//{request.headers['host']}"] if "host" in request.headers else []
+    return [_host(place) for place in (*stated, *request.headers.getlist("origin"))]
+
+
+def _host(place: str) -> str:
+    try:
+        return urlsplit(place).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _request_id(request: Request) -> str:

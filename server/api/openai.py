@@ -31,11 +31,11 @@ from server.tasks import together
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
 MODES: tuple[AskedMode, ...] = ("lora", "rag", "icl", "hybrid", "auto", "base")
-ERRORS: dict[int | str, Json] = {code: {"model": ErrorOut} for code in (400, 401, 404, 409, 413, 422, 503)}
+ERRORS: dict[int | str, Json] = {code: {"model": ErrorOut} for code in (400, 401, 403, 404, 409, 413, 422, 503)}
 STREAMED: Json = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-@router.get("/models", responses={401: {"model": ErrorOut}})
+@router.get("/models", responses={401: {"model": ErrorOut}, 403: {"model": ErrorOut}})
 def list_models(gateway: TheGateway) -> ModelList:
     """The base model, each namespace, and each namespace in each mode."""
     with gateway.database.read() as session:
@@ -150,9 +150,9 @@ async def _completion_stream(
                 seen += sum(len(one.token) for one in item.logprobs)
                 yield _data(json.dumps(replies.completion_chunk(head, item.text, None, scored)))
             elif isinstance(item, Done):
-                last = replies.completion_chunk(head, "", item.finish_reason, None)
-                counts = {"usage": replies.usage_of([item]).model_dump(exclude_none=True)} if usage else {}
-                yield _data(json.dumps({**last, **counts}))
+                yield _data(json.dumps(replies.completion_chunk(head, "", item.finish_reason, None)))
+                if usage:
+                    yield _data(json.dumps(replies.completion_usage_chunk(head, item)))
         yield _data("[DONE]")
     except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
         yield _data(json.dumps(openai_error(known(error))))

@@ -76,6 +76,11 @@ def completion_chunk(head: Json, text: str, finish_reason: str | None, logprobs:
     return {**head, "object": "text_completion", "choices": [choice]}
 
 
+def completion_usage_chunk(head: Json, done: Done) -> Json:
+    usage = usage_of([done]).model_dump(exclude_none=True)
+    return {**head, "object": "text_completion", "choices": [], "usage": usage}
+
+
 def completion_logprobs(tokens: Sequence[Token], start: int = 0) -> Logprobs:
     """`start`: how many characters of the answer came before, in other chunks of its stream."""
     items = [item for token in tokens for item in token.logprobs]

@@ -12,12 +12,20 @@ ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 Stop = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 
 
-class TextPart(Schema):
+class OpenAISchema(Schema):
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unsaid(cls, data: Any) -> Any:
+        """As OpenAI has it: its client sends an answer back as a turn, with null for what the answer lacks."""
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class TextPart(OpenAISchema):
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(Schema):
+class ChatMessage(OpenAISchema):
     role: Literal["system", "developer", "user", "assistant"]
     content: FilledText | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = Field(None, description="accepted for clients that send it; not used")
@@ -35,11 +43,11 @@ class ChatMessage(Schema):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class StreamOptions(Schema):
+class StreamOptions(OpenAISchema):
     include_usage: bool = False
 
 
-class GenerationFields(Schema):
+class GenerationFields(OpenAISchema):
     model: ModelName
     max_tokens: int | None = Field(None, ge=1, le=1 << 20)
     temperature: float | None = Field(None, ge=0, le=2, description="default: 1 for the base model, 0 for a memory")
@@ -52,12 +60,6 @@ class GenerationFields(Schema):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, description="accepted for clients that send it; not used")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_unsaid(cls, data: Any) -> Any:
-        """As OpenAI has it."""
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     def sampling(self, *, max_tokens_limit: int, default_temperature: float, logprobs: int | None) -> Sampling:
         """Raises `InvalidValue` for more tokens than the server allows."""

@@ -81,6 +81,19 @@ def test_a_reply_that_is_no_json_is_a_failure_of_the_server(status: int) -> None
         client.job("job_1")
 
 
+def test_a_redirect_is_a_refusal_that_says_where_to() -> None:
+    headers = {"Location": "https://memory.example/"}
+    client = client_of(lambda request: httpx.Response(308, headers=headers, json={"moved": True}))
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: client.delete("doc_1"), lambda: client.job("job_1"),
+        lambda: list(client.stream("Who?")), lambda: list(client.follow("job_1")),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(Refused, match=r"308: the server is at https://memory.example/") as caught:
+            call()
+        assert caught.value.status == 308
+
+
 def test_no_server_is_unreachable_with_its_address() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("Connection refused")

@@ -5,11 +5,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loramem import lexical
 from loramem.lexical import ASKING, Entry, Lexicon, Words, tokens_of
 
 ANIMALS = st.sampled_from(["ant", "bee", "cat", "dog", "elk"])
@@ -170,6 +172,26 @@ def test_a_change_that_fails_changes_nothing() -> None:
     assert found(lexicon.snapshot(), "mill") == {"a"}
     lexicon.change((), [Entry("other", "c", "mill")])
     assert found(lexicon.snapshot(), "mill") == {"a", "c"}, caught  # the error, with its frames, is still held
+
+
+def test_a_compaction_that_fails_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lexicon = Lexicon()
+    lexicon.change((), [Entry(f"group{number}", f"unit{number}", "larch") for number in range(16)])
+    stock, written = lexical._write, list[Any]()
+
+    def write(*arguments: Any) -> None:
+        written.append(arguments)
+        if len(written) == 2:
+            raise RuntimeError("no more threads")
+        stock(*arguments)
+
+    monkeypatch.setattr(lexical, "_write", write)
+    gone = [f"group{number}" for number in range(8)]
+    with pytest.raises(RuntimeError, match="threads"):
+        lexicon.change(gone, [])
+    assert len(lexicon.snapshot().search("larch", 20)) == 16
+    lexicon.change(gone, [Entry("new", "new", "larch")])
+    assert {unit for unit, _ in lexicon.snapshot().search("larch", 20)} == {"new", *(f"unit{n}" for n in range(8, 16))}
 
 
 def test_a_name_that_cannot_be_encoded_is_refused() -> None:

@@ -302,6 +302,20 @@ def test_metadata_chooses_the_documents(router: Router, upload: Upload, database
             found(**missing)
 
 
+@pytest.mark.parametrize(
+    "value", [1700000000.123456, 0.30000000000000004, 1e-07, 1e16, -0.0, 12345678901234567890, "1e-07"]
+)
+def test_metadata_is_found_to_its_last_digit(router: Router, upload: Upload, database: Database, value: Scalar) -> None:
+    upload("doc_light", DOCUMENTS["doc_light"])
+    with database.write() as session:
+        session.execute(update(Document).values(meta={"größe": value}))
+    asked: dict[str, Any] = {"namespace": "default", "document_ids": None, "top_k": 1}
+    found = router.route("Which animals?", metadata={"größe": value}, **asked)
+    assert [one.document_id for one in found.adapters] == ["doc_light"]
+    with pytest.raises(NotFound, match="with metadata"):
+        router.route("Which animals?", metadata={"größe": 1700000000.123457}, **asked)
+
+
 def test_metadata_and_names_both_have_to_fit(router: Router, upload: Upload, database: Database) -> None:
     for document_id, text in DOCUMENTS.items():
         upload(document_id, text)

@@ -26,7 +26,7 @@ def make_memory(
         def make(**changed: Any) -> Memory:
             settings = make_settings(**changed)
             gateway = make_gateway(settings)
-            client = running.enter_context(TestClient(create_app(settings, gateway)))
+            client = running.enter_context(TestClient(create_app(settings, gateway), base_url="http://127.0.0.1:8000"))
             return Memory(gateway, client, embedder)
 
         yield make

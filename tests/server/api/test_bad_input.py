@@ -213,6 +213,14 @@ def test_numbers_that_are_none(memory: Memory, number: str, key: str) -> None:
     assert named(problem)[0] == key
 
 
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize("path", ["/query", "/v1/chat/completions"])
+def test_a_number_of_many_digits(memory: Memory, path: str, digits: int) -> None:
+    content = f'{{"question": "Why?", "max_tokens": {"9" * digits}}}'
+    reply = memory.client.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert reply.status_code in (400, 422)
+
+
 def test_malformed_question(memory: Memory) -> None:
     headers = {"Content-Type": "application/json"}
     assert named(refused(memory, "POST", "/query", 400, content=b'{"question":', headers=headers))[0] == "body"

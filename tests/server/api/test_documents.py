@@ -1,5 +1,6 @@
 """/documents: what is taken in, found again, replaced, deleted."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
@@ -87,6 +88,14 @@ def test_a_forms_fields_are_those_of_the_json_body(memory: Memory) -> None:
     reply = memory.client.post("/documents", files={"file": ("a.txt", b"Some text.", "text/plain")}, data=data)
     document: Any = reply.json()["document"]
     assert (document["title"], document["metadata"], document["namespace"]) == ("Mine", {"a": 1}, "coast")
+
+
+def test_a_form_carries_as_many_questions_as_json_does(memory: Memory) -> None:
+    pairs = [{"question": f"What is {number}?", "answer": "number " * 100} for number in range(2000)]
+    data = {"qa": json.dumps(pairs)}
+    assert len(data["qa"]) > 1 << 20
+    reply = memory.client.post("/documents", files={"file": ("a.txt", b"Some text.", "text/plain")}, data=data)
+    assert reply.status_code == 202, reply.text
 
 
 def test_a_document_goes_from_pending_to_live(memory: Memory) -> None:

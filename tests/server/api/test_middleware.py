@@ -156,6 +156,39 @@ def test_health_is_open_and_v1_refuses_in_its_own_shape(locked: Memory) -> None:
     assert locked.client.get("/v1/models", headers={"Authorization": "Bearer first-key"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Host", "evil.example"), ("Host", "evil.example:8000"), ("Host", "127.0.0.1.evil.example"),
+        ("Host", "10.0.0.7"), ("Host", "[::1"), ("Host", ""), ("Origin", "https://evil.example"), ("Origin", "null"),
+        ("Origin", "http://localhost@evil.example"),
+    ],
+)  # fmt: skip
+def test_without_keys_pages_of_elsewhere_are_refused(memory: Memory, name: str, value: str) -> None:
+    files = {"file": ("a.txt", b"planted", "text/plain")}
+    reply = memory.client.post("/documents", files=files, headers={name: value})
+    assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
+    assert memory.client.get("/documents").json()["data"] == []
+    assert memory.client.get("/v1/models", headers={name: value}).json()["error"]["code"] == "forbidden"
+    assert memory.client.get("/healthz", headers={name: value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Host", "localhost:8000"), ("Host", "LOCALHOST"), ("Host", "127.0.0.2"), ("Host", "[::1]:8000"),
+        ("Host", "loramem.localhost"), ("Origin", "http://localhost:3000"), ("Origin", "http://127.0.0.1:8000"),
+    ],
+)  # fmt: skip
+def test_without_keys_this_machine_may_ask(memory: Memory, name: str, value: str) -> None:
+    assert memory.client.get("/documents", headers={name: value}).status_code == 200
+
+
+def test_with_a_key_anybody_may_ask(locked: Memory) -> None:
+    headers = {"Authorization": "Bearer first-key", "Host": "memory.example", "Origin": "https://app.example"}
+    assert locked.client.get("/documents", headers=headers).status_code == 200
+
+
 # health and metrics
 
 

@@ -141,6 +141,16 @@ def test_a_chat_stream(memory: Memory, base: str) -> None:
     assert chunks[-1].usage.completion_tokens == 3
 
 
+def test_an_answer_of_the_client_can_be_its_next_turn(memory: Memory, base: str) -> None:
+    answered = chat(memory, model=base).choices[0].message
+    turn = answered.model_dump()  # with null for tool calls, annotations and the like
+    assert None in turn.values()
+    messages = [*HELLO, turn, {"role": "user", "content": "And then?", "name": None}]
+    body = {"model": base, "messages": messages, "stream_options": {"include_usage": None}}
+    assert memory.client.post("/v1/chat/completions", json=body).status_code == 200
+    assert ANSWER in memory.engine.prompt_text()
+
+
 def test_usage_is_streamed_only_when_asked_for(memory: Memory, base: str) -> None:
     reply = memory.client.post("/v1/chat/completions", json={"model": base, "messages": HELLO, "stream": True})
     assert not any(item.get("usage") for _, item in events_of(reply.text) if item != "[DONE]")
@@ -207,11 +217,14 @@ def test_a_completion_stream(memory: Memory, base: str) -> None:
     body = {"model": base, "prompt": "Once", "stream": True, "logprobs": 1, "stream_options": {"include_usage": True}}
     data = [item for _, item in events_of(memory.client.post("/v1/completions", json=body).text)]
     assert data.pop() == "[DONE]"
+    usage = Completion.model_validate(data.pop())
+    assert usage.choices == []
+    assert usage.usage is not None
+    assert usage.usage.completion_tokens == 3
     assert "".join(item["choices"][0]["text"] for item in data) == ANSWER
     assert [item["choices"][0]["finish_reason"] for item in data] == [None, None, None, "stop"]
     assert data[0]["choices"][0]["logprobs"]["tokens"] == ["Paris"]
     assert [item["choices"][0]["logprobs"]["text_offset"] for item in data[:3]] == [[0], [5], [7]]
-    assert data[-1]["usage"]["completion_tokens"] == 3
 
 
 def test_a_completion_of_a_memory_is_a_question_to_it(memory: Memory) -> None:
