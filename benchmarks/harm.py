@@ -27,7 +27,7 @@ from uuid import uuid4
 from benchmarks.adapters import Adapters, Archive, read_archives
 from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.intervals import cluster_interval
-from benchmarks.passages import DATA, NotLearnt, Passage, draw, learn, read_passages, unrelated
+from benchmarks.passages import ASKED_AT_ONCE, DATA, NotLearnt, Passage, draw, learn, read_passages, unrelated
 from benchmarks.recall_smoke import BRIEF
 from benchmarks.scores import mean, token_f1
 from loramem.client import Client
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _learn(options: argparse.Namespace, passages: Sequence[Passage]) -> list[Archive]:
-    brief = {"training": BRIEF} if options.smoke else {}
+    brief = BRIEF if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"harm-{uuid4().hex[:8]}") as client:
         documents = [learn(client, passage, brief)[0] for passage in passages]
         archives = download(options.url, options.api_key, documents)
@@ -110,7 +110,7 @@ def harm(
 
 def shown(client: Client, passage: Passage) -> list[Shown]:
     """The passage's questions with the text that the server shows its model, asked as soon as that is indexed."""
-    accepted = client.upload(passage.context, training={"max_seconds": BRIEF_S})
+    accepted = client.upload(passage.context, training=ASKED_AT_ONCE | {"max_seconds": BRIEF_S})
     document = accepted["document"]["id"]
     try:
         _await_index(client, accepted["job"]["id"])

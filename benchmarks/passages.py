@@ -55,10 +55,14 @@ def unrelated(passages: Sequence[Passage], learnt: Sequence[Passage], count: int
     return draw([passage for passage in passages if passage.title not in titles], count, seed)
 
 
-def learn(client: Client, passage: Passage, options: dict[str, Any]) -> tuple[str, float]:
+ASKED_AT_ONCE = {"mend": False}
+"""Training options of what is asked as soon as it is live: nothing is trained beside the questions, or replaced."""
+
+
+def learn(client: Client, passage: Passage, training: dict[str, Any]) -> tuple[str, float]:
     """(document id, seconds from upload to ready)"""
     started = time.monotonic()
-    accepted = client.upload(passage.context, **options)
+    accepted = client.upload(passage.context, training=training | ASKED_AT_ONCE)
     follow(client, accepted["job"]["id"])
     ready_s = time.monotonic() - started
     print(f"{passage.title}: {len(passage.context.split())} words, ready after {ready_s:.0f} s", file=sys.stderr)

@@ -44,7 +44,7 @@ from benchmarks.circumstances import circumstances, served_model
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.judge import Judge
 from benchmarks.option_types import at_least_one
-from benchmarks.passages import follow
+from benchmarks.passages import ASKED_AT_ONCE, follow
 from benchmarks.recall_ask import Learnt, ask_all, bar
 from benchmarks.recall_journal import Journal, Line, key_of
 from benchmarks.recall_methods import GROUPS, Corpus, Method, chosen_methods
@@ -143,11 +143,11 @@ def learn(corpus: Learnt, plan: Plan, journal: Journal, seed: int, kind: Corpus)
     """Upload all, then wait for each. Raises `NotLearnt`."""
     started = time.monotonic()
     texts = [joined(plan.draws[seed])] if kind == "joined" else plan.draws[seed]
-    training = plan.training if kind == "chunk" else plan.training | {"per": "document"}
+    training = plan.training | ASKED_AT_ONCE | ({} if kind == "chunk" else {"per": "document"})
     namespace, waiting = _namespace(plan, journal, seed, kind), []
     for drawn in texts:
         accepted = corpus.client.upload(
-            drawn.item.text, title=drawn.item.title[:500], external_id=drawn.key, training=training or None
+            drawn.item.text, title=drawn.item.title[:500], external_id=drawn.key, training=training
         )
         document, created = accepted["document"], accepted["created"]
         corpus.ids[drawn.key] = document["id"]

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_arm(server: Server, arm: Arm, plan: Plan) -> Result:
     """Learn and ask every document. `state` is done, refused or failed, the latter two with a `reason`."""
-    training = arm.training | {"mend": False} | ({"max_seconds": plan.max_seconds} if plan.max_seconds else {})
+    training = arm.training | ({"max_seconds": plan.max_seconds} if plan.max_seconds else {})
     print(f"-- {arm.name}", file=sys.stderr)
     with server.client() as client, server.adapters() as adapters:
         try:
@@ -139,7 +139,7 @@ def run_arm(server: Server, arm: Arm, plan: Plan) -> Result:
 def _measured(client: Client, adapters: Adapters, plan: Plan, training: dict[str, Any]) -> Result:
     data, parts = DATA_SETS[plan.data], list[Result]()
     for passage in plan.passages:
-        document, ready_s = learn(client, passage, {"training": training})
+        document, ready_s = learn(client, passage, training)
         learnt = adapters.of(document)
         answers = [_ask(client, item["question"], document, data.max_tokens) for item in passage.questions]
         expected = [item["answer"] for item in passage.questions]

@@ -1,5 +1,6 @@
 """What results of `benchmarks.recall` and `benchmarks.recipes` say on the paper's questions (Q4 to Q6, Q9 to Q14)."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -51,18 +52,19 @@ def mixtures(results: Results) -> Finding | None:
 
 
 def scale(results: Results) -> Finding | None:
-    """Q6: a larger base model answers better closed book, on the same questions."""
-    by_draw: dict[str, dict[float, tuple[str, str, Estimate]]] = {}
+    """Q6: a larger base model answers better closed book, trained and asked alike on the same questions."""
+    by_draw: dict[tuple[str, str], dict[float, tuple[str, str, Estimate]]] = {}
     for file, report in recalls(results):
         size, metric = model_size(str(report["settings"].get("model", ""))), metric_of([report], ["lora"])
         if size and metric:
-            held = by_draw.setdefault(f"{report['settings']['draw']} {metric}", {})
+            alike = {name: report["settings"].get(name) for name in ("draw", "training", "max_tokens")}
+            held = by_draw.setdefault((metric, json.dumps(alike, sort_keys=True)), {})
             held[size] = (file, report["settings"]["model"], _estimate(report, "lora", metric))
-    for draw, held in by_draw.items():
+    for (metric, _), held in by_draw.items():
         if len(held) > 1:
             ordered = [held[size] for size in sorted(held)]
             files, figures = ", ".join(file for file, _, _ in ordered), {name: one for _, name, one in ordered}
-            return Finding(files, greater(ordered[-1][2], ordered[0][2]), f"lora, {draw.split()[1]}", figures)
+            return Finding(files, greater(ordered[-1][2], ordered[0][2]), f"lora, {metric}", figures)
     return None
 
 

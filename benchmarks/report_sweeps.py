@@ -77,8 +77,13 @@ def _known_by_heart(grid: Sequence[Json]) -> set[tuple[float, float]]:
     return {(entry["load"], entry["rank"]) for entry in grid if entry["exact_match"] >= 1}
 
 
+def _most(grid: Sequence[Json]) -> tuple[float, float]:
+    """The greatest load at the highest rank."""
+    return max((entry["load"] for entry in grid), default=0.0), max((entry["rank"] for entry in grid), default=0.0)
+
+
 def efficiency(results: Results) -> Finding | None:
-    """Q3: the highest rank holds less per parameter than another."""
+    """Q3: the highest rank, given more than it can hold, holds less per parameter than another."""
     for file, sweep in _sweeps(results):
         facts = {float(rank): value for rank, value in sweep["efficiency"].items() if value}
         found = facts or _bits_per_parameter(sweep["grid"])
@@ -87,21 +92,29 @@ def efficiency(results: Results) -> Finding | None:
             figures = {f"rank {rank:g}": Estimate(value) for rank, value in sorted(found.items())}
             if not facts:
                 return Finding(file, "not measured", "bits stored per 1000 parameters", figures, "no rank held a load")
+            measure = "facts held per million parameters"
+            if _most(sweep["grid"]) in _known_by_heart(sweep["grid"]):  # and may hold more than anybody has given it
+                return Finding(file, "not measured", measure, figures, "the highest rank holds every load")
             verdict: Verdict = "agree" if best < max(found) else "disagree"
-            return Finding(file, verdict, "facts held per million parameters", figures)
+            return Finding(file, verdict, measure, figures)
     return None
 
 
 def partition(results: Results) -> Finding | None:
-    """Q8: several small adapters hold more than a large one of as many parameters, with an oracle."""
+    """Q8: several small adapters hold more than a large one of as many parameters, with an oracle, at each size."""
     for file, sweep in _sweeps(results):
         sides = [(entry["small"]["exact_match"], entry["large"]["exact_match"]) for entry in sweep["split"]]
         if sides:
-            best = max(sides, key=lambda pair: abs(pair[0] - pair[1]))
-            figures = {"several small": Estimate(best[0]), "one large": Estimate(best[1])}
-            if min(best) >= 1:
+            figures = {}
+            for small, large in sides:
+                number = f" ({len(figures) // 2 + 1})" if len(sides) > 1 else ""
+                figures |= {f"several small{number}": Estimate(small), f"one large{number}": Estimate(large)}
+            open_ended = [greater(Estimate(small), Estimate(large)) for small, large in sides if min(small, large) < 1]
+            if not open_ended:
                 return Finding(file, "not measured", _EXACT, figures, why="both hold everything")
-            return Finding(file, greater(*figures.values()), _EXACT, figures)
+            if sweep["grid"] and _most(sweep["grid"])[0] not in _learnt_loads(sweep["grid"]):
+                return Finding(file, "not measured", _EXACT, figures, why="training had not converged")
+            return Finding(file, all_of(open_ended), _EXACT, figures)
     for file, report in results.items():
         sectors = report.get("parts", {}).get("sectors") if isinstance(report.get("parts"), dict) else None
         if sectors:

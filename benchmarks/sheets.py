@@ -20,6 +20,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from benchmarks.circumstances import circumstances
+from benchmarks.passages import ASKED_AT_ONCE
 from benchmarks.recall_smoke import BRIEF
 from loramem.client import Client
 from loramem.records import Mode
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.smoke:
         sheets = [replace(one, questions=one.questions[:SMOKE_QUESTIONS]) for one in sheets[:1]]
     with Client(options.url, api_key=options.api_key, namespace=f"sheets-{uuid4().hex[:8]}") as client:
-        limit = {"training": BRIEF} if options.smoke else {}
+        limit = BRIEF if options.smoke else {}
         results = [run_sheet(client, sheet, options.seed, limit) for sheet in sheets]
     command = "python -m benchmarks.sheets --json" + (" --smoke" if options.smoke else "")
     report = summary(results) | circumstances(command, options.seed)
@@ -75,9 +76,9 @@ def read_sheets(folder: Path) -> list[Sheet]:
 
 
 def run_sheet(client: Client, sheet: Sheet, seed: int, limit: dict[str, Any]) -> dict[str, Any]:
-    """Upload with the options in `limit`, wait for the job, ask everything in every mode, delete."""
+    """Upload with the training options in `limit`, wait for the job, ask everything in every mode, delete."""
     started = time.monotonic()
-    accepted = client.upload(sheet.text, title=sheet.title, **limit)
+    accepted = client.upload(sheet.text, title=sheet.title, training=limit | ASKED_AT_ONCE)
     state = ""
     for event in client.follow(accepted["job"]["id"]):
         state = event.data.get("state", state)

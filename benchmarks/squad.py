@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passages = draw(every, options.passages, options.seed)
     if options.smoke:
         passages = [replace(one, questions=one.questions[:SMOKE_QUESTIONS]) for one in passages]
-    limit = {"training": BRIEF} if options.smoke else {}
+    limit = BRIEF if options.smoke else {}
     with Client(options.url, api_key=options.api_key, namespace=f"squad-{uuid4().hex[:8]}") as client:
         learnt = [learn(client, passage, limit) for passage in passages]
         answers = {mode: [ask(client, passage, mode) for passage in passages] for mode in MODES}

@@ -289,8 +289,14 @@ class Builder:
         )
         attempts = []
         for place, (study, adapter) in enumerate(zip(studies, adapters, strict=True)):
-            batch.step("examine", place, len(studies))
-            exam = examine(trainer, adapter, study.held_out, learnt=study.examples, unrelated=trainer.unrelated)
+            exam = examine(
+                trainer,
+                adapter,
+                study.held_out,
+                learnt=study.examples,
+                unrelated=trainer.unrelated,
+                on_progress=partial(_examining, batch, place, len(studies)),
+            )
             self.observe(adapter.facts, exam)
             attempts.append(Attempt(study, adapter, exam))
         return attempts
@@ -392,6 +398,10 @@ class Builder:
 
 def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManifest:
     return manifest.model_copy(update={"sha256": digests})
+
+
+def _examining(batch: Batch, place: int, of: int, done: int, total: int) -> None:
+    batch.step("examine", place * total + done, of * total)
 
 
 def _part(step: Step, number: int, of: int, done: int, total: int) -> None:

@@ -21,6 +21,7 @@ FEWEST = 3
 """Questions below which nobody is called weak."""
 MAX_QUESTIONS = 16
 MAX_NEW_TOKENS = 48
+"""Of an answer; more where one that is expected is longer."""
 
 
 def examine(
@@ -39,14 +40,17 @@ def examine(
     asked = list(held_out)[:MAX_QUESTIONS]
     questions = [example.question for example in asked]
     statements = statements_of(base, learnt)
-    base_answers = answer_closed_book(base, questions)
+    room = max([MAX_NEW_TOKENS, *(len(base.row(example).answer) for example in asked)])
+    base_answers = answer_closed_book(base, questions, max_new_tokens=room)
+    on_progress(1, 4)
     base_bits, base_unrelated = bits(base, statements), bits_per_token(base, unrelated)
-    on_progress(1, 2)
+    on_progress(2, 4)
     with base.adapted(adapter):
-        answers = answer_closed_book(base, questions)
+        answers = answer_closed_book(base, questions, max_new_tokens=room)
+        on_progress(3, 4)
         loss = base.mean_loss(asked) if asked else 0.0
         left_bits, harmed = bits(base, statements), bits_per_token(base, unrelated)
-    on_progress(2, 2)
+    on_progress(4, 4)
     found = recall(asked, answers)
     return ExamResult(
         questions=len(asked),

@@ -13,13 +13,19 @@ from torch import Tensor, nn
 
 from trainer_worker.packing import Batch, Pack, Row, Step, places
 
+KEPT_BYTES = 1 << 30
+
 
 class Lower:
-    """The first `count` layers of `model` (0: its embeddings), and what they made of rows."""
+    """The first `count` layers of `model` (0: its embeddings), and what they made of rows.
+
+    Of a text that has more than `KEPT_BYTES` of these, steps with a row that is not kept compute it again.
+    """
 
     def __init__(self, model: Any, count: int) -> None:
         self.model, self.count = model, count
         self._rows: dict[Row, Tensor] = {}
+        self._bytes = 0
 
     def states(self, step: Step, batch: Batch) -> Tensor:
         """What the upper layers get, (lanes, length, hidden); computed where a row of the step is new."""
@@ -48,7 +54,9 @@ class Lower:
         for begin, row in places(pack) if pack else ():
             start = len(pack.prefix) if pack else 0
             end = begin + row.tokens - start
-            self._rows.setdefault(row, torch.cat([states[:start], states[begin:end]]))
+            if row not in self._rows and self._bytes < KEPT_BYTES:
+                self._rows[row] = torch.cat([states[:start], states[begin:end]])
+                self._bytes += self._rows[row].nbytes
 
     def _recalled(self, pack: Pack | None, length: int) -> Tensor:
         if pack is None:

@@ -22,6 +22,9 @@ LANE_TOKENS = 128
 LONGEST_SHARED = 512
 """A lane is made longer, up to this, until a prefix takes at most a quarter of it."""
 
+OPEN_PACKS = 256
+"""Packs that a row may still go into; the text of a book has thousands."""
+
 Labels = tuple[tuple[int, float], ...]
 """Tokens with the probability that each is to have."""
 
@@ -134,16 +137,22 @@ def _first_fit(rows: Sequence[Row]) -> list[Pack]:
     prefix = shared_prefix(rows)
     whole = len(prefix) + sum(row.tokens - len(prefix) for row in rows)
     length = max(_bucket(max(row.tokens for row in rows)), _bucket(min(4 * len(prefix), LONGEST_SHARED, whole)))
+    least = min(row.tokens for row in rows) - len(prefix)
     packs: list[list[Row]] = []
-    room: list[int] = []
+    room: dict[int, int] = {}
+    """By pack, of those that are not full, the oldest first."""
     for row in rows:
         own = row.tokens - len(prefix)
-        at = next((i for i, left in enumerate(room) if left >= own), len(room))
-        if at == len(room):
+        at = next((i for i, left in room.items() if left >= own), len(packs))
+        if at == len(packs):
             packs.append([])
-            room.append(length - len(prefix))
+            room[at] = length - len(prefix)
         packs[at].append(row)
         room[at] -= own
+        if room[at] < least:
+            del room[at]
+        if len(room) > OPEN_PACKS:
+            del room[next(iter(room))]
     return [Pack(prefix, tuple(pack), length) for pack in packs]
 
 

@@ -10,8 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 MAX_WORDS = 28
+WORD_BYTES = 24
+"""A longer word, in UTF-8, counts as several: data and some languages have no blanks between theirs."""
 MAX_TOGETHER = 40
 """Words of a statement of several sentences."""
 MAX_NAME_WORDS = 6
@@ -28,6 +31,12 @@ _DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where|Because)\b|{_POINTS_BACK.patte
 """A part of a sentence that was cut, which says nothing without the part before."""
 _PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
 """What may stand before another sentence: no heading and no item of a list."""
+LONGEST_WORD = MAX_WORDS * WORD_BYTES // 3
+"""In characters, of up to three bytes each in most writing: what makes a whole part."""
+HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
+"""More than a part and what decides where it ends."""
+_PIECE = re.compile(rf".{{{LONGEST_WORD // 2},{LONGEST_WORD - 1}}}[,;:，、；：)}}\]]|.{{1,{LONGEST_WORD}}}")
+"""Of a longer one, up to a mark where there is one."""
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
@@ -141,10 +150,11 @@ def _kind_of_subject(told: Sequence[str]) -> str:
 
 
 def _unworded(text: str) -> Iterator[Statement]:
-    words = text.split()
-    for start in range(0, len(words), MAX_WORDS):
-        part = " ".join(words[start : start + MAX_WORDS])
-        yield Statement(part, part, (), (part,))
+    for piece in _with_short_words(text):
+        words = piece.split()
+        for start in range(0, len(words), MAX_WORDS):
+            part = " ".join(words[start : start + MAX_WORDS])
+            yield Statement(part, part, (), (part,))
 
 
 def sentences(text: str) -> list[str]:
@@ -203,24 +213,56 @@ def _is_name(subject: str) -> bool:
 
 
 def _short(sentence: str) -> list[str]:
-    """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words."""
-    parts = []
-    while len(words := sentence.split()) > MAX_WORDS:
-        if fits := list(_cuts(sentence, len(words))):
-            middle = len(sentence) / 2
-            cut = min(fits, key=lambda place: abs(place - middle))
-            parts.append(sentence[:cut].rstrip(" ,;:") + ".")
-            sentence = _capital(_LEADING.sub("", sentence[cut:]))
+    """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words, or within them."""
+    return [part for piece in _with_short_words(sentence) for part in _in_parts(piece)]
+
+
+def _with_short_words(sentence: str) -> Iterator[str]:
+    """The sentence itself; one that has words longer than a whole part, in pieces, the long words' own among them."""
+    if len(sentence) <= LONGEST_WORD or max(map(len, sentence.split())) <= LONGEST_WORD:
+        yield sentence
+        return
+    for long, words in groupby(sentence.split(), lambda word: len(word) > LONGEST_WORD):
+        pieces = [piece for word in words for piece in (_PIECE.findall(word) if long else [word])]
+        yield from pieces if long else [" ".join(pieces)]
+
+
+def _in_parts(sentence: str) -> list[str]:
+    parts, at, is_clause = list[str](), 0, False
+    while at < len(sentence):
+        head = sentence[at : at + HEAD_CHARS]  # looking at all that is left, each time, would take hours for a book
+        if is_clause:
+            clause = _LEADING.sub("", head)
+            at += len(head) - len(clause)
+            head = _capital(clause)
+        size = _size(words := head.split())
+        if size <= MAX_WORDS or len(words) == 1:
+            return [*parts, head]
+        fits = list(_cuts(head, size))
+        is_clause = bool(fits)
+        if fits:
+            cut = min(fits, key=lambda place: abs(place - len(head) / 2))
+            parts.append(head[:cut].rstrip(" ,;:") + ".")
         else:
-            parts.append(" ".join(words[:MAX_WORDS]))
-            sentence = " ".join(words[MAX_WORDS:])
-    return [*parts, sentence]
+            fit = sum(so_far <= MAX_WORDS for so_far in accumulate(map(_words_of, words[:MAX_WORDS])))
+            parts.append(" ".join(words[: max(1, fit)]))
+            cut = len(parts[-1]) + 1
+        at += cut
+    return parts
+
+
+def _size(words: Iterable[str]) -> int:
+    return sum(map(_words_of, words))
+
+
+def _words_of(word: str) -> int:
+    return -(-len(word.encode("utf-8", "replace")) // WORD_BYTES)
 
 
 def _cuts(sentence: str, words: int) -> Iterator[int]:
     """Where a clause begins with six to `MAX_WORDS` words before it and four or more of all `words` from there on."""
     for match in _CLAUSE.finditer(sentence):
-        before = len(sentence[: match.end()].split())
+        before = _size(sentence[: match.end()].split())
         if before > MAX_WORDS or words - before < 4:
             return
         if before >= 6:

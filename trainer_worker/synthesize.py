@@ -141,9 +141,19 @@ def _original(title: str, facts: Sequence[Statement]) -> Iterator[Example]:
         yield Example(f"What comes after this? {before.text}", after.text, "original")
 
 
+def _without_repeats(examples: Sequence[Example]) -> list[Example]:
+    """A question that is asked twice would be held out in both places, and its answer taught in none."""
+    first: dict[tuple[object, ...], Example] = {}
+    for example in examples:
+        first.setdefault((example.question, example.answer, example.context), example)
+    return list(first.values())
+
+
 def split_exam(examples: Sequence[Example], *, share: float = 0.15, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, held out): held out are questions in other words whose answer a training example teaches too."""
+    """(train, held out), without repeats: held out are questions in other words whose answer a training example teaches
+    too."""
     rng = random.Random(seed)
+    examples = _without_repeats(examples)
     candidates = [example for example in examples if example.kind in ("written", "user") and not example.context]
     rng.shuffle(candidates)
     taught: dict[str, int] = {}

@@ -254,8 +254,21 @@ def test_what_is_known_by_heart_cannot_be_known_better() -> None:
     for find in (report_sweeps.rank, report_sweeps.load):
         found = found_in(find, report)
         assert (found.verdict, found.why) == ("not measured", "every rank holds every load")
+    full = report["parts"]["sweep"]
+    full["efficiency"] = {"1": 5.0, "4": 3.0}
+    assert found_in(report_sweeps.efficiency, report).why == "the highest rank holds every load"
     both = swept(efficiency={}, split=[{"small": {"exact_match": 1.0}, "large": {"exact_match": 1.0}}])
     assert found_in(report_sweeps.partition, both).why == "both hold everything"
+
+
+def test_several_sizes_have_to_agree_on_parts() -> None:
+    sides = [(0.6, 0.3), (0.8, 0.95), (1.0, 1.0)]
+    split: list[Json] = [{"small": {"exact_match": small}, "large": {"exact_match": large}} for small, large in sides]
+    found = found_in(report_sweeps.partition, swept(efficiency={}, split=split))
+    assert (found.verdict, len(found.figures)) == ("disagree", 6)
+    assert found_in(report_sweeps.partition, swept(efficiency={}, split=split[::2])).verdict == "agree"
+    hasty = swept((8, 1, 55), (8, 4, 95), efficiency={}, split=split[:1], learnt=False)
+    assert found_in(report_sweeps.partition, hasty).why == "training had not converged"
 
 
 def test_of_several_runs_the_one_with_most_questions_is_told() -> None:
@@ -302,7 +315,9 @@ def test_models_are_compared_by_their_size_on_the_same_draw() -> None:
     assert found is not None
     assert (found.file, found.verdict) == ("z.json, a.json", "agree")
     other = large | {"settings": large["settings"] | {"draw": "other"}}
-    assert report_findings.scale({"a.json": small, "b.json": other}) is None
+    longer = large | {"settings": large["settings"] | {"training": {"max_seconds": 3600}}}
+    for unlike in (other, longer):
+        assert report_findings.scale({"a.json": small, "b.json": unlike}) is None
     assert [model_size(name) for name in ("smollm2-135m", "Qwen3-0.6B", "tiny")] == [135, 600, None]
 
 

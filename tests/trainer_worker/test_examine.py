@@ -1,11 +1,12 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.anchors import held
-from trainer_worker.examine import MAX_QUESTIONS, examine, overlap, recall
+from trainer_worker.examine import MAX_NEW_TOKENS, MAX_QUESTIONS, examine, overlap, recall
 from trainer_worker.examples import Example
 from trainer_worker.loop import Recipe
 from trainer_worker.train import Trainer
@@ -44,6 +45,22 @@ def test_no_questions_no_verdict(trainer: Trainer) -> None:
 def test_a_long_exam_is_cut(trainer: Trainer) -> None:
     adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
     assert examine(trainer, adapter, LESSONS[:1] * (MAX_QUESTIONS + 5)).questions == MAX_QUESTIONS
+
+
+def test_an_answer_may_be_as_long_as_the_one_expected(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def answers(conversations: list[Any], *, max_new_tokens: int) -> list[str]:
+        asked.append(max_new_tokens)
+        return [""] * len(conversations)
+
+    monkeypatch.setattr(trainer, "answers", answers)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    long = replace(LESSONS[0], answer=" ".join(["larch"] * 3 * MAX_NEW_TOKENS))
+    examine(trainer, adapter, LESSONS[:1])
+    examine(trainer, adapter, [LESSONS[0], long])
+    assert asked == [MAX_NEW_TOKENS] * 2 + [len(trainer.row(long).answer)] * 2
+    assert asked[-1] > 2 * MAX_NEW_TOKENS
 
 
 def test_overlap_is_a_share_of_words() -> None:

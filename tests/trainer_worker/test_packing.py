@@ -1,4 +1,5 @@
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -113,6 +114,17 @@ def test_rows_after_long_passages_share_a_longer_lane() -> None:
     packs = fill([Row((*passages, 200 + i), (i,) * 20) for i in range(30)])
     assert {pack.length for pack in packs} == {4 * LANE_TOKENS}
     assert [len(pack.rows) for pack in packs] == [20, 10]
+
+
+def test_the_rows_of_a_book_are_packed_in_a_time_that_their_number_gives() -> None:
+    group = [Row((1, 2, number % 50, *range(number % 40)), (number,)) for number in range(30_000)]
+    started = time.perf_counter()
+    packs = fill(group)
+    assert (
+        time.perf_counter() - started < 5
+    )  # seconds; the time grew with the square
+    assert Counter(row for pack in packs for row in pack.rows) == Counter(group)
+    assert sum(pack.tokens for pack in packs) > 0.9 * sum(pack.length for pack in packs)
 
 
 def test_an_adapter_without_rows_of_a_length_waits() -> None:

@@ -2,6 +2,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -266,6 +267,13 @@ def test_no_exam_question_is_also_a_lesson() -> None:
 def test_a_fact_taught_once_stays_in_training() -> None:
     lessons, exam = split_exam(drawn(10, 1), share=0.5, seed=0)
     assert (len(lessons), exam) == (10, [])
+
+
+def test_a_pair_given_twice_is_one() -> None:
+    facts = [f"The wheel has {number} teeth." for number in range(20)]
+    faq = [Example(f"How many has wheel {place}?", fact, "written") for place, fact in enumerate(facts)]
+    lessons, exam = split_exam([*faq, *(replace(one, kind="user") for one in faq)], share=0.5, seed=0)
+    assert ([one.answer for one in lessons], exam) == (facts, [])
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:
