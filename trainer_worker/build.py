@@ -5,7 +5,6 @@ transaction makes all adapters of the revision live. A preview ends after the fi
 failed their exam serve all the same, and are mended by a job of its own, when nobody waits for another.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,7 +15,7 @@ from loramem.base_model import BaseModel
 from loramem.chunk import Span, chunk_text
 from loramem.database import Database, new_id
 from loramem.embed import Embedder
-from loramem.errors import JobCancelled, MakesWay, TrainingFailed
+from loramem.errors import JobCancelled, MakesWay
 from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest, ExamResult, Progress, QAPair, Remedy, TrainingOptions
 from loramem.settings import Settings
@@ -29,8 +28,9 @@ from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
 from trainer_worker.examples import asked_of
 from trainer_worker.index import index_questions, index_text
-from trainer_worker.ladder import NOTES, SMALLEST_HALF, better, next_remedy, possible_remedies, together
+from trainer_worker.ladder import next_remedy, possible_remedies
 from trainer_worker.lease import Lease
+from trainer_worker.mend import improved
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
 from trainer_worker.publish import NewAdapter, live_adapters, note_exam, publish, republish
@@ -38,8 +38,6 @@ from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
 from trainer_worker.synthesize import Example, more, split_exam, synthesize
 from trainer_worker.train import Lesson, Trainer
 from trainer_worker.writer import Writer
-
-log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 4
 """Chunks whose adapters are trained at once."""
@@ -90,7 +88,7 @@ class Builder:
         lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
         adapters = [self._new_adapter(memory, chunk.id) for memory, chunk in zip(memories, chunks, strict=True)]
         mend = job.options.mend and any(
-            self._remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories
+            self.remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories
         )
         mending = publish(self.database, self.queue, claim, adapters, mend=mend)
         if mending is not None:
@@ -103,7 +101,7 @@ class Builder:
         live = live_adapters(self.database, claim)
         if any(one.fingerprint != self.base.fingerprint for one in live):
             raise JobCancelled(f"document {claim.document_id} has adapters of another base model")
-        weak = [one for one in live if self._remedy(job, one.span, one.rank, one.exam)]
+        weak = [one for one in live if self.remedy(job, one.span, one.rank, one.exam)]
         for done, one in enumerate(weak):
             place = next(place for place, other in enumerate(live) if other.adapter_id == one.adapter_id)
             batch = Batch(lease, done, 1, len(weak), before_step=self._make_way)
@@ -193,11 +191,11 @@ class Builder:
         if len(done) == len(spans):
             return done
         pairs = self._pairs_of(job)
-        studies = [self._study(job, span, pairs[span], batch.part(place)) for place, span in enumerate(spans)]
+        studies = [self.study(job, span, pairs[span], batch.part(place)) for place, span in enumerate(spans)]
         if job.options.rank == "auto":
             rank = max(study.rank for study in studies)
             studies = [replace(study, rank=rank) for study in studies]
-        return self._stored(job, self._attempts(job, studies, batch), ordinal)
+        return self._stored(job, self.attempts(job, studies, batch), ordinal)
 
     def _stored(self, job: Assignment, attempts: Sequence[Attempt], ordinal: int) -> list[Memory]:
         return [
@@ -211,7 +209,7 @@ class Builder:
         found = assign_pairs(job.pairs, [job.text(span) for span in spans])
         return dict(zip(spans, found, strict=True))
 
-    def _study(
+    def study(
         self, job: Assignment, span: Span, pairs: Sequence[QAPair], step: Step, tried: tuple[Remedy, ...] = ()
     ) -> Study:
         kept = job.kept.lesson(span.start, span.end)
@@ -248,9 +246,9 @@ class Builder:
 
     def _mended(self, job: Assignment, one: Published, ordinal: int, batch: Batch) -> Published | list[Memory]:
         """What comes in the place of a weak adapter: a better one or those of its parts, or itself."""
-        study = self._study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0))
+        study = self.study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0))
         study = replace(study, rank=one.rank // job.options.published_rank(1), tried=one.exam.tried)
-        found = self._improved(job, Attempt(study, None, one.exam), batch)
+        found = improved(self, job, Attempt(study, None, one.exam), batch)
         if found[0].adapter is None:
             return replace(one, exam=found[0].result)
         return self._stored(job, found, ordinal)
@@ -276,7 +274,7 @@ class Builder:
         if self.queue.is_wanted_elsewhere(waiting_s=2 * self.settings.poll_s):
             raise MakesWay("another job is waiting; the mending begins again when there is none")
 
-    def _attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
+    def attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
         """Train studies of one rank side by side, then examine each."""
         trainer = self.trainer
         trainer.recipe = job.recipe
@@ -301,39 +299,13 @@ class Builder:
             attempts.append(Attempt(study, adapter, exam))
         return attempts
 
-    def _improved(self, job: Assignment, attempt: Attempt, batch: Batch) -> list[Attempt]:
-        """The attempt itself if it passed, or else the best of it and of what the remedies give."""
-        study = attempt.study
-        remedy = self._remedy(job, study.span, job.options.published_rank(study.rank), attempt.result)
-        if remedy is None:
-            return [attempt]
-        batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
-        failed = replace(attempt, study=study.after(remedy))
-        try:
-            again = self._again(job, study, remedy, batch)
-        except TrainingFailed as error:
-            log.info("job %s: %s did not help: %s", job.claim.job_id, NOTES[remedy], error)
-            again = []
-        if not again or not better(together([one.exam for one in again]), attempt.exam):
-            return self._improved(job, failed, batch)
-        return [best for one in again for best in self._improved(job, one, batch)]
-
-    def _again(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> list[Attempt]:
-        """With the remedy; nothing where that leaves the study as it was."""
-        if remedy == "split":
-            return self._attempts(job, self._halves(job, study, batch), batch)
-        changed = self._changed(job, study, remedy, batch)
-        same = (changed.rank, changed.examples) == (study.rank, study.examples)
-        return [] if same else self._attempts(job, [changed], batch)
-
-    def _remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None:
+    def remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None:
         """What to try next on an adapter of this published rank; None when it passed or nothing is left."""
         possible = possible_remedies(job.options, span.tokens, rank, most_rank=self.settings.max_lora_rank)
         return next_remedy(exam, exam.tried, possible=possible)
 
-    def _changed(self, job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> Study:
-        if remedy == "rank":
-            return replace(study.after(remedy), rank=2 * study.rank)
+    def with_more(self, job: Assignment, study: Study, batch: Batch) -> Study:
+        """With questions in other words than those that it has."""
         known, added = [*study.examples, *study.held_out], list[Example]()
         for text in self._pieces(job, study.span):
             found = more(
@@ -345,27 +317,13 @@ class Builder:
                 on_progress=lambda done, total: batch.step("synthesize", done, total),
             )
             added += [replace(one, source=(text,)) for one in found] if job.options.distil else found
-        return replace(study.after(remedy), examples=[*study.examples, *added])
+        return replace(study, examples=[*study.examples, *added])
 
     def _pieces(self, job: Assignment, span: Span) -> list[str]:
         """Texts short enough to be written about at once: the chunk, or those of a document that gets one adapter."""
         if job.options.per == "chunk":
             return [job.text(span)]
         return [job.text(piece) for piece in self._chunk(job.revision.text)]
-
-    def _halves(self, job: Assignment, study: Study, batch: Batch) -> list[Study]:
-        text, begin = job.text(study.span), study.span.start
-        most = study.span.tokens // 2 + SMALLEST_HALF // 2
-        cut = chunk_text(text, str(self.base.path / "tokenizer.json"), max_tokens=most, overlap_tokens=0)
-        pairs = assign_pairs(study.pairs, [text[part.start : part.end] for part in cut])
-        tried = study.after("split").tried
-        return [
-            replace(
-                self._study(job, Span(begin + part.start, begin + part.end, part.tokens), own, batch.part(0), tried),
-                rank=study.rank,
-            )
-            for part, own in zip(cut, pairs, strict=True)
-        ]
 
     def _seconds(self, job: Assignment, study: Study) -> float:
         return job.options.max_seconds or len(self._pieces(job, study.span)) * self.settings.train_max_s

@@ -12,14 +12,13 @@ from loramem.scores import token_f1
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.base import Base
 from trainer_worker.capacity import bits, fullness, statements_of
-from trainer_worker.examples import Example
+from trainer_worker.examples import MAX_QUESTIONS, Example
 from trainer_worker.packing import Row
 
 WEAK_BELOW = 0.3
 """An adapter that recalls a smaller share than this is reported as weak."""
 FEWEST = 3
 """Questions below which nobody is called weak."""
-MAX_QUESTIONS = 16
 MAX_NEW_TOKENS = 48
 """Of an answer; more where one that is expected is longer."""
 

@@ -32,6 +32,8 @@ class Asked:
     held_out: bool = False
 
 
+MAX_QUESTIONS = 16
+"""Of an exam, the first of those held out."""
 MOST_ASKED = 64
 """Of one adapter, and as many held out."""
 

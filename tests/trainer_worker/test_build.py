@@ -1,6 +1,7 @@
 """The write flow around steps whose results are scripted: what is tried on a weak adapter, and what goes live."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -254,6 +255,28 @@ def test_parts_that_know_less_do_not_replace_the_whole(worker: Worker) -> None:
     assert worker.mend() == "succeeded"
     assert len(worker.rows(Chunk)) == len(worker.adapters) == count
     assert worker.tried()[0] == ["rank", "split"]
+
+
+def test_parts_share_out_the_exam_of_the_whole(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, train = list[Sequence[Lesson]](), Pretender.train_in_room
+
+    def notes(self: Pretender, lessons: Sequence[Lesson], **options: Any) -> list[TrainedAdapter]:
+        taken.append(lessons)
+        return train(self, lessons, **options)
+
+    monkeypatch.setattr(Pretender, "train_in_room", notes)
+    texts = [one.strip() for one in LONG.split(".") if one.strip()]
+    with worker.builder.database.write() as session:
+        session.get_one(Revision, ("doc_1", 1)).qa = [
+            {"question": f"{word} is said of {text}?", "answer": text} for text in texts for word in ("What", "Which")
+        ]
+    worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD, GOOD]
+    assert worker.mend() == "succeeded"
+    (whole, *_), parts = taken[0], taken[-1]
+    assert len(parts) > 1
+    assert len(whole.held_out) > 1
+    assert Counter(one for part in parts for one in part.held_out) == Counter(whole.held_out)
+    assert not {one.question for part in parts for one in part.examples} & {one.question for one in whole.held_out}
 
 
 def test_a_training_that_fails_is_a_remedy_that_did_not_help(worker: Worker) -> None:

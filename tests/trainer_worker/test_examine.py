@@ -6,8 +6,8 @@ import pytest
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.anchors import held
-from trainer_worker.examine import MAX_NEW_TOKENS, MAX_QUESTIONS, examine, overlap, recall
-from trainer_worker.examples import Example
+from trainer_worker.examine import MAX_NEW_TOKENS, examine, overlap, recall
+from trainer_worker.examples import MAX_QUESTIONS, Example
 from trainer_worker.loop import Recipe
 from trainer_worker.train import Trainer
 

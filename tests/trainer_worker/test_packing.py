@@ -120,9 +120,7 @@ def test_the_rows_of_a_book_are_packed_in_a_time_that_their_number_gives() -> No
     group = [Row((1, 2, number % 50, *range(number % 40)), (number,)) for number in range(30_000)]
     started = time.perf_counter()
     packs = fill(group)
-    assert (
-        time.perf_counter() - started < 5
-    )  # seconds; the time grew with the square
+    assert time.perf_counter() - started < 5  # seconds; the time grew with the square
     assert Counter(row for pack in packs for row in pack.rows) == Counter(group)
     assert sum(pack.tokens for pack in packs) > 0.9 * sum(pack.length for pack in packs)
 

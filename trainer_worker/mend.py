@@ -1,0 +1,84 @@
+"""Weak adapters trained again, up the ladder of remedies. A result is kept if it does better in the same exam."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loramem.chunk import Span, chunk_text
+from loramem.errors import TrainingFailed
+from loramem.records import QAPair, Remedy
+from trainer_worker.assign import assign_pairs
+from trainer_worker.examples import MAX_QUESTIONS, Example
+from trainer_worker.ladder import NOTES, SMALLEST_HALF, better, together
+from trainer_worker.progress import Batch
+from trainer_worker.study import Assignment, Attempt, Study
+
+if TYPE_CHECKING:
+    from trainer_worker.build import Builder
+
+log = logging.getLogger(__name__)
+
+
+def improved(builder: "Builder", job: Assignment, attempt: Attempt, batch: Batch) -> list[Attempt]:
+    """The attempt itself if it passed, or else the best of it and of what the remedies give."""
+    study = attempt.study
+    remedy = builder.remedy(job, study.span, job.options.published_rank(study.rank), attempt.result)
+    if remedy is None:
+        return [attempt]
+    batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
+    failed = replace(attempt, study=study.after(remedy))
+    try:
+        again = _again(builder, job, study, remedy, batch)
+    except TrainingFailed as error:
+        log.info("job %s: %s did not help: %s", job.claim.job_id, NOTES[remedy], error)
+        again = []
+    if not again or not better(together([one.exam for one in again]), attempt.exam):
+        return improved(builder, job, failed, batch)
+    return [best for one in again for best in improved(builder, job, one, batch)]
+
+
+def _again(builder: "Builder", job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> list[Attempt]:
+    """With the remedy; nothing where that leaves the study as it was."""
+    if remedy == "split":
+        return builder.attempts(job, _halves(builder, job, study, batch), batch)
+    tried = study.after(remedy)
+    changed = replace(tried, rank=2 * study.rank) if remedy == "rank" else builder.with_more(job, tried, batch)
+    same = (changed.rank, changed.examples) == (study.rank, study.examples)
+    return [] if same else builder.attempts(job, [changed], batch)
+
+
+def _halves(builder: "Builder", job: Assignment, study: Study, batch: Batch) -> list[Study]:
+    """Two studies or more, each of a part of the text; they share out the questions that the whole was asked."""
+    text, begin = job.text(study.span), study.span.start
+    most = study.span.tokens // 2 + SMALLEST_HALF // 2
+    cut = chunk_text(text, str(builder.base.path / "tokenizer.json"), max_tokens=most, overlap_tokens=0)
+    parts = [text[part.start : part.end] for part in cut]
+    pairs, asked = assign_pairs(study.pairs, parts), assign_pairs(list(map(_pair, study.held_out)), parts)
+    tried = study.after("split").tried
+    own = [
+        builder.study(job, Span(begin + part.start, begin + part.end, part.tokens), mine, batch.part(0), tried)
+        for part, mine in zip(cut, pairs, strict=True)
+    ]
+    return [
+        replace(_examined_with(half, study.held_out, mine), rank=study.rank)
+        for half, mine in zip(own, asked, strict=True)
+    ]
+
+
+def _examined_with(half: Study, held_out: Sequence[Example], mine: Sequence[QAPair]) -> Study:
+    """In place of an exam of its own: those `mine` of what was held out from the whole, none of which it is taught."""
+    out, exam = set(map(_told, held_out)), set(map(_told, mine))
+    return replace(
+        half,
+        examples=[one for one in (*half.examples, *half.held_out) if _told(one) not in out],
+        held_out=[one for one in held_out[:MAX_QUESTIONS] if _told(one) in exam],
+    )
+
+
+def _pair(example: Example) -> QAPair:
+    return QAPair(question=example.question, answer=example.answer)
+
+
+def _told(one: Example | QAPair) -> tuple[str, str]:
+    return one.question, one.answer
