@@ -27,7 +27,7 @@ Url = Annotated[str, typer.Option(envvar="LORAMEM_URL", help="the server; empty:
 ApiKey = Annotated[str, typer.Option(envvar="LORAMEM_API_KEY", help="bearer key; empty: the first of LORAMEM_API_KEYS")]
 Namespace = Annotated[str, typer.Option(help="namespace of the documents; empty: the server's default")]
 ListedNamespace = Annotated[str, typer.Option("--namespace", help="namespace of the documents; empty: all")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the server's reply as it is")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the server's reply as it is, of a list one object a line")]
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Words in common: BM25 over short texts, held in memory and filled from the database at start.
+"""Words in common: BM25 over short texts, held in memory, filled from the database when first asked.
 
 A `Lexicon` holds groups (a document, an adapter) of units (a chunk, a question). Every change publishes a new `Words`,
 which never changes, so any number of threads may search one while the next is made.

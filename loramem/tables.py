@@ -97,7 +97,7 @@ class Revision(Base):
     text: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(String(128))
     qa: Mapped[list[Any]]  # [{"question", "answer"}] from the user
-    training: Mapped[dict[str, Any]]  # options, see TrainingOptions in server/api/schemas.py
+    training: Mapped[dict[str, Any]]  # options, see TrainingOptions in loramem/records.py
     state: Mapped[str] = mapped_column(String(16), default=RevisionState.PENDING)
     created_at: Mapped[float]
 

@@ -7,7 +7,7 @@ from loramem.records import Mode
 from server.ask import Ask, Confidence, Decision, Done, Event, Route, Routed, Token
 
 UNKNOWN = "I do not know: nothing stored is about this."
-"""Not generated: a small model that is told to say so goes on to invent (`docs/decisions/`)."""
+"""Not generated: a small model that is told to say so goes on to invent (decision 0014)."""
 MODES: Mapping[Confidence, Mode] = {
     "confident": "lora",
     "unsure": "lora",

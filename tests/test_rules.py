@@ -12,7 +12,7 @@ from tests.rules import ROOT, Import, cycles, imports, imports_of, is_in, module
 
 HEAVY = ("torch", "vllm", "fastapi", "transformers", "faiss", "sentence_transformers", "peft")
 STEPS = {
-    "server": ("upload", "route", "merge", "generate", "stream"),
+    "server": ("upload", "route", "decide", "readiness", "context", "merge", "select", "generate", "stream"),
     "trainer_worker": ("synthesize", "train", "examine", "publish", "index"),
 }
 CONDUCTORS = {"server": "server.answer", "trainer_worker": "trainer_worker.build"}

@@ -1,13 +1,22 @@
 """vLLM plugin: a LoRA path may be a recipe, and the merged adapter is made where it is used.
 
-vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps four private methods:
+vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps four methods:
 
     WorkerLoRAManager._load_adapter      a path that starts with `loramem:` is the canonical JSON of a `Recipe`
     LoRAModelManager._add_adapter        such an adapter has no tensors that would have to be packed or pinned
     LoRAModelManager.activate_adapter    its weights are merged just before vLLM copies them into a slot
     LRUCacheWorkerLoRAManager._apply_adapters    what runs keeps its slot before what does not
 
-Everything else goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
+What else is put in place of vLLM's own, to be looked at with a new release:
+
+    PunicaWrapperCPU                 rows grouped by adapter (`cpu_lora`)
+    check_cpu_sgl_kernel             which products go to which kernels (`cpu_gemm`)
+    ir.ops                           a provider of RMS norms (`cpu_norm`)
+    rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
+    SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
+    SamplingParams.__repr__          drafts stay out of its log (`speculate`)
+
+Everything else about adapters goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
 keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter before
 it generates with it, because an error inside a scheduler step would end the engine. Since it may ask for the answer in
 the same breath, an adapter that was not loaded then is an empty one afterwards.
