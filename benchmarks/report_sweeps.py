@@ -105,7 +105,7 @@ def partition(results: Results) -> Finding | None:
     for file, sweep in _sweeps(results):
         sides = [(entry["small"]["exact_match"], entry["large"]["exact_match"]) for entry in sweep["split"]]
         if sides:
-            figures = {}
+            figures: dict[str, Estimate] = {}
             for small, large in sides:
                 number = f" ({len(figures) // 2 + 1})" if len(sides) > 1 else ""
                 figures |= {f"several small{number}": Estimate(small), f"one large{number}": Estimate(large)}
