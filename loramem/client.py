@@ -225,7 +225,8 @@ def _check(response: httpx.Response) -> None:
     if response.is_success:
         return
     document = _object(response)
-    if place := response.headers.get("Location"):
+    if response.has_redirect_location:
+        place = response.url.join(response.headers["Location"])
         document = {"detail": f"HTTP status {response.status_code}: the server is at {place}; name that URL"}
     raise _problem(response.status_code, document)
 

@@ -236,10 +236,10 @@ class JobQueue:
         job.progress = DONE.model_dump()
         transitions.finish(session, job, JobState.SUCCEEDED)
 
-    def fail(self, claim: Claim, error: LoramemError, *, retryable: bool) -> None:
+    def fail(self, claim: Claim, error: LoramemError, *, retryable: bool) -> JobState:
         """Queue the job again after a pause that doubles each time, or end it: `failed`, `dead` after the last attempt.
 
-        Raises `LeaseLost`.
+        Gives the state that this leaves. Raises `LeaseLost`.
         """
         with self.database.write() as session:
             job = transitions.locked_by(session, claim)
@@ -251,6 +251,7 @@ class JobQueue:
                 transitions.finish(session, job, JobState.DEAD)
             else:
                 transitions.finish(session, job, JobState.FAILED)
+            return JobState(job.state)
 
     def release_cancelled(self, claim: Claim) -> None:
         """End a job whose worker stopped because a user asked it to. Raises `LeaseLost`."""

@@ -45,7 +45,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> FastAPI:
     if settings.api_keys:
         app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_keys])
     else:
-        app.add_middleware(OwnPages, names={settings.host})
+        app.add_middleware(OwnPages)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=gateway.metrics)
     if settings.otlp_endpoint:

@@ -21,6 +21,7 @@ from loramem.errors import JobCancelled, LeaseLost, LoramemError, Unavailable
 from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
 from loramem.settings import Settings
+from loramem.tables import JobState
 from trainer_worker.lease import Lease, Observer, WorkerStopping
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ OUTCOMES = (
     "failed",
     "cancelled",
     "error",
+    "dead",
     "postponed",
     "handed_back",
     "lease_lost",
@@ -162,8 +164,8 @@ def _run(
         return "failed"
     except Exception as error:  # a boundary: the job is tried again, the worker lives on
         log.exception("job %s: unexpected error", claim.job_id)
-        queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
-        return "error"
+        state = queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
+        return "error" if state == JobState.QUEUED else str(state)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ KEPT_BYTES = 1 << 30
 class Lower:
     """The first `count` layers of `model` (0: its embeddings), and what they made of rows.
 
-    Of a text that has more than `KEPT_BYTES` of these, steps with a row that is not kept compute it again.
+    Where that is more than `KEPT_BYTES`, nothing is kept: a step that has one row that is not must compute all of them.
     """
 
     def __init__(self, model: Any, count: int) -> None:
@@ -54,9 +54,11 @@ class Lower:
         for begin, row in places(pack) if pack else ():
             start = len(pack.prefix) if pack else 0
             end = begin + row.tokens - start
-            if row not in self._rows and self._bytes < KEPT_BYTES:
+            if row not in self._rows and self._bytes <= KEPT_BYTES:
                 self._rows[row] = torch.cat([states[:start], states[begin:end]])
                 self._bytes += self._rows[row].nbytes
+        if self._bytes > KEPT_BYTES:
+            self._rows.clear()
 
     def _recalled(self, pack: Pack | None, length: int) -> Tensor:
         if pack is None:

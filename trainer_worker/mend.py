@@ -67,12 +67,13 @@ def _halves(builder: "Builder", job: Assignment, study: Study, batch: Batch) -> 
 
 
 def _examined_with(half: Study, held_out: Sequence[Example], mine: Sequence[QAPair]) -> Study:
-    """In place of an exam of its own: those `mine` of what was held out from the whole, none of which it is taught."""
+    """In place of an exam of its own: those `mine` of what the whole was examined with, none of which it is taught."""
+    held_out = held_out[:MAX_QUESTIONS]
     out, exam = set(map(_told, held_out)), set(map(_told, mine))
     return replace(
         half,
         examples=[one for one in (*half.examples, *half.held_out) if _told(one) not in out],
-        held_out=[one for one in held_out[:MAX_QUESTIONS] if _told(one) in exam],
+        held_out=[one for one in held_out if _told(one) in exam],
     )
 
 

@@ -151,10 +151,12 @@ def _kind_of_subject(told: Sequence[str]) -> str:
 
 def _unworded(text: str) -> Iterator[Statement]:
     for piece in _with_short_words(text):
-        words = piece.split()
-        for start in range(0, len(words), MAX_WORDS):
-            part = " ".join(words[start : start + MAX_WORDS])
+        words, at = piece.split(), 0
+        while at < len(words):
+            some = words[at : at + MAX_WORDS]
+            part = " ".join(some[: _fitting(some)])
             yield Statement(part, part, (), (part,))
+            at += _fitting(some)
 
 
 def sentences(text: str) -> list[str]:
@@ -219,7 +221,7 @@ def _short(sentence: str) -> list[str]:
 
 def _with_short_words(sentence: str) -> Iterator[str]:
     """The sentence itself; one that has words longer than a whole part, in pieces, the long words' own among them."""
-    if len(sentence) <= LONGEST_WORD or max(map(len, sentence.split())) <= LONGEST_WORD:
+    if len(sentence) <= LONGEST_WORD or max(map(len, sentence.split()), default=0) <= LONGEST_WORD:
         yield sentence
         return
     for long, words in groupby(sentence.split(), lambda word: len(word) > LONGEST_WORD):
@@ -231,24 +233,30 @@ def _in_parts(sentence: str) -> list[str]:
     parts, at, is_clause = list[str](), 0, False
     while at < len(sentence):
         head = sentence[at : at + HEAD_CHARS]  # looking at all that is left, each time, would take hours for a book
-        if is_clause:
-            clause = _LEADING.sub("", head)
-            at += len(head) - len(clause)
-            head = _capital(clause)
+        start = _LEADING.match(head) if is_clause else None
+        if start:
+            at += start.end()
+            head = head[start.end() :]
+        begun = _capital if is_clause else str
         size = _size(words := head.split())
         if size <= MAX_WORDS or len(words) == 1:
-            return [*parts, head]
+            return [*parts, begun(head)]
         fits = list(_cuts(head, size))
         is_clause = bool(fits)
         if fits:
             cut = min(fits, key=lambda place: abs(place - len(head) / 2))
-            parts.append(head[:cut].rstrip(" ,;:") + ".")
+            parts.append(begun(head[:cut].rstrip(" ,;:") + "."))
         else:
-            fit = sum(so_far <= MAX_WORDS for so_far in accumulate(map(_words_of, words[:MAX_WORDS])))
-            parts.append(" ".join(words[: max(1, fit)]))
-            cut = len(parts[-1]) + 1
+            first = " ".join(words[: _fitting(words)])
+            parts.append(begun(first))
+            cut = len(first) + 1
         at += cut
     return parts
+
+
+def _fitting(words: Sequence[str]) -> int:
+    """How many of them make a part: one at least."""
+    return max(1, sum(so_far <= MAX_WORDS for so_far in accumulate(map(_words_of, words[:MAX_WORDS]))))
 
 
 def _size(words: Iterable[str]) -> int:

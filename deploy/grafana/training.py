@@ -16,7 +16,7 @@ def training() -> dict[str, Any]:
 
 
 def _state() -> Row:
-    ended = increase(f"{DURATION}_count", 'outcome!~"error|postponed|handed_back"', over=RANGE)
+    ended = increase(f"{DURATION}_count", 'outcome=~"succeeded|failed|dead|cancelled"', over=RANGE)
     succeeded = increase(f"{DURATION}_count", 'outcome="succeeded"', over=RANGE)
     return Row(
         "State",
@@ -32,8 +32,8 @@ def _state() -> Row:
             ),
             number(
                 "Succeeded",
-                "Share of the jobs that ended in the time shown, well. Cancelled and lost ones count against it; "
-                "attempts that a job goes on after do not.",
+                "Share of the jobs that ended in the time shown, well. Attempts that a job goes on after do not count; "
+                "what was cancelled counts against it.",
                 "percentunit",
                 Query(f"({succeeded} or vector(0)) / ({ended} > 0)", "succeeded"),
                 no_value="none ended",

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
@@ -137,17 +137,16 @@ class OwnPages:
     """Where no key is asked for: refuses what a page of somewhere else has a browser of this machine send.
 
     A loopback address keeps other machines out, but any page may have its browser ask there. The browser then names the
-    page as `Origin`; or as `Host`, if the page's own name was made to mean this machine (DNS rebinding).
+    page as `Origin`; or as `Host`, if the page's own name was made to mean this machine (DNS rebinding). Pages that
+    this machine serves, on any port, are taken.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
-        """`names` are hosts that are taken beside loopback addresses and `localhost`."""
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope) if scope["type"] == "http" else None
-        if request is None or request.url.path in OPEN_PATHS or all(map(self._is_here, _places(request))):
+        if request is None or request.url.path in OPEN_PATHS or all(map(_is_here, _places(request))):
             await self._app(scope, receive, send)
             return
         error = Forbidden(
@@ -156,13 +155,14 @@ class OwnPages:
         )
         await respond(request, error)(scope, receive, send)
 
-    def _is_here(self, host: str) -> bool:
-        if host in self._names or host == "localhost" or host.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+
+def _is_here(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _places(request: Request) -> list[str]:

@@ -16,10 +16,10 @@ What else is put in place of vLLM's own, to be looked at with a new release:
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
     SamplingParams.__repr__          drafts stay out of its log (`speculate`)
 
-Everything else about adapters goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its prefix cache,
-keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every adapter before
-it generates with it, because an error inside a scheduler step would end the engine. Since it may ask for the answer in
-the same breath, an adapter that was not loaded then is an empty one afterwards.
+Everything else about adapters goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its
+prefix cache, keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every
+adapter before it generates with it, because an error inside a scheduler step would end the engine. Since it may ask for
+the answer in the same breath, an adapter that was not loaded then is an empty one afterwards.
 """
 
 import logging

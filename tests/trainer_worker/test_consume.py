@@ -108,6 +108,13 @@ class TestEnds:
         [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert record.exc_info
 
+    def test_the_last_attempt_ends_in_death(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        with queue.database.write() as session:
+            session.get_one(Job, job_id).max_attempts = 1
+        assert work(queue, raising(ZeroDivisionError("by zero"))) == ["dead"]
+        assert queue.get(job_id).state == "dead"
+
     def test_a_build_that_forgets_to_publish_is_an_error(self, queue: JobQueue) -> None:
         job_id = add(queue)
         assert work(queue, lambda claim, lease: None) == ["error"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from trainer_worker import layers
 from trainer_worker.base import Base
 from trainer_worker.layers import can_be_cut, only_at, part_of
 from trainer_worker.packing import Step, steps_in_order, to_batch
@@ -48,6 +49,18 @@ def test_a_row_is_read_once_whatever_pack_it_comes_in(base: Base, monkeypatch: p
         fresh = base.lower(1).states(step, batch)
         real = batch.position_ids.flatten() > 0
         assert torch.allclose(states.flatten(0, 1)[real], fresh.flatten(0, 1)[real], atol=1e-5)
+
+
+def test_rows_that_are_too_many_are_read_again(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, none = base.lower(1), base.lower(1)
+    for step in steps(base):
+        expected = kept.states(step, base.batch(step, kept))
+        monkeypatch.setattr(layers, "KEPT_BYTES", 100)
+        for _ in range(2):
+            assert torch.allclose(none.states(step, base.batch(step, none)), expected, atol=1e-5)
+        assert not none._rows
+        monkeypatch.undo()
+    assert kept._rows
 
 
 def test_the_decoder_is_whole_again_after_an_error(base: Base) -> None:

@@ -146,6 +146,25 @@ def test_a_text_without_any_sentence_gives_its_words_as_they_stand() -> None:
     assert all(len(statement.split()) <= MAX_WORDS for statement in found)
 
 
+@pytest.mark.parametrize("text", ["\n" * 300, " " * 300, "-" * 100 + "\n" + "= " * 100])
+def test_a_text_of_hardly_anything_is_no_error(text: str) -> None:
+    found = texts("", text)
+    assert " ".join(found).split() == text.split()
+    assert all(len(statement.encode()) <= MAX_WORDS * WORD_BYTES for statement in found)
+
+
+def test_no_letter_is_lost_where_a_capital_is_longer() -> None:
+    """As that of the ligature in the word fish."""
+    text = (
+        "The pond by the mill has reeds in it that are very old now, and \N{LATIN SMALL LIGATURE FI}sh that swim "
+        "all day long as if there were no mill at all for many miles in the whole of this wide green land of theirs, "
+        "and the owner of the place sold it."
+    )
+    found = texts("", text)
+    assert any(statement.startswith("FIsh that swim") for statement in found)
+    assert found[-1] == "The owner of the place sold it."
+
+
 def test_wrapped_lines_are_one_sentence_and_list_lines_are_several() -> None:
     wrapped = "The mill at Hadle was closed for eleven years after a great flood had\ncarried its wheel away."
     assert len(sentences(wrapped)) == 1
