@@ -21,6 +21,7 @@ from loramem.tables import JobState
 from tests.deploy.promql import Known, labels_of
 from tests.rows import add_adapters, add_document, serve
 from tests.rules import ROOT
+from trainer_worker.consume import OUTCOMES
 
 Labels = dict[str, frozenset[str]]
 
@@ -42,7 +43,7 @@ VALUES = {
     "cache": {"hit", "miss"},
     "job": {"gateway", "trainer"},
     "le": {"2.5"},
-    "outcome": {"answered", "refused", "rejected", "failed", "aborted", "succeeded"},
+    "outcome": {"answered", "refused", "rejected", "failed", "aborted", *OUTCOMES},
     "result": {"hit", "miss"},
     "route": {"/healthz", "/readyz", "/metrics"},
     "sli": {"requests", "questions", "ttft"},
