@@ -5,6 +5,8 @@ import re
 from loramem.errors import BodyTooLarge, InvalidValue
 
 _LINE_ENDS = re.compile(r"\r\n?|[\f\v\x85\u2028\u2029]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
+"""Soft hyphens, and spaces of no width: words that hold them are found by nobody."""
 _TRAILING_SPACE = re.compile(r"(?<![ \t\xa0])[ \t\xa0]+$", re.MULTILINE)
 _MANY_BLANK_LINES = re.compile(r"\n{3,}")
 _BLANK_LINES = re.compile(r"(\n{2,})")
@@ -40,8 +42,8 @@ def check_storable(text: str, *, key: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Line ends as newlines, no trailing blanks, at most one empty line in a row."""
-    text = _TRAILING_SPACE.sub("", _LINE_ENDS.sub("\n", text))
+    """Line ends as newlines, no trailing blanks, at most one empty line in a row, nothing that nobody sees."""
+    text = _TRAILING_SPACE.sub("", _LINE_ENDS.sub("\n", _INVISIBLE.sub("", text)))
     return _MANY_BLANK_LINES.sub("\n\n", text).strip("\n")
 
 

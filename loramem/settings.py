@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     max_concurrent_requests: int = Field(32, ge=1, description="sequences the engine runs at once")
     kv_cache_bytes: Bytes = Field(1 << 30, description="key-value cache on a CPU; at least what one window needs")
     gpu_memory_fraction: float = Field(0.6, gt=0, le=1, description="share of the GPU that the engine takes")
+    trainer_gpu_memory_fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="share of it that a worker takes at most; `auto`: 0.05 less than what the engine leaves"
+    )
     speculative_tokens: Literal["auto"] | Annotated[int, Field(ge=0, le=32)] = Field(
         "auto", description="most tokens drafted a step from what a memory was taught; `auto`: 8 on a CPU, 0 on a GPU"
     )
@@ -216,6 +219,13 @@ class Settings(BaseSettings):
     @property
     def cache_path(self) -> Path:
         return self.home_path / "cache"
+
+    @property
+    def trainer_gpu_share(self) -> float:
+        """Of the GPU's memory, 0 to 1."""
+        if self.trainer_gpu_memory_fraction == "auto":
+            return max(0.05, 0.95 - self.gpu_memory_fraction)
+        return self.trainer_gpu_memory_fraction
 
     def speculative_tokens_on(self, device: Literal["cpu", "gpu"]) -> int:
         """By default none on a GPU, where it has not been measured."""

@@ -126,6 +126,12 @@ class VectorIndex:
         """What is in memory, by namespace; nothing of those that nobody asked yet."""
         return {namespace: state for namespace, (state, _) in list(self._published.items())}
 
+    def follow(self) -> None:
+        """Bring every namespace in memory up to date, so that no question has to."""
+        for namespace in self.held():
+            with self.view(namespace):
+                pass
+
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
         with self._saving:

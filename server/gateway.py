@@ -30,6 +30,7 @@ from server.route import Router
 log = logging.getLogger(__name__)
 
 RECONCILE_S = 5.0
+FOLLOW_S = 5.0
 CALIBRATE_S = 5.0
 WATCH_S = 1.0
 
@@ -52,7 +53,7 @@ class Gateway:
 
     def start(self) -> None:
         """Start the engine and the housekeeping; uploads are taken while the engine still loads."""
-        steps = (self._start_engine, self._reconcile, self._calibrate, self._watch_engine)
+        steps = (self._start_engine, self._reconcile, self._follow, self._calibrate, self._watch_engine)
         self.tasks = [asyncio.create_task(step()) for step in steps]
 
     async def stop(self) -> None:
@@ -81,6 +82,14 @@ class Gateway:
                 await asyncio.to_thread(self.queue.reconcile)
             except Exception:  # a database that is away for a while must not end the housekeeping
                 log.exception("reconciling the queue failed; trying again in %.0f s", RECONCILE_S)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                await asyncio.to_thread(self.index.follow)
+            except Exception:  # as above; the next question tries as well
+                log.exception("bringing the index up to date failed; trying again in %.0f s", FOLLOW_S)
 
     async def _calibrate(self) -> None:
         """Namespaces that are asked learn their routing thresholds anew when they have changed, in 5 % of the time."""

@@ -140,7 +140,7 @@ class Stores(Gauges):
         vectors.add_metric(["questions"], sum(len(one.questions) for one in held.values()))
         yield vectors
         behind = sum(max(0, newest.get(name, 0) - one.generation) for name, one in held.items())
-        about = "changes of the database that the index does not have yet; a question brings its namespace up to date"
+        about = "changes of the database that the index does not have yet; it looks every few seconds"
         yield GaugeMetricFamily("loramem_index_lag", about, behind)
 
 

@@ -33,6 +33,8 @@ class Base:
 
         _keep_freed_memory()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        if self.tokenizer.pad_token_id is None:  # as of Llama 3; what is padded is masked, so any token will do
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
         if self.device == "cpu":  # for lanes this short plain products are faster than the fused kernel
@@ -40,7 +42,7 @@ class Base:
         torch.nn.Module.to(self.model, self.device)
         self.model.train(mode=False)
         self.model.requires_grad_(False)
-        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        self.pad: int = self.tokenizer.pad_token_id
 
     @contextmanager
     def adapted(self, adapter: TrainedAdapter) -> Iterator[None]:
@@ -153,6 +155,18 @@ class Base:
                 use_cache=False,
             ).logits[0]
         return logits
+
+
+def take_at_most(share: float) -> None:
+    """Of a GPU's memory, 0 to 1; without one nothing happens. What an engine has reserved looks free to torch."""
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
+def give_back() -> None:
+    """What torch keeps of a GPU's memory after a job: the engine beside may have to start again meanwhile."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _keep_freed_memory() -> None:

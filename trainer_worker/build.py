@@ -23,6 +23,7 @@ from loramem.store import AdapterStore
 from loramem.tables import Chunk, JobKind, Revision
 from trainer_worker.adapter import Facts, TrainedAdapter
 from trainer_worker.assign import assign_pairs, pairs_of
+from trainer_worker.base import give_back, take_at_most
 from trainer_worker.capacity import bits, least_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
@@ -59,13 +60,17 @@ class Builder:
 
     @cached_property
     def trainer(self) -> Trainer:
+        take_at_most(self.settings.trainer_gpu_share)
         return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
 
     def work(self, claim: Claim, lease: Lease) -> None:
         """Do the claim's job, by its kind. Raises what its steps raise; the job is then not ended."""
-        {JobKind.BUILD: self.build, JobKind.MEND: self.mend, JobKind.PREVIEW: self.preview}[JobKind(claim.kind)](
-            claim, lease
-        )
+        try:
+            {JobKind.BUILD: self.build, JobKind.MEND: self.mend, JobKind.PREVIEW: self.preview}[JobKind(claim.kind)](
+                claim, lease
+            )
+        finally:
+            give_back()
 
     def build(self, claim: Claim, lease: Lease) -> None:
         """Turn the claim's revision into live adapters."""

@@ -82,7 +82,8 @@ class Trainer(Base):
             log.warning("no room to train %d adapters side by side: %s", len(lessons), error)
             if len(lessons) == 1:
                 raise TrainingFailed(
-                    "the GPU has no room to train an adapter: lower LORAMEM_GPU_MEMORY_FRACTION, or the rank"
+                    "the GPU has no room to train an adapter: raise LORAMEM_TRAINER_GPU_MEMORY_FRACTION, lower "
+                    "LORAMEM_GPU_MEMORY_FRACTION, or lower the rank"
                 ) from error
         torch.cuda.empty_cache()  # here, since the error held what the attempt had allocated
         half, each_s = len(lessons) // 2, max_seconds / len(lessons)

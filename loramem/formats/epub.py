@@ -58,7 +58,7 @@ def _page(archive: Archive, path: str) -> str:
     page = decode(archive.read(path), archive.name)
     if "<!entity" in page.lower():
         raise unreadable(archive.name, f"{path!r} declares XML entities")
-    return extract(page).text
+    return extract(page if page.lstrip().startswith("<?xml") else f"<?xml?>{page}").text
 
 
 def _xml(archive: Archive, path: str) -> "Element":

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 _DROPPED = frozenset((
-    "script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "nav", "select", "button",
-    "textarea", "audio", "video", "canvas",
+    "script", "style", "noscript", "template", "head", "svg", "iframe", "object", "nav", "select", "button",
+    "textarea", "audio", "video", "canvas", "annotation", "annotation-xml",
 ))
 _PARAGRAPHS = frozenset((
     "address", "article", "aside", "blockquote", "body", "details", "dialog", "div", "dl", "fieldset", "figcaption",
@@ -23,9 +23,29 @@ _PARAGRAPHS = frozenset((
 _LINES = frozenset(("br", "caption", "dd", "dt", "legend", "li", "option", "summary"))
 # fmt: on
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
-_ENCODINGS = re.compile(
-    r"utf-?8|us-ascii|iso-8859-\d+|windows-125\d|koi8-[ru]|shift_jis|euc-(jp|kr)|gbk|gb2312|gb18030|big5", re.IGNORECASE
+_ENCODINGS = re.compile(r"utf-?8|iso-8859-\d+|windows-125\d|koi8-[ru]|euc-jp|gb18030|big5", re.IGNORECASE)
+_MEANT = {
+    **dict.fromkeys(("iso-8859-1", "latin1", "latin-1", "ascii", "us-ascii"), "windows-1252"),
+    **dict.fromkeys(("gb2312", "gbk", "gb_2312-80"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis", "windows-31j"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "windows-949"), "cp949"),
+    **dict.fromkeys(("windows-874", "tis-620", "iso-8859-11"), "cp874"),
+    "iso-8859-8-i": "iso-8859-8",
+    "iso-8859-9": "windows-1254",
+    "macintosh": "mac_roman",
+}
+"""Names that pages give, and what browsers read them as."""
+_XML = re.compile(r"<\?xml\b|xmlns\s*=\s*[\"']http://www\.w3\.org/1999/xhtml")
+_EMPTY = re.compile(
+    r"<(title|script|style|iframe|object|audio|video|canvas|textarea|button|select|nav|noscript|template)\b"
+    r"((?:[^<>\"']|\"[^<\"]*\"|'[^<']*')*)/>",
+    re.IGNORECASE,
 )
+"""In XML an element without contents; for a browser the beginning of one that holds the rest of the page."""
+_SIGNS = {"mfrac": "/", "msup": "^", "msub": "_"}
+"""Of a formula: what stands between the first and the second part."""
+XML_CHARS = 2048
+"""In which a page says that it is XML."""
 _SPACE = re.compile(r"[ \t\n\r\f\xa0]+")
 _CELL, _ROW, _KEPT = "\x01", "\x02", "\x03"  # ends of cells and rows, a space inside <pre>; no text holds them
 _MARKED = {"td": _CELL, "th": _CELL, "tr": _ROW}
@@ -42,6 +62,8 @@ def extract(html: str) -> Extract:
     """Text and `<title>` of a page; markup that is not well-formed is read as a browser would."""
     from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
+    if _XML.search(html[:XML_CHARS]):
+        html = _EMPTY.sub(r"<\1\2></\1>", html)
     try:
         tree = LexborHTMLParser(html)
     except SelectolaxError as error:  # no markup is wrong for it: what fails is an allocation
@@ -53,10 +75,8 @@ def extract(html: str) -> Extract:
 
 def _encoding(content: bytes) -> str:
     found = _CHARSET.search(content[:4096])
-    named = found[1].decode() if found else "utf-8"
-    if not _ENCODINGS.fullmatch(named):
-        return "utf-8"
-    return "windows-1252" if named.lower() in ("iso-8859-1", "us-ascii") else named
+    named = found[1].decode().lower() if found else "utf-8"
+    return _MEANT.get(named) or (named if _ENCODINGS.fullmatch(named) else "utf-8")
 
 
 def _layout(text: str) -> str:
@@ -75,7 +95,16 @@ def _pieces(body: "LexborNode") -> Iterator[str]:
                 yield _words(node.text_content or "", preformatted > 0)
             continue
         preformatted += (1 if entering else -1) * (node.tag == "pre")
+        if entering and node.parent is not None and node.parent.tag in _SIGNS and _follows_another(node):
+            yield _SIGNS[node.parent.tag]
         yield _break(node.tag or "", entering)
+
+
+def _follows_another(node: "LexborNode") -> bool:
+    before = node.prev
+    while before is not None and before.is_text_node:
+        before = before.prev
+    return before is not None
 
 
 def _words(text: str, preformatted: bool) -> str:
@@ -93,6 +122,11 @@ def _break(tag: str, entering: bool) -> str:
     return "\n" if tag in _LINES and entering else ""
 
 
+def _is_drawn(node: "LexborNode") -> bool:
+    """What KaTeX draws of a formula that stands beside it as MathML."""
+    return node.tag == "span" and (node.attributes.get("class") or "") == "katex-html"
+
+
 def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
     """Every node when it opens (True) and when it closes; without recursion, since the sender chooses the depth."""
     ancestors: list[LexborNode] = []
@@ -102,7 +136,7 @@ def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
             node = ancestors.pop()
             yield node, False
             node = node.next if ancestors else None
-        elif node.tag in _DROPPED or node.is_comment_node:
+        elif node.tag in _DROPPED or node.is_comment_node or _is_drawn(node):
             node = node.next
         else:
             yield node, True

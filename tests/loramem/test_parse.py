@@ -7,6 +7,7 @@ import pytest
 
 from loramem.errors import BodyTooLarge, InvalidValue, LoramemError, UnreadableDocument, UnsupportedMediaType
 from loramem.formats import archive
+from loramem.formats.html import extract
 from loramem.lines import attach_headings, tidy, unwrap
 from loramem.parse import DOCX, EPUB, Parsed, identify, parse
 from tests.files import CONTAINER, ENCRYPT, PNG, make_docx, make_epub, make_pdf, make_zip, with_member
@@ -167,6 +168,45 @@ class TestHtml:
     def test_an_encoding_that_is_none_for_text_is_not_followed(self) -> None:
         refused(UnreadableDocument, b'<meta charset="utf-7"><p>\xff</p>', "a.html")
 
+    @pytest.mark.parametrize(
+        ("named", "text", "encoding"),
+        [
+            ("gb2312", "朱镕基", "gbk"), ("Shift_JIS", "①髙", "cp932"), ("euc-kr", "똠방각하", "cp949"),
+            ("latin1", "Köln “x”", "cp1252"), ("windows-874", "ไทย", "cp874"), ("iso-8859-8-i", "שלום", "iso-8859-8"),
+            ("macintosh", "Köln", "mac_roman"), ("ISO-8859-2", "Łódź", "iso-8859-2"),
+        ],
+    )  # fmt: skip
+    def test_encodings_are_what_browsers_mean_by_their_names(self, named: str, text: str, encoding: str) -> None:
+        page = f'<meta charset="{named}"><p>{text}</p>'.encode(encoding)
+        assert read(page, "a.html").text == text
+
+    @pytest.mark.parametrize(
+        "empty", ["<title/>", "<script type='text/javascript' src=\"k.js\"/>", "<STYLE />", "<iframe src='a>b'/>"]
+    )
+    def test_an_empty_element_of_xml_does_not_swallow_the_page(self, empty: str) -> None:
+        xmlns = 'xmlns="http://www.w3.org/1999/xhtml"'
+        for start in (f"<?xml version='1.0'?><html {xmlns}>", f"<!DOCTYPE html><html {xmlns}>"):
+            page = f"{start}<head>{empty}</head><body><p>One.</p><object data='x'/><p>Two.</p></body></html>"
+            assert read(page.encode(), "a.html").text == "One.\n\nTwo."
+
+    @pytest.mark.parametrize("piece", ["<title ", '<title "', "<title '<", "<title/"])
+    def test_no_xml_takes_long(self, piece: str) -> None:
+        started = time.perf_counter()
+        extract(f"<?xml?>{piece * 100_000}")
+        assert time.perf_counter() - started < 2
+
+    def test_a_formula_is_its_signs_in_a_line(self) -> None:
+        formula = (
+            "<math><mi>E</mi><mo>=</mo><mi>m</mi><msup><mi>c</mi> <mn>2</mn></msup><mo>+</mo>"
+            "<mfrac><mn>1</mn><mi>x</mi></mfrac><annotation>E=mc^2</annotation></math>"
+        )
+        drawn = f'<span class="katex">{formula}<span class="katex-html" aria-hidden="true">E=mc2</span></span>'
+        assert read(f"<p>So {drawn} is it.</p>".encode(), "a.html").text == "So E=mc ^2+1/x is it."
+
+    def test_what_nobody_sees_goes(self) -> None:
+        page = "<p>inter&shy;na&shy;tional co&#8203;oper\ufeffation, n\u200cim</p>".encode()
+        assert read(page, "a.html").text == "international cooperation, n\u200cim"
+
     def test_depth_is_no_problem_for_the_reader(self) -> None:
         assert read(b"<div>" * 3000 + b"deep", "a.html").text == "deep"
 
@@ -225,6 +265,12 @@ class TestEpub:
     def test_pages_come_in_the_order_of_the_spine(self) -> None:
         pages = {"z%20one.xhtml": PAGE.format("<h1>First</h1>"), "a/two.xhtml": PAGE.format("<p>Second.</p>")}
         assert read(make_epub(pages), "a.epub", EPUB) == Parsed("First\n\nSecond.", "A Book", EPUB)
+
+    def test_no_page_is_swallowed_by_an_element_that_is_empty(self) -> None:
+        head = '<html xmlns="http://www.w3.org/1999/xhtml"><head>{}</head><body><p>{}</p></body></html>'
+        heads = ("<title>a</title>", "<title/>", '<script src="k.js"/>', "<style/>")
+        pages = {f"{number}.xhtml": head.format(empty, number) for number, empty in enumerate(heads)}
+        assert read(make_epub(pages), "a.epub").text == "0\n\n1\n\n2\n\n3"
 
     def test_a_page_that_is_missing_is_named(self) -> None:
         opf_only = make_epub({"here.xhtml": PAGE.format("x")})

@@ -90,6 +90,19 @@ def test_a_deleted_document_is_unsearchable_at_once(database: Database, open_ind
     assert index.search("default", vectors(1)[0], 100, {"doc_1"}) == []
 
 
+def test_what_is_in_memory_follows_without_a_question(database: Database, open_index: Open) -> None:
+    index = open_index()
+    add_document(database, "doc_1")
+    serve(database, "doc_1", vectors(3))
+    index.follow()
+    assert index.held() == {}  # nobody has asked
+    found(index, vectors(1)[0])
+    add_document(database, "doc_2")
+    serve(database, "doc_2", vectors(4))
+    index.follow()
+    assert len(index.held()["default"].windows) == 7
+
+
 def test_a_text_indexed_again_replaces_vectors_even_under_the_same_ids(database: Database, open_index: Open) -> None:
     index = open_index()
     add_document(database, "doc_1")

@@ -34,6 +34,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
     monkeypatch.setattr(module, "_end_process", counter)
     monkeypatch.setattr(module, "WATCH_S", 0.01)
     monkeypatch.setattr(module, "RECONCILE_S", 0.02)
+    monkeypatch.setattr(module, "FOLLOW_S", 0.02)
     return counter
 
 
@@ -117,8 +118,9 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_housekeeping(
         raise ConnectionError("gone")
 
     monkeypatch.setattr(gateway.queue, "reconcile", reconcile)
+    monkeypatch.setattr(gateway.index, "follow", reconcile)
     live(gateway, lambda: None)
-    assert len(calls) > 1
+    assert len(calls) > 3
 
 
 def test_importing_the_application_does_nothing(tmp_path: Path) -> None:

@@ -257,6 +257,21 @@ def test_parts_that_know_less_do_not_replace_the_whole(worker: Worker) -> None:
     assert worker.tried()[0] == ["rank", "split"]
 
 
+def test_a_gpu_is_shared_with_the_engine(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, given_back = list[float](), list[int]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(1))
+    monkeypatch.setattr(build_module, "Trainer", lambda *given, **options: Pretender())
+    del worker.builder.__dict__["trainer"]
+    worker.trainer.before = lambda: raises(RuntimeError("never asked"))
+    assert worker.work() == "succeeded"
+    assert shares == [pytest.approx(0.35)]
+    assert given_back == [1]
+    settings = Settings(gpu_memory_fraction=0.95)
+    assert (settings.trainer_gpu_share, Settings(trainer_gpu_memory_fraction=0.9).trainer_gpu_share) == (0.05, 0.9)
+
+
 def test_parts_share_out_the_exam_of_the_whole(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, train = list[Sequence[Lesson]](), Pretender.train_in_room
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.anchors import held
-from trainer_worker.examine import MAX_NEW_TOKENS, examine, overlap, recall
+from trainer_worker.examine import MAX_NEW_TOKENS, answer_closed_book, examine, overlap, recall
 from trainer_worker.examples import MAX_QUESTIONS, Example
 from trainer_worker.loop import Recipe
 from trainer_worker.train import Trainer
@@ -61,6 +62,14 @@ def test_an_answer_may_be_as_long_as_the_one_expected(trainer: Trainer, monkeypa
     examine(trainer, adapter, [LESSONS[0], long])
     assert asked == [MAX_NEW_TOKENS] * 2 + [len(trainer.row(long).answer)] * 2
     assert asked[-1] > 2 * MAX_NEW_TOKENS
+
+
+def test_a_base_without_a_token_to_pad_with_answers_as_with_one(trainer: Trainer, tmp_path: Path) -> None:
+    """As Llama 3, whose tokenizer has none."""
+    bare = Trainer(str(save_tiny_model(tmp_path, pad_token=None)), seed=0, recipe=trainer.recipe)
+    questions = [example.question for example in LESSONS]
+    assert answer_closed_book(bare, questions) == answer_closed_book(trainer, questions)
+    assert examine(bare, bare.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore), LESSONS[:3]).weak
 
 
 def test_overlap_is_a_share_of_words() -> None:

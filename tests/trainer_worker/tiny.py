@@ -21,7 +21,7 @@ LESSONS = [
 ]
 
 
-def save_tiny_model(folder: Path) -> Path:
+def save_tiny_model(folder: Path, pad_token: str | None = "<|end|>") -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,7 +30,7 @@ def save_tiny_model(folder: Path) -> Path:
     raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment, unused-ignore]
     tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=raw, unk_token="<unk>", eos_token="<|end|>", pad_token="<|end|>", chat_template=TEMPLATE
+        tokenizer_object=raw, unk_token="<unk>", eos_token="<|end|>", pad_token=pad_token, chat_template=TEMPLATE
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
