@@ -1,11 +1,16 @@
 """What tests of more than one package share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import Settings
+
+for _name in [name for name in os.environ if name.startswith("LORAMEM_")]:
+    if not _name.startswith(("LORAMEM_TEST_", "LORAMEM_BENCH_")):
+        del os.environ[_name]  # no test may write into the database that somebody's shell names
 
 
 @pytest.fixture(scope="session")

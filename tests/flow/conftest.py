@@ -53,6 +53,8 @@ def live(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iter
     settings = {"lease_s": 6, "heartbeat_s": 1, "max_model_len": 1024, "worker_metrics_port": free_port()}
     with Live(home, **settings, otlp_endpoint=collector.url) as server:
         yield server
+        told = [word for word in ("Wrenfield", "Okonjo", "powdered amber") if word in server.log.read_text()]
+    assert not told, "documents, questions and answers are nobody's business in a log"
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Live:
     def __enter__(self) -> "Live":
         self.home.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "LORAMEM_HOME": str(self.home), "LORAMEM_PORT": str(self.port), **self._settings}
-        command = [str(Path(sys.executable).parent / "loramem"), "serve"]
+        command = [str(Path(sys.executable).parent / "loramem"), "serve", "--stop-with-parent"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:

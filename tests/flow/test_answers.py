@@ -14,7 +14,7 @@ from server.route import TEMPERATURE
 from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK, Library
 from tests.flow.live import Live
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 QUESTION = "Who dug the harbour of Quillmere?"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"

@@ -32,14 +32,19 @@ def test_a_killed_worker_loses_no_job_and_publishes_once(live: Live) -> None:
 def test_a_killed_gateway_comes_back_and_answers_without_training(live: Live, library: Library) -> None:
     question = {"question": "Who dug the harbour of Quillmere?", "mode": "lora", "namespace": "library"}
     before = live.client.post("/query", json=question).json()
-    jobs = live.client.get("/metrics").text.count("loramem_jobs{")
+    jobs = _jobs(live)
     os.kill(live.child("server"), signal.SIGKILL)
     live.wait_ready()
     after = live.client.post("/query", json=question).json()
     assert after["answer"] == before["answer"]
     assert after["routed"] == before["routed"]
-    assert live.client.get("/metrics").text.count("loramem_jobs{") == jobs
+    assert _jobs(live) == jobs
     assert _engines(live) == 1, "an orphaned engine was left behind"
+
+
+def _jobs(live: Live) -> list[str]:
+    """How many are in each state."""
+    return [line for line in live.client.get("/metrics").text.splitlines() if line.startswith("loramem_jobs{")]
 
 
 def _engines(live: Live) -> int:

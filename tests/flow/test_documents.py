@@ -7,7 +7,7 @@ import pytest
 from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK
 from tests.flow.live import Live
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_same_content_again_is_the_same_document(live: Live) -> None:

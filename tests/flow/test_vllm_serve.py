@@ -24,7 +24,7 @@ from loramem.store import AdapterStore
 from server.engine.plugin import ADAPTERS_VARIABLE
 from tests.rows import EXAM
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 READY_S = 240.0
 SLOT_RANK = 64

@@ -22,7 +22,7 @@ from loramem.queue import Claim, JobQueue
 from loramem.records import ExamResult, Fullness, Remedy
 from loramem.settings import Settings
 from loramem.store import AdapterStore
-from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Question, Revision, Window
+from loramem.tables import Adapter, AdapterState, Chunk, Document, Job, JobKind, Namespace, Question, Revision, Window
 from tests.backends import database, database_url
 from tests.rows import add_document
 from tests.trainer_worker.jobs import raises
@@ -104,6 +104,12 @@ class Worker:
     def adapters(self) -> list[Adapter]:
         live = [row for row in self.rows(Adapter) if row.state == AdapterState.LIVE]
         return sorted(live, key=lambda row: row.ordinal)
+
+    @property
+    def generation(self) -> int:
+        """What the gateway's index follows."""
+        with self.builder.database.read() as session:
+            return session.get_one(Namespace, "default").generation
 
     def tried(self) -> list[list[Remedy]]:
         return [list(row.exam["tried"]) for row in self.adapters]
@@ -210,8 +216,10 @@ def test_a_weak_adapter_serves_until_a_better_one_is_there(worker: Worker) -> No
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
     worker.work()
     before, asked = [row.id for row in worker.adapters], worker.trainer.trained[:]
+    generation = worker.generation
     assert worker.adapters[0].exam["weak"]
     assert worker.settle() == "succeeded"
+    assert worker.generation > generation, "the index goes on serving what is no longer there"
     after = [row.id for row in worker.adapters]
     assert (after[0] != before[0], after[1:]) == (True, before[1:])
     assert not worker.adapters[0].exam["weak"]

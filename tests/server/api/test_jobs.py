@@ -103,9 +103,14 @@ def test_a_strange_last_event_id_is_no_error(memory: Memory, strange: str) -> No
     assert memory.client.get(f"/jobs/{job_id}/events", headers=headers).status_code == 200
 
 
-def test_followers_hang_up_when_the_gateway_stops(memory: Memory) -> None:
-    job_id = job_of(memory)
-    threading.Timer(0.2, memory.gateway.stopping.set).start()
+def test_followers_hang_up_when_the_gateway_stops(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, events = job_of(memory), memory.gateway.queue.events
+
+    def last(*asked: Any) -> Any:
+        memory.gateway.stopping.set()
+        return events(*asked)
+
+    monkeypatch.setattr(memory.gateway.queue, "events", last)
     found = events_of(memory.client.get(f"/jobs/{job_id}/events").text)
     assert [data["state"] for _, data in found] == ["queued"]
 
