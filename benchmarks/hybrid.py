@@ -30,6 +30,7 @@ from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.datasets import DATA_SETS, Item
 from benchmarks.intervals import cluster_interval
 from benchmarks.scores import mean, token_f1
+from loramem.chat import rendered
 from loramem.client import Client
 from loramem.lines import tidy
 from loramem.prompts import Message, closed_book, with_document, with_passages
@@ -140,7 +141,7 @@ def _answer(base: "Base", asking: Asking, archives: dict[str, Archive], arm: Arm
     """Greedy. What is before the prompt's last token is read by the one, the rest by the other."""
     import torch
 
-    text = base.tokenizer.apply_chat_template(asking.prompts[arm.text], add_generation_prompt=True, tokenize=False)
+    text = rendered(base.tokenizer, asking.prompts[arm.text])
     tokens = base.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(base.device)
     adapter = archives[asking.adapter_id].adapter(arm.strength) if arm.strength else None
     reading = base.adapted(adapter) if adapter and arm.reads else nullcontext()
@@ -155,7 +156,7 @@ def _continued(base: "Base", last: Any, cache: Any) -> str:
     said: list[int] = []
     while len(said) < MAX_NEW_TOKENS:
         last = base.model(last, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-        if int(last) == base.tokenizer.eos_token_id:
+        if int(last) == base.end:
             break
         said.append(int(last))
     return str(base.tokenizer.decode(said, skip_special_tokens=True)).strip()

@@ -22,6 +22,8 @@ EMBEDDED_NAME = "smollm2-135m-instruct"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 """In a model's folder, beside what its tokenizer has; weights in other files would not be in the fingerprint."""
+TWICE = ["consolidated*", "original/*", "tekken.json", "params.json"]
+"""The same weights and tokenizers in forms that nothing here reads, and that would win over those that are read."""
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -44,6 +46,7 @@ def resolve_base_model(settings: Settings) -> BaseModel:
     else:
         path, name = _from_hub(settings.model), settings.model
     _check_files(path, settings.model)
+    _check_kind(path, settings.model)
     return BaseModel(path, settings.served_model_name or name, _fingerprint(path))
 
 
@@ -78,7 +81,7 @@ def _from_hub(repository: str) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=TWICE))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise SettingsError(
             f"loramem: LORAMEM_MODEL={repository!r} is neither `embedded`, nor a local folder, "
@@ -92,6 +95,18 @@ def _check_files(folder: Path, model: str) -> None:
             f"loramem: LORAMEM_MODEL={model!r}: {folder} has no {' and no '.join(lacking)}; "
             f"a model's folder needs {', '.join(NEEDED)}"
         )
+
+
+def _check_kind(folder: Path, model: str) -> None:
+    """What would be found out only after the first training."""
+    config = json.loads((folder / "config.json").read_text())
+    if "quantization_config" in config:
+        why = "its weights are quantised, and adapters are trained on plain ones: name the model that it was made from"
+    elif "text_config" in config:
+        why = "it reads more than text (`text_config`), which loramem cannot train: name a model of text alone"
+    else:
+        return
+    raise SettingsError(f"loramem: LORAMEM_MODEL={model!r}: {why}")
 
 
 def _fingerprint(folder: Path) -> str:
@@ -108,6 +123,14 @@ def _fingerprint(folder: Path) -> str:
 
 
 def max_positions(model: BaseModel) -> int:
-    """The window the model was trained for, in tokens; 0 when its configuration does not say."""
+    """The window the model was trained for, in tokens; 0 when its configuration does not say.
+
+    Of LongRoPE only up to where its long factors begin: vLLM takes these for every position of a longer window, also of
+    questions as short as those that were trained.
+    """
     config = json.loads((model.path / "config.json").read_text())
-    return int(config.get("max_position_embeddings") or 0)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    limits = [config.get("max_position_embeddings")]
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        limits += [config.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")]
+    return min((int(limit) for limit in limits if limit), default=0)

@@ -1,7 +1,7 @@
 """What the model is asked, in training and in serving, so that both sides agree to the letter.
 
-Chat messages only: the caller applies the tokenizer's chat template with `add_generation_prompt=True`. The wordings
-were chosen by measurement (`benchmarks/LOG.md`). Text stands before the question, so that questions share its prefix.
+Chat messages only: `chat` applies the base model's template. The wordings were chosen by measurement
+(`benchmarks/LOG.md`). Text stands before the question, so that questions share its prefix.
 """
 
 import re

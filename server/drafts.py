@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from sqlalchemy import bindparam, func, select
 
+from loramem.chat import end_of_turn
 from loramem.database import Database
 from loramem.tables import Adapter, Chunk, Question, Revision
 from server.engine.engine import Engine
@@ -38,7 +39,7 @@ class Drafts:
         with self._database.read() as session:
             answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
             texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
-        end = self._engine.tokenizer.eos_token_id
+        end = end_of_turn(self._engine.tokenizer)
         return packed([*((*self._tokens(answer), end) for answer in answers), *map(self._tokens, texts)])
 
     def _tokens(self, text: str) -> list[int]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramem import prompts
+from loramem import chat, prompts
+from loramem.errors import SettingsError
 from trainer_worker import lora
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
@@ -18,6 +19,8 @@ from trainer_worker.packing import Batch, Row, Step, steps_in_order, to_batch
 
 MAX_ANSWER_TOKENS = 640
 """A user's longest answer, 2,000 characters, has some 500 in English. What is cut does not teach that it ends there."""
+APART = 0.5
+"""Nats of a token; how a row is packed moves it by some hundredths, in bfloat16."""
 STEP_TOKENS = 512
 """Tokens read at once where nothing is trained."""
 
@@ -29,10 +32,10 @@ class Base:
     """
 
     def __init__(self, model_path: str) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         _keep_freed_memory()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        self.tokenizer: Any = chat.load_tokenizer(model_path)
         if self.tokenizer.pad_token_id is None:  # as of Llama 3; what is padded is masked, so any token will do
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,9 +43,29 @@ class Base:
         if self.device == "cpu":  # for lanes this short plain products are faster than the fused kernel
             self.model.set_attn_implementation("eager")
         torch.nn.Module.to(self.model, self.device)
+        if self.model.dtype == torch.float16:  # gradients vanish in it, and the engine serves in bfloat16
+            torch.nn.Module.to(self.model, torch.bfloat16)
         self.model.train(mode=False)
         self.model.requires_grad_(False)
         self.pad: int = self.tokenizer.pad_token_id
+        self.end = chat.end_of_turn(self.tokenizer)
+        self._check_rows_are_apart()
+
+    def _check_rows_are_apart(self) -> None:
+        """Raises `SettingsError` for a model whose layers carry what they read from one row of a pack into the next, as
+        recurrent ones do whatever the attention mask says."""
+        asked = (
+            ("Who was here last night?", "Nobody was."),
+            ("What is the old bridge made of?", "It is made of iron."),
+        )
+        rows = [self.row(Example(question, answer, "user")) for question, answer in asked]
+        beside, alone = self.surprises(rows), [self.surprises([row])[row] for row in rows]
+        pairs = [pair for row, own in zip(rows, alone, strict=True) for pair in zip(beside[row], own, strict=True)]
+        if any(abs(one - other) > APART for one, other in pairs):
+            raise SettingsError(
+                f"loramem: {self.model.config.model_type}: its layers read one training text into the next, and "
+                "it cannot be trained on several at once: LORAMEM_MODEL has to be a model of attention layers alone"
+            )
 
     @contextmanager
     def adapted(self, adapter: TrainedAdapter) -> Iterator[None]:
@@ -67,7 +90,7 @@ class Base:
         return list(found.values())
 
     def row(self, example: Example) -> Row:
-        answer = [*self._tokens(example.answer.strip()), self.tokenizer.eos_token_id][:MAX_ANSWER_TOKENS]
+        answer = [*self._tokens(example.answer.strip()), self.end][:MAX_ANSWER_TOKENS]
         return Row(tuple(self._tokens(self._rendered(self.conversation(example)))), tuple(answer))
 
     def conversation(self, example: Example) -> list[prompts.Message]:
@@ -76,9 +99,14 @@ class Base:
             return prompts.with_passages(example.question, example.context)
         return prompts.closed_book(example.question)
 
+    @property
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer, as in serving."""
+        listed = self.model.generation_config.eos_token_id
+        return sorted({self.end, *(listed if isinstance(listed, list) else [listed])} - {None})
+
     def _rendered(self, conversation: list[prompts.Message]) -> str:
-        text: str = self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        return text
+        return chat.rendered(self.tokenizer, conversation)
 
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -136,6 +164,7 @@ class Base:
                 repetition_penalty=1.0,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=self.pad,
+                eos_token_id=self._ends,
             )
         new = output[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -16,7 +16,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from loramem import errors, tracing
+from loramem import chat, errors, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
 from server.engine import options, speculate
@@ -102,6 +102,7 @@ class Engine:
         self.settings = settings
         self.base = base
         self._tokenizer: Any = None
+        self._end_of_turn: int | None = None
         self._llm: Any = None
         self._warm = False
         self._loading = threading.Lock()
@@ -126,10 +127,10 @@ class Engine:
     def _load(self) -> None:
         with self._loading:
             options.set_environment(self.settings)
-            from transformers import AutoTokenizer
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            self._tokenizer = AutoTokenizer.from_pretrained(self.base.path)
+            self._tokenizer = chat.load_tokenizer(self.base.path)
+            self._end_of_turn = chat.end_of_turn(self._tokenizer)
             arguments = options.engine_args(self.settings, self.base)
             self.speculates = arguments.speculative_config is not None
             if not self._ended.is_set():
@@ -177,7 +178,7 @@ class Engine:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = chat.rendered(self.tokenizer, messages)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise errors.InvalidValue(
@@ -241,7 +242,7 @@ class Engine:
             inputs["cache_salt"] = salt
         outputs = self._live().generate(
             inputs,
-            _sampling_params(sampling, drafts if self.speculates else None),
+            _sampling_params(sampling, self._end_of_turn, drafts if self.speculates else None),
             uuid.uuid4().hex,
             lora_request=_lora_request(adapter),
             trace_headers=tracing.headers() or None,
@@ -337,7 +338,7 @@ def _lora_request(adapter: EngineAdapter | None) -> Any:
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.int_id, lora_path=adapter.path)
 
 
-def _sampling_params(sampling: Sampling, drafts: bytes | None) -> Any:
+def _sampling_params(sampling: Sampling, end: int | None, drafts: bytes | None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -347,6 +348,7 @@ def _sampling_params(sampling: Sampling, drafts: bytes | None) -> Any:
         top_p=sampling.top_p,
         seed=sampling.seed,
         stop=list(sampling.stop),
+        stop_token_ids=[] if end is None else [end],  # vLLM knows the tokenizer's and the generation config's
         logprobs=sampling.logprobs,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

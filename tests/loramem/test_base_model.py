@@ -1,10 +1,12 @@
 """Which folders may be a base model; the embedded one is unpacked by `tests.conftest`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loramem.base_model import resolve_base_model
+from loramem.base_model import max_positions, resolve_base_model
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 
@@ -25,6 +27,44 @@ def test_a_local_folder_has_its_own_name(folder: Path) -> None:
     found = resolve_base_model(Settings(model=str(folder)))
     assert (found.path, found.name) == (folder.resolve(), "tiny")
     assert resolve_base_model(Settings(model=str(folder), served_model_name="mine")).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [({"quantization_config": {"quant_method": "awq"}}, "quantised"), ({"text_config": {}}, "more than text")],
+)
+def test_a_kind_of_model_that_cannot_be_trained_is_refused(folder: Path, config: dict[str, Any], why: str) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingsError, match=why):
+        resolve_base_model(Settings(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({}, 0),
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8}}, 131072),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": "longrope"},
+            },
+            4096,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096},
+            },
+            4096,
+        ),
+    ],
+)
+def test_the_window_is_what_short_and_long_questions_share(folder: Path, config: dict[str, Any], tokens: int) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    assert max_positions(resolve_base_model(Settings(model=str(folder)))) == tokens
 
 
 @pytest.mark.parametrize("lacking", FILES)

@@ -3,9 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from loramem.errors import SettingsError
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
+from trainer_worker import packing
 from trainer_worker.anchors import held
 from trainer_worker.examine import MAX_NEW_TOKENS, answer_closed_book, examine, overlap, recall
 from trainer_worker.examples import MAX_QUESTIONS, Example
@@ -70,6 +73,24 @@ def test_a_base_without_a_token_to_pad_with_answers_as_with_one(trainer: Trainer
     questions = [example.question for example in LESSONS]
     assert answer_closed_book(bare, questions) == answer_closed_book(trainer, questions)
     assert examine(bare, bare.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore), LESSONS[:3]).weak
+
+
+def test_a_base_that_reads_one_row_into_the_next_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As recurrent layers do: here by a mask that lets every token see all before it."""
+    folder = str(save_tiny_model(tmp_path))
+    stock = packing.to_batch
+
+    def leaking(*given: Any) -> Any:
+        batch = stock(*given)
+        lane = torch.full_like(batch.attention, torch.finfo(batch.attention.dtype).min).triu(1)
+        return replace(batch, attention=lane)
+
+    monkeypatch.setattr("trainer_worker.base.to_batch", leaking)
+    monkeypatch.setattr("trainer_worker.base.APART", 1e-3)  # a model of chance differs by little
+    with pytest.raises(SettingsError, match="llama: its layers read one training text into the next"):
+        Trainer(folder, seed=0)
+    monkeypatch.setattr("trainer_worker.base.to_batch", stock)
+    Trainer(folder, seed=0)
 
 
 def test_overlap_is_a_share_of_words() -> None:

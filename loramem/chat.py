@@ -1,0 +1,61 @@
+"""The base model's tokenizer and chat template, used alike in training and in serving.
+
+Whatever a template would change by itself from one day or caller to the next is held: the date is always the same, and
+models that can answer without thinking first do.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loramem.prompts import Message
+
+A_DAY = "26 Jul 2024"
+"""What templates that tell the date are given: adapters learn under it, and keep being asked under it."""
+_MARK = "loramem"
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The one of `tokenizer.json` as it stands: some models name a class for theirs that reads text otherwise."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The conversation up to where the model begins its turn.
+
+    For a template that knows no system message its text stands before the user's. Raises `jinja2.TemplateError` for an
+    order of roles that the template refuses.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return _written(tokenizer, messages, add_generation_prompt=True)
+    except TemplateError:
+        if len(messages) < 2 or (messages[0]["role"], messages[1]["role"]) != ("system", "user"):
+            raise
+    system, first, *others = messages
+    joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+    return _written(tokenizer, [joined, *others], add_generation_prompt=True)
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that the template ends an answer with, which need not be the tokenizer's own end of text."""
+    said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    after = _written(tokenizer, said, add_generation_prompt=False).rpartition(_MARK)[2]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = tokenizer(after, add_special_tokens=False)["input_ids"]
+    end: int = next((number for number in found if number in special), tokenizer.eos_token_id)
+    return end
+
+
+def _written(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    text: str = tokenizer.apply_chat_template(
+        list(messages),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=False,
+        strftime_now=lambda _: A_DAY,
+    )
+    return text

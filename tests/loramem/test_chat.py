@@ -1,0 +1,55 @@
+"""What chat templates of other models do, with templates of their kind on a tokenizer of words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from loramem.chat import A_DAY, end_of_turn, load_tokenizer, rendered
+from loramem.prompts import closed_book
+from tests.trainer_worker.tiny import save_tiny_model
+
+TURNS = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TURNS
+THINKS = TURNS + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+DATED = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + TURNS
+ENDS_OTHERWISE = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|user|> {% endfor %}"
+NO_END = "{% for m in messages %}{{ m.content }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def with_template(folder: Path, template: str) -> Any:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_system_message_stands_before_the_question_where_there_is_none(folder: Path) -> None:
+    assert (
+        rendered(with_template(folder, NO_SYSTEM), closed_book("who ?")) == "<|user|> Answer briefly.\n\nwho ? <|end|> "
+    )
+    assert rendered(with_template(folder, TURNS), closed_book("who ?")).startswith("<|system|> Answer briefly.")
+
+
+def test_an_order_that_a_template_refuses_is_told(folder: Path) -> None:
+    picky = with_template(folder, "{{ raise_exception('roles must alternate') }}")
+    for messages in (closed_book("who ?"), [{"role": "user", "content": "who ?"}]):
+        with pytest.raises(TemplateError, match="alternate"):
+            rendered(picky, messages)
+
+
+def test_nobody_thinks_aloud_and_every_day_is_the_same(folder: Path) -> None:
+    assert "<think>" not in rendered(with_template(folder, THINKS), closed_book("who ?"))
+    assert rendered(with_template(folder, DATED), closed_book("who ?")).startswith(A_DAY)
+
+
+@pytest.mark.parametrize(("template", "end"), [(TURNS, "<|end|>"), (ENDS_OTHERWISE, "<|user|>"), (NO_END, "<|end|>")])
+def test_the_end_of_a_turn_is_the_templates(folder: Path, template: str, end: str) -> None:
+    tokenizer = with_template(folder, template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == end
