@@ -4,10 +4,12 @@ Whatever a template would change by itself from one day or caller to the next is
 models that can answer without thinking first do.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loramem.cache import made_once
 from loramem.prompts import Message
 
 A_DAY = "26 Jul 2024"
@@ -20,6 +22,16 @@ def load_tokenizer(folder: Path | str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder)  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def tokenizer_folder(base: Path, cache: Path) -> Path:
+    """The same tokenizer for a program that would choose its class by the model's files; made once, below `cache`."""
+    digest = hashlib.sha256()
+    for file in sorted((*base.glob("*token*.json"), *base.glob("*chat_template*"))):
+        digest.update(file.name.encode() + file.read_bytes())
+    folder = cache / f"tokenizer-{digest.hexdigest()[:16]}"
+    made_once(folder, lambda made: load_tokenizer(base).save_pretrained(made))
+    return folder
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
@@ -43,9 +55,9 @@ def rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
 def end_of_turn(tokenizer: Any) -> int:
     """The token that the template ends an answer with, which need not be the tokenizer's own end of text."""
     said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    after = _written(tokenizer, said, add_generation_prompt=False).rpartition(_MARK)[2]
+    _, mark, after = _written(tokenizer, said, add_generation_prompt=False).rpartition(_MARK)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    found = tokenizer(after, add_special_tokens=False)["input_ids"]
+    found = tokenizer(after, add_special_tokens=False)["input_ids"] if mark else ()
     end: int = next((number for number in found if number in special), tokenizer.eos_token_id)
     return end
 

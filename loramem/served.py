@@ -30,6 +30,11 @@ def generation_of(session: Session, namespace: str) -> int | None:
     return session.scalar(_GENERATION, {"namespace": namespace})
 
 
+def generations_of(session: Session) -> dict[str, int]:
+    """Of every namespace."""
+    return dict(session.execute(select(Namespace.name, Namespace.generation)).all())
+
+
 def documents_of(session: Session, namespace: str) -> dict[str, str]:
     """Documents that serve a revision, with its first chunk's id, which is new whenever a text is indexed."""
     first_chunk = and_(

@@ -128,9 +128,16 @@ class VectorIndex:
 
     def follow(self) -> None:
         """Bring every namespace in memory up to date, so that no question has to."""
-        for namespace in self.held():
-            with self.view(namespace):
-                pass
+        with self._database.read() as session:
+            newest = served.generations_of(session)
+        for namespace, state in self.held().items():
+            if newest.get(namespace, state.generation) == state.generation:
+                continue
+            try:
+                with self.view(namespace):
+                    pass
+            except Exception:  # the others are not kept waiting; its next question tries as well
+                log.exception("namespace %s: the index could not follow the database", namespace)
 
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""

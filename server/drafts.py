@@ -5,7 +5,6 @@ from functools import lru_cache
 
 from sqlalchemy import bindparam, func, select
 
-from loramem.chat import end_of_turn
 from loramem.database import Database
 from loramem.tables import Adapter, Chunk, Question, Revision
 from server.engine.engine import Engine
@@ -39,7 +38,7 @@ class Drafts:
         with self._database.read() as session:
             answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
             texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
-        end = end_of_turn(self._engine.tokenizer)
+        end = self._engine.end_of_turn
         return packed([*((*self._tokens(answer), end) for answer in answers), *map(self._tokens, texts)])
 
     def _tokens(self, text: str) -> list[int]:

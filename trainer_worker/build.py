@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import torch
 from sqlalchemy.orm import Session
 
 from loramem.base_model import BaseModel
 from loramem.chunk import Span, chunk_text
 from loramem.database import Database, new_id
 from loramem.embed import Embedder
-from loramem.errors import JobCancelled, MakesWay
+from loramem.errors import JobCancelled, MakesWay, SettingsError
 from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest, ExamResult, Progress, QAPair, Remedy, TrainingOptions
 from loramem.settings import Settings
@@ -60,8 +61,15 @@ class Builder:
 
     @cached_property
     def trainer(self) -> Trainer:
-        take_at_most(self.settings.trainer_gpu_share)
-        return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
+        share = self.settings.trainer_gpu_share
+        take_at_most(share)
+        try:
+            return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"loramem: {self.base.name} does not fit into {share:.0%} of the GPU: raise "
+                "LORAMEM_TRAINER_GPU_MEMORY_FRACTION, or lower LORAMEM_GPU_MEMORY_FRACTION"
+            ) from error
 
     def work(self, claim: Claim, lease: Lease) -> None:
         """Do the claim's job, by its kind. Raises what its steps raise; the job is then not ended."""

@@ -1,7 +1,6 @@
 """Word documents: paragraphs and tables of the body in order, their words as if tracked changes had been accepted.
 
-Headers, footers, notes, comments, text boxes and the table of contents that Word makes are left out. Of a formula there
-are its signs in a line, `/` between the parts of a fraction, `^` and `_` before what is raised or lowered.
+Headers, footers, notes, comments, text boxes, formulas and the table of contents that Word makes are left out.
 """
 
 import io
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _CONTENT_TYPES = "[Content_Types].xml"
 _FAULTS = (KeyError, ValueError, AttributeError, TypeError, SyntaxError)  # of python-docx and lxml on broken packages
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-_M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _MC = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 
 
@@ -29,11 +27,9 @@ def _tags(*names: str) -> frozenset[str]:
 
 
 _BLOCKS, _TABLES, _ROWS, _CELLS = _tags("p", "tbl"), _tags("tbl"), _tags("tr"), _tags("tc")
-_FORMULA = _M + "oMath"
-_SIGNS = {_M + "den": "/", _M + "sup": "^", _M + "sub": "_"}
-_WORDS = _tags("br", "cr", "noBreakHyphen", "ptab", "t", "tab") | {_FORMULA}
-"""What stands for text; `str` of python-docx's element is that text, but of a formula."""
-_WRAPPERS = frozenset((_MC + "AlternateContent", _MC + "Choice", _M + "oMathPara")) | _tags(
+_WORDS = _tags("br", "cr", "noBreakHyphen", "ptab", "t", "tab")
+"""What stands for text; `str` of python-docx's element is that text."""
+_WRAPPERS = frozenset((_MC + "AlternateContent", _MC + "Choice")) | _tags(
     *("bdo", "customXml", "dir", "fldSimple", "hyperlink", "ins", "moveTo", "r", "ruby", "rubyBase"),
     *("sdt", "sdtContent", "smartTag"),
 )
@@ -98,13 +94,7 @@ def _within(element: "BaseOxmlElement", wanted: frozenset[str]) -> Iterator[Any]
 
 
 def _text(paragraph: "BaseOxmlElement") -> str:
-    return "".join(_formula(piece) if piece.tag == _FORMULA else str(piece) for piece in _within(paragraph, _WORDS))
-
-
-def _formula(formula: "BaseOxmlElement") -> str:
-    return "".join(
-        _SIGNS.get(element.tag) or (element.text or "" if element.tag == _M + "t" else "") for element in formula.iter()
-    )
+    return "".join(str(piece) for piece in _within(paragraph, _WORDS))
 
 
 def _lines(table: "CT_Tbl") -> Iterator[str]:

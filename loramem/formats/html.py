@@ -1,4 +1,7 @@
-"""HTML to lines: block elements become paragraphs, table rows and list items lines; scripts and menus are left out."""
+"""HTML to lines: block elements become paragraphs, table rows and list items lines.
+
+Scripts, menus and formulas are left out.
+"""
 
 import re
 from collections.abc import Iterator
@@ -12,8 +15,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 _DROPPED = frozenset((
-    "script", "style", "noscript", "template", "head", "svg", "iframe", "object", "nav", "select", "button",
-    "textarea", "audio", "video", "canvas", "annotation", "annotation-xml",
+    "script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "nav", "select", "button",
+    "textarea", "audio", "video", "canvas",
 ))
 _PARAGRAPHS = frozenset((
     "address", "article", "aside", "blockquote", "body", "details", "dialog", "div", "dl", "fieldset", "figcaption",
@@ -42,8 +45,6 @@ _EMPTY = re.compile(
     re.IGNORECASE,
 )
 """In XML an element without contents; for a browser the beginning of one that holds the rest of the page."""
-_SIGNS = {"mfrac": "/", "msup": "^", "msub": "_"}
-"""Of a formula: what stands between the first and the second part."""
 XML_CHARS = 2048
 """In which a page says that it is XML."""
 _SPACE = re.compile(r"[ \t\n\r\f\xa0]+")
@@ -95,16 +96,7 @@ def _pieces(body: "LexborNode") -> Iterator[str]:
                 yield _words(node.text_content or "", preformatted > 0)
             continue
         preformatted += (1 if entering else -1) * (node.tag == "pre")
-        if entering and node.parent is not None and node.parent.tag in _SIGNS and _follows_another(node):
-            yield _SIGNS[node.parent.tag]
         yield _break(node.tag or "", entering)
-
-
-def _follows_another(node: "LexborNode") -> bool:
-    before = node.prev
-    while before is not None and before.is_text_node:
-        before = before.prev
-    return before is not None
 
 
 def _words(text: str, preformatted: bool) -> str:
@@ -122,11 +114,6 @@ def _break(tag: str, entering: bool) -> str:
     return "\n" if tag in _LINES and entering else ""
 
 
-def _is_drawn(node: "LexborNode") -> bool:
-    """What KaTeX draws of a formula that stands beside it as MathML."""
-    return node.tag == "span" and (node.attributes.get("class") or "") == "katex-html"
-
-
 def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
     """Every node when it opens (True) and when it closes; without recursion, since the sender chooses the depth."""
     ancestors: list[LexborNode] = []
@@ -136,7 +123,7 @@ def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
             node = ancestors.pop()
             yield node, False
             node = node.next if ancestors else None
-        elif node.tag in _DROPPED or node.is_comment_node or _is_drawn(node):
+        elif node.tag in _DROPPED or node.is_comment_node:
             node = node.next
         else:
             yield node, True

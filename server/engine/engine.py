@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from loramem import chat, errors, tracing
@@ -102,7 +103,6 @@ class Engine:
         self.settings = settings
         self.base = base
         self._tokenizer: Any = None
-        self._end_of_turn: int | None = None
         self._llm: Any = None
         self._warm = False
         self._loading = threading.Lock()
@@ -130,7 +130,6 @@ class Engine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             self._tokenizer = chat.load_tokenizer(self.base.path)
-            self._end_of_turn = chat.end_of_turn(self._tokenizer)
             arguments = options.engine_args(self.settings, self.base)
             self.speculates = arguments.speculative_config is not None
             if not self._ended.is_set():
@@ -169,6 +168,11 @@ class Engine:
         if self._tokenizer is None:
             raise errors.EngineUnavailable("the engine is loading")
         return self._tokenizer
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an answer. Raises as `tokenizer`."""
+        return chat.end_of_turn(self.tokenizer)
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation under the model's chat template, ready for the assistant's turn.
@@ -242,7 +246,7 @@ class Engine:
             inputs["cache_salt"] = salt
         outputs = self._live().generate(
             inputs,
-            _sampling_params(sampling, self._end_of_turn, drafts if self.speculates else None),
+            _sampling_params(sampling, self.end_of_turn, drafts if self.speculates else None),
             uuid.uuid4().hex,
             lora_request=_lora_request(adapter),
             trace_headers=tracing.headers() or None,
@@ -338,7 +342,7 @@ def _lora_request(adapter: EngineAdapter | None) -> Any:
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.int_id, lora_path=adapter.path)
 
 
-def _sampling_params(sampling: Sampling, end: int | None, drafts: bytes | None) -> Any:
+def _sampling_params(sampling: Sampling, end: int, drafts: bytes | None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -348,7 +352,7 @@ def _sampling_params(sampling: Sampling, end: int | None, drafts: bytes | None) 
         top_p=sampling.top_p,
         seed=sampling.seed,
         stop=list(sampling.stop),
-        stop_token_ids=[] if end is None else [end],  # vLLM knows the tokenizer's and the generation config's
+        stop_token_ids=[end],  # vLLM knows the tokenizer's and the generation config's
         logprobs=sampling.logprobs,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from loramem import tracing
+from loramem import chat, tracing
 from loramem.base_model import BaseModel
 from loramem.settings import Settings
 from server.engine import speculate
@@ -52,6 +52,11 @@ def engine_args(settings: Settings, base: BaseModel) -> Any:
     )
     return AsyncEngineArgs(
         model=str(Path(base.path)),
+        # What the trainer reads, where a folder has weights, configuration or tokenizer in another form as well.
+        tokenizer=str(chat.tokenizer_folder(base.path, settings.cache_path)),
+        tokenizer_mode="hf",
+        config_format="hf",
+        load_format="safetensors",
         served_model_name=[base.name],
         dtype="bfloat16",
         max_model_len=settings.max_model_len,

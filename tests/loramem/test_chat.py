@@ -1,12 +1,16 @@
 """What chat templates of other models do, with templates of their kind on a tokenizer of words."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
-from loramem.chat import A_DAY, end_of_turn, load_tokenizer, rendered
+from loramem.base_model import BaseModel
+from loramem.chat import A_DAY, end_of_turn, load_tokenizer, rendered, tokenizer_folder
 from loramem.prompts import closed_book
 from tests.trainer_worker.tiny import save_tiny_model
 
@@ -34,6 +38,23 @@ def test_a_system_message_stands_before_the_question_where_there_is_none(folder:
         rendered(with_template(folder, NO_SYSTEM), closed_book("who ?")) == "<|user|> Answer briefly.\n\nwho ? <|end|> "
     )
     assert rendered(with_template(folder, TURNS), closed_book("who ?")).startswith("<|system|> Answer briefly.")
+
+
+def test_others_decode_what_is_encoded_whatever_class_the_model_names(tmp_path: Path, base_model: BaseModel) -> None:
+    """As those whose files say that theirs is Llama's, and are of another kind."""
+    misnamed = tmp_path / "misnamed"
+    shutil.copytree(base_model.path, misnamed, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((misnamed / "tokenizer_config.json").read_text())
+    (misnamed / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast"}))
+    text = "The old bridge is made of iron, and of 2 stones."
+    tokens = load_tokenizer(misnamed)(text)["input_ids"]
+    assert tokens == load_tokenizer(base_model.path)(text)["input_ids"]
+    folder = tokenizer_folder(misnamed, tmp_path / "cache")
+    assert AutoTokenizer.from_pretrained(folder).decode(tokens) == text
+    assert tokenizer_folder(misnamed, tmp_path / "cache") == folder
+    assert rendered(load_tokenizer(folder), closed_book("Who?")) == rendered(
+        load_tokenizer(misnamed), closed_book("Who?")
+    )
 
 
 def test_an_order_that_a_template_refuses_is_told(folder: Path) -> None:

@@ -13,8 +13,7 @@ from tests.files import make_docx, with_member
 
 NAMESPACES = (
     'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" '
-    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" '
-    'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
 )
 CONTENTS = '<w:sdtPr><w:docPartObj><w:docPartGallery w:val="{}"/></w:docPartObj></w:sdtPr>'
 
@@ -139,17 +138,6 @@ def test_a_cell_that_is_merged_downwards_is_repeated_in_each_row() -> None:
 
 def test_a_merged_cell_with_none_above_it_has_its_own_text() -> None:
     assert text_of(table(row(cell(paragraph("Zorv"), merged="<w:vMerge/>"), "nine"))) == "Zorv | nine"
-
-
-def test_a_formula_is_its_signs_in_a_line() -> None:
-    def sign(text: str) -> str:
-        return f"<m:r><m:t>{text}</m:t></m:r>"
-
-    square = f"<m:sSup><m:e>{sign('c')}</m:e><m:sup>{sign('2')}</m:sup></m:sSup>"
-    half = f"<m:f><m:num>{sign('1')}</m:num><m:den>{sign('2')}</m:den></m:f>"
-    within = f"<m:oMath>{sign('E=m')}{square}</m:oMath>"
-    alone = f"<m:oMathPara><m:oMath>{half}{sign('x')}</m:oMath></m:oMathPara>"
-    assert text_of(paragraph("It says ", within, " always.", alone)) == "It says E=mc^2 always.1/2x"
 
 
 @pytest.mark.parametrize("tag", ["w:sdt", "w:ins", "mc:Choice"])

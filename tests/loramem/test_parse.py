@@ -195,17 +195,9 @@ class TestHtml:
         extract(f"<?xml?>{piece * 100_000}")
         assert time.perf_counter() - started < 2
 
-    def test_a_formula_is_its_signs_in_a_line(self) -> None:
-        formula = (
-            "<math><mi>E</mi><mo>=</mo><mi>m</mi><msup><mi>c</mi> <mn>2</mn></msup><mo>+</mo>"
-            "<mfrac><mn>1</mn><mi>x</mi></mfrac><annotation>E=mc^2</annotation></math>"
-        )
-        drawn = f'<span class="katex">{formula}<span class="katex-html" aria-hidden="true">E=mc2</span></span>'
-        assert read(f"<p>So {drawn} is it.</p>".encode(), "a.html").text == "So E=mc ^2+1/x is it."
-
     def test_what_nobody_sees_goes(self) -> None:
-        page = "<p>inter&shy;na&shy;tional co&#8203;oper\ufeffation, n\u200cim</p>".encode()
-        assert read(page, "a.html").text == "international cooperation, n\u200cim"
+        page = "<p>inter&shy;na&shy;tional co&#8203;oper\ufeffation, n\u200cim sin&#x2061;x</p>".encode()
+        assert read(page, "a.html").text == "international cooperation, n\u200cim sinx"
 
     def test_depth_is_no_problem_for_the_reader(self) -> None:
         assert read(b"<div>" * 3000 + b"deep", "a.html").text == "deep"

@@ -46,5 +46,5 @@ def test_in_halves_where_there_is_not(room: int, tried: list[int]) -> None:
 
 
 def test_no_room_for_one_is_said_with_the_way_out() -> None:
-    with pytest.raises(TrainingFailed, match="lower LORAMEM_GPU_MEMORY_FRACTION, or the rank"):
+    with pytest.raises(TrainingFailed, match="raise LORAMEM_TRAINER_GPU_MEMORY_FRACTION"):
         trained(Small(0))

@@ -144,7 +144,6 @@ def test_an_engine_that_was_stopped_starts_no_process(monkeypatch: pytest.Monkey
 def loads_by(from_engine_args: Callable[[object], None], monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr("vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", from_engine_args)
     monkeypatch.setattr("loramem.chat.load_tokenizer", lambda path: None)
-    monkeypatch.setattr("loramem.chat.end_of_turn", lambda tokenizer: None)
     monkeypatch.setattr("server.engine.options.set_environment", lambda settings: None)
     arguments = SimpleNamespace(speculative_config=None)
     monkeypatch.setattr("server.engine.options.engine_args", lambda settings, base: arguments)
