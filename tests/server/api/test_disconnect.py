@@ -46,9 +46,7 @@ def wait_until(reached: Callable[[], bool], timeout_s: float = 5) -> None:
 @contextmanager
 def asked(gateway: Gateway, path: str, **body: object) -> Iterator[socket.socket]:
     content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.settings.port), timeout=5) as connection:
         connection.sendall(head.encode() + content)
         yield connection
