@@ -46,7 +46,8 @@ def wait_until(reached: Callable[[], bool], timeout_s: float = 5) -> None:
 @contextmanager
 def asked(gateway: Gateway, path: str, **body: object) -> Iterator[socket.socket]:
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    about = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head = f"POST {path} HTTP/1.1\r\n{about}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.settings.port), timeout=5) as connection:
         connection.sendall(head.encode() + content)
         yield connection
@@ -71,7 +72,9 @@ def test_a_client_that_leaves_aborts_its_generation(
         if stream:
             received = b""
             while received.count(b"word ") < 2:
-                received += connection.recv(4096)
+                piece = connection.recv(4096)
+                assert piece, received
+                received += piece
         else:
             wait_until(lambda: bool(engine.prompts))
             time.sleep(0.1)
