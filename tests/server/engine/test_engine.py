@@ -65,6 +65,7 @@ class Gone(Exception):
 def engine_with(**methods: Any) -> Engine:
     engine = Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64))
     engine._llm = SimpleNamespace(errored=False, **methods)
+    engine.__dict__["end_of_turn"] = 2  # of a tokenizer that is not there
     return engine
 
 
