@@ -23,7 +23,7 @@ EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 """In a model's folder, beside what its tokenizer has; weights in other files would not be in the fingerprint."""
 TWICE = ["consolidated*", "original/*", "tekken.json", "params.json"]
-"""The same weights and tokenizers in forms that nothing here reads, and that would win over those that are read."""
+"""The same weights and tokenizers in forms that nothing here reads."""
 _SAMPLE_BYTES = 1 << 20
 
 
