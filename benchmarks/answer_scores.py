@@ -1,13 +1,16 @@
 """Scores of an answer against several references, and which option of a multiple-choice question it chose.
 
 The best reference counts. Words are SQuAD's for `em` and `f1` (no case, punctuation, articles), those of
-`benchmarks.scores.rouge_l` for `rouge_l`. A question with options has `accuracy` alone.
+`benchmarks.scores.rouge_l` for `rouge_l`. A question with options has `accuracy` alone. Beside scores, whether answers
+say anything at all.
 """
 
 import re
 import string
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from benchmarks.circumstances import check
 from benchmarks.datasets import LETTERS, Asked
 from benchmarks.scores import rouge_l, token_f1
 
@@ -39,6 +42,21 @@ def normalised(text: str) -> str:
     """As SQuAD's script: lower case, no punctuation, no articles, single spaces."""
     plain = "".join(letter for letter in text.casefold() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", plain).split())
+
+
+def worded(answers: Sequence[str]) -> int:
+    """How many hold a letter or a digit."""
+    return sum(any(letter.isalnum() for letter in answer) for answer in answers)
+
+
+def all_worded(count: int, asked: int) -> dict[str, Any]:
+    """Of a run too small to promise more of its answers."""
+    return check("answers with a word", count, f"= {asked}", 0 < count == asked)
+
+
+def some_worded(answers: Sequence[str]) -> dict[str, Any]:
+    count = worded(answers)
+    return check("answers with a word", count, ">= 1", count >= 1)
 
 
 def chosen(answer: str, options: Sequence[str]) -> int | None:

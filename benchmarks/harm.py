@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from benchmarks.adapters import Adapters, Archive, read_archives
+from benchmarks.answer_scores import all_worded, worded
 from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.intervals import cluster_interval
 from benchmarks.passages import ASKED_AT_ONCE, DATA, NotLearnt, Passage, draw, learn, read_passages, unrelated
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = unrelated(passages, learnt, 1 if options.smoke else options.documents, options.seed)
     archives = read_archives(options.adapters) if options.adapters else _learn(options, learnt)
     report = harm(options.url, options.api_key, archives, others, options.seed)
-    report["checks"] = [] if options.smoke else checks(report)
+    report["checks"] = [all_worded(report["with_a_word"], report["answers"])] if options.smoke else checks(report)
     report |= circumstances(command_of(parser, options), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report["strengths"], indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
@@ -146,16 +147,20 @@ def measure(
 ) -> dict[str, Any]:
     """Token-F1 without and with each adapter; what is lost in points of 100, with its interval over the passages.
 
-    A question's loss is the mean over the adapters. The interval is None with one passage.
+    A question's loss is the mean over the adapters. The interval is None with one passage. `answers` are all, without
+    and with adapters; so many of them are `with_a_word`.
     """
     asked = [one for questions in passages for one in questions]
-    without = score(base, asked)
+    said = answers(base, asked)
+    without = scores(said, asked)
     figures: dict[str, Any] = {}
     for name, strength in strengths.items():
         by_adapter = []
         for archive in archives:
             with base.adapted(archive.adapter(strength)):
-                by_adapter.append(score(base, asked))
+                found = answers(base, asked)
+            said += found
+            by_adapter.append(scores(found, asked))
             print(f"{archive.manifest.adapter_id} at {strength:g}: {mean(by_adapter[-1]):.4f}", file=sys.stderr)
         lost = [100 * (before - mean(after)) for before, *after in zip(without, *by_adapter, strict=True)]
         left = iter(lost)
@@ -170,20 +175,25 @@ def measure(
     return {
         "adapters": len(archives),
         "questions": len(asked),
+        "answers": len(said),
+        "with_a_word": worded(said),
         "f1_without": round(mean(without), 4),
         "strengths": figures,
     }
 
 
-def score(base: "Base", asked: Sequence[Shown]) -> list[float]:
-    """Token-F1 of the model as it is now."""
+def answers(base: "Base", asked: Sequence[Shown]) -> list[str]:
+    """Of the model as it is now."""
     return [
-        token_f1(answer, one.expected)
+        answer
         for some in _batches(asked)
-        for answer, one in zip(
-            base.answers([one.messages for one in some], max_new_tokens=MAX_NEW_TOKENS), some, strict=True
-        )
+        for answer in base.answers([one.messages for one in some], max_new_tokens=MAX_NEW_TOKENS)
     ]
+
+
+def scores(said: Sequence[str], asked: Sequence[Shown]) -> list[float]:
+    """Token-F1."""
+    return [token_f1(answer, one.expected) for answer, one in zip(said, asked, strict=True)]
 
 
 def _batches(asked: Sequence[Shown]) -> Iterator[Sequence[Shown]]:
@@ -192,6 +202,15 @@ def _batches(asked: Sequence[Shown]) -> Iterator[Sequence[Shown]]:
 
 
 def checks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where nothing was right before, nothing can be lost."""
+    without = report["f1_without"]
+    return [
+        check("token-F1 of rag without an adapter", without, "> 0", without > 0),
+        *_lost_checks(report),
+    ]
+
+
+def _lost_checks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         check(
             f"points of rag lost to an unrelated adapter at strength {figures['strength']:g}",

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.adapters import Adapters, Archive, live_draw
-from benchmarks.answer_scores import best
+from benchmarks.answer_scores import best, some_worded
 from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.datasets import DATA_SETS, Item
 from benchmarks.intervals import cluster_interval
@@ -91,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         asked = list(askings(client, adapters, options))
         archives = {one.adapter_id: adapters.archive(one.adapter_id) for one in asked}
-    scored = score_all(_base(), asked, archives)
+    said = answer_all(_base(), asked, archives)
     report: dict[str, Any] = {"data_set": options.dataset, "questions": len(asked)}
-    report |= {"arms": figures(scored, [one.adapter_id for one in asked], options.seed)}
-    report["checks"] = [check("questions answered", len(asked), ">= 1", len(asked) >= 1)]
+    report |= {"arms": figures(scores(said, asked), [one.adapter_id for one in asked], options.seed)}
+    report["checks"] = checks(said, len(asked))
     report |= circumstances(command, options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
     return 0 if all(one["ok"] for one in report["checks"]) else 1
@@ -129,12 +129,27 @@ def _prompts(question: str, item: Item, context: Sequence[dict[str, Any]]) -> di
     }
 
 
-def score_all(base: "Base", asked: Sequence[Asking], archives: dict[str, Archive]) -> dict[str, list[float]]:
-    """Token-F1 of each question, by arm."""
+def answer_all(base: "Base", asked: Sequence[Asking], archives: dict[str, Archive]) -> dict[str, list[str]]:
+    """What is said to each question, by arm."""
     return {
-        arm.name: [best(token_f1, _answer(base, one, archives, arm), one.references) for one in asked]
+        arm.name: [_answer(base, one, archives, arm) for one in asked]
         for arm in tqdm(ARMS, desc="arms", file=sys.stderr)
     }
+
+
+def scores(said: dict[str, list[str]], asked: Sequence[Asking]) -> dict[str, list[float]]:
+    """Token-F1 of each question, by arm."""
+    return {
+        arm: [best(token_f1, answer, one.references) for answer, one in zip(answers, asked, strict=True)]
+        for arm, answers in said.items()
+    }
+
+
+def checks(said: dict[str, list[str]], questions: int) -> list[dict[str, Any]]:
+    """Which arm is best is not promised."""
+    missing = sum(questions - len(said.get(arm.name, ())) for arm in ARMS)
+    every = [answer for answers in said.values() for answer in answers]
+    return [check("answers that an arm lacks", missing, "= 0", missing == 0), some_worded(every)]
 
 
 def _answer(base: "Base", asking: Asking, archives: dict[str, Archive], arm: Arm) -> str:

@@ -18,7 +18,8 @@ unless `--concurrency` asks for it. Documents that are created are deleted at th
 `--engine-url` names a stock vLLM with the plugin and the same adapters (`docs/vllm-serve.md`), `--bare-engine` a data
 folder from which one is started: after the load, the same questions go to gateway and engine in turn, and the paired
 difference is the gateway's overhead. Start such an engine with `--generation-config vllm`, or its sampling may differ.
-Of whole answers it says nothing while the gateway drafts its own: LORAMEM_SPECULATIVE_TOKENS=0 turns that off.
+Whole answers that the gateway drafts are not judged; the pairs are asked again with a temperature, for which it
+drafts nothing.
 
 `--out` writes the result to a file, and plots beside it. `--smoke` takes a few seconds and promises no speed.
 """
@@ -38,7 +39,7 @@ from uuid import uuid4
 
 from benchmarks.circumstances import check, circumstances, served_model
 from benchmarks.datasets import BadData
-from benchmarks.load_client import Asking, ask_engine, ask_gateway, connect
+from benchmarks.load_client import ALMOST_GREEDY, Asking, Sampling, ask_engine, ask_gateway, connect
 from benchmarks.load_documents import NAMES, Synthetic, synthesize
 from benchmarks.load_engine import GPU_MEMORY, NoEngine, bare_engine
 from benchmarks.load_figures import Slo, capacity_figures, checks, figures, table
@@ -179,11 +180,11 @@ def _overhead(options: argparse.Namespace, texts: Sequence[Synthetic], ids: Sequ
         return None
     try:
         with _engine(options) as url:
-            compared = asyncio.run(_pairs(options, url, texts, ids))
+            greedy, sampled = asyncio.run(_pairs(options, url, texts, ids))
     except (NoEngine, NotComparable) as error:
         print(error, file=sys.stderr)
         return Overhead(None, Told(), str(error).partition("\n")[0])
-    return Overhead(overhead_figures(compared), compared.told[ENGINE])
+    return Overhead(overhead_figures(greedy, sampled), greedy.told[ENGINE])
 
 
 @contextmanager
@@ -195,30 +196,39 @@ def _engine(options: argparse.Namespace) -> Iterator[str]:
         yield url
 
 
-async def _pairs(options: argparse.Namespace, url: str, texts: Sequence[Synthetic], ids: Sequence[str]) -> Compared:
+async def _pairs(
+    options: argparse.Namespace, url: str, texts: Sequence[Synthetic], ids: Sequence[str]
+) -> tuple[Compared, Compared]:
+    """Asked greedily, then with a temperature. Raises `NotComparable`."""
     questions = [
         Planned(0.0, "lora", number, question, options.max_tokens)
         for number, text in enumerate(texts[:DOCUMENTS])
         for question in text.questions
     ]
-    asking = Asking(options.namespace, top_k=1, ids=ids)
     async with connect(options.url, options.api_key) as gateway, connect(url, None) as engine:
 
         async def tell() -> Sides:
             return {GATEWAY: await told_by(gateway), ENGINE: await told_by(engine)}
 
-        return await measure_overhead(
-            lambda planned: ask_gateway(gateway, asking.body(planned)),
-            partial(ask_engine, engine),
-            questions,
-            options.pairs,
-            tell,
-        )
+        async def compared(sampling: Sampling | None) -> Compared:
+            asking = Asking(options.namespace, top_k=1, ids=ids, sampling=sampling)
+            return await measure_overhead(
+                lambda planned: ask_gateway(gateway, asking.body(planned)),
+                partial(ask_engine, engine, sampling=sampling),
+                questions,
+                options.pairs,
+                tell,
+            )
+
+        return await compared(None), await compared(ALMOST_GREEDY)
 
 
 def report_of(options: argparse.Namespace, measured: Measured, overhead: Overhead | None) -> Json:
     found = figures(measured.load, Slo(options.slo_ttft_ms, options.slo_e2e_ms))
     promised = checks(found, smoke=options.smoke)
+    if measured.levels:
+        failed = sum(level.failed for level in measured.levels)
+        promised.append(check("without an answer while capacity was measured", failed, "= 0", failed == 0))
     if overhead:
         done = overhead.figures is not None
         promised.append(check("overhead measured", float(done), "= 1", done))
@@ -332,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of the GPU that it takes",
     )
-    add("--pairs", type=at_least_one, default=60, help="questions that gateway and engine are both asked")
+    add("--pairs", type=at_least_one, default=60, help="questions that gateway and engine are both asked, twice over")
     add("--seed", type=int, default=0, help="of documents, arrivals and questions")
     add("--out", type=Path, metavar="FILE", help="the result as JSON, and plots beside it")
     add("--smoke", action="store_true", help="four documents, a few seconds; checks that all was answered")

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
@@ -42,13 +42,28 @@ Ask = Callable[[Planned], Awaitable[Reply]]
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """By the names that gateway and engine both take."""
+
+    temperature: float
+    seed: int
+
+
+ALMOST_GREEDY = Sampling(temperature=0.01, seed=0)
+"""The least temperature that vLLM does not raise."""
+
+
+@dataclass(frozen=True)
 class Asking:
-    """How the gateway is asked. `ids`: the server's document ids by number, to name the question's; empty: route."""
+    """How the gateway is asked. `ids`: the server's document ids by number, to name the question's; empty: route.
+    `sampling`: None is greedy.
+    """
 
     namespace: str
     top_k: int = 3
     compose: Compose = "merge"
     ids: Sequence[str] = ()
+    sampling: Sampling | None = None
 
     def body(self, planned: Planned) -> Json:
         how = {"merge": MERGED_BY} if self.compose == "merge" else {}
@@ -62,6 +77,7 @@ class Asking:
             "stream": True,
             **adapters,
             **named,
+            **_sampled(self.sampling),
         }
 
 
@@ -80,8 +96,12 @@ async def ask_gateway(http: httpx.AsyncClient, body: Json) -> Reply:
     return await _ask(http, "/query", body, _read_gateway)
 
 
-async def ask_engine(http: httpx.AsyncClient, adapter_id: str, planned: Planned) -> Reply:
-    """`POST /v1/chat/completions` of a stock vLLM: the messages of a closed-book question, to the same adapter."""
+async def ask_engine(
+    http: httpx.AsyncClient, adapter_id: str, planned: Planned, sampling: Sampling | None = None
+) -> Reply:
+    """`POST /v1/chat/completions` of a stock vLLM: the messages of a closed-book question, to the same adapter. Without
+    `sampling` greedily.
+    """
     body = {
         "model": f"loramem:{adapter_id}",
         "messages": prompts.closed_book(planned.question),
@@ -89,8 +109,13 @@ async def ask_engine(http: httpx.AsyncClient, adapter_id: str, planned: Planned)
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **_sampled(sampling),
     }
     return await _ask(http, "/v1/chat/completions", body, _read_engine)
+
+
+def _sampled(sampling: Sampling | None) -> Json:
+    return asdict(sampling) if sampling else {}
 
 
 async def _ask(

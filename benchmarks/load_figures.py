@@ -96,7 +96,10 @@ def checks(found: Json, *, smoke: bool) -> list[Json]:
     beside it."""
     every: Mapping[str, Any] = found["all"]
     missing = every["questions"] - every["answered"]
-    promised = [check("questions without an answer", missing, "= 0", missing == 0)]
+    promised = [
+        check("questions without an answer", missing, "= 0", missing == 0),
+        check("tokens a second", every["tokens_per_s"], "> 0", every["tokens_per_s"] > 0),
+    ]
     ttft = every["ttft_ms"]
     if ttft and not smoke:
         tail = round(ttft["p99"] / ttft["p50"], 3)

@@ -15,7 +15,7 @@ differences to rag, lora, lora-top3 and lora:oracle, where these are asked.
 among them; for text in the prompt these are the documents that the text is from. `text_cut`, of methods that read whole
 documents, is the share of questions for which the window held only the beginning. `misrouted` has the differences to
 lora on the questions whose first adapter is of a wrong document, where lora is asked. A method that the server refuses
-(HTTP status 422) is `refused`, with the reason.
+(HTTP status 422) is `refused`, with the reason, and the run fails.
 
 Method `auto` may say that nothing stored is about a question: `refused_answerable` is how often it does so where a
 document has the answer. With `--unanswerable N` it is also asked N questions, drawn with the seed, of documents that
@@ -40,7 +40,7 @@ from uuid import uuid4
 import httpx
 
 from benchmarks.answer_scores import CHOICE_METRICS, TEXT_METRICS
-from benchmarks.circumstances import circumstances, served_model
+from benchmarks.circumstances import check, circumstances, served_model
 from benchmarks.datasets import DATA_SETS, BadData
 from benchmarks.judge import Judge
 from benchmarks.option_types import at_least_one
@@ -183,7 +183,10 @@ def report_of(plan: Plan, journal: Journal, bounds: Sequence[Bound]) -> Line:
     figures = summary(answers, names, journal.refused, next(iter(plan.draws)))
     learning = [{name: line[name] for name in ("namespace", "waited_for", "seconds")} for line in journal.learnt]
     settings = journal.settings
-    return {"settings": settings, "learnt": learning, "methods": figures, "checks": checks(bounds, figures)}
+    answered = sum(figures.get(name, {}).get("state") == "done" for name in names)
+    promised = [check("methods that were answered", answered, f"= {len(names)}", answered == len(names))]
+    promised += checks(bounds, figures)
+    return {"settings": settings, "learnt": learning, "methods": figures, "checks": promised}
 
 
 def _judged(line: Line, journal: Journal) -> Line:

@@ -21,6 +21,7 @@ def summary(settings: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]
     default = results.get(DEFAULT.name, {}).get("scores")
     arms = {name: _figures(result, default, seed) for name, result in results.items()}
     failed = [name for name, result in results.items() if result["state"] == "failed"]
+    failed += [DEFAULT.name] if results.get(DEFAULT.name, {}).get("state") == "refused" else []
     checks = [check(f"arms that failed{''.join(f' {name}' for name in failed)}", len(failed), "<= 0", not failed)]
     return {"settings": dict(settings), "arms": arms, "results": dict(results), "checks": checks}
 

@@ -47,6 +47,8 @@ PER_SECTOR = 100
 SMOKE_DOCUMENTS, SMOKE_QUESTIONS = 3, 5
 WITHOUT_LEVEL = "3"
 """PaperQA's questions that name nothing of their paper."""
+NOT_FOUND = 10**6
+"""The place of a right document that no search found."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     parts = [options.only] if options.only else list(PARTS)
     figures = {name: PARTS[name](options) for name in parts}
-    checks = [] if options.smoke else [one for name in parts for one in CHECKS[name](figures[name])]
+    checks = [
+        one
+        for name in parts
+        for one in ([smoke_check(name, figures[name])] if options.smoke else CHECKS[name](figures[name]))
+    ]
     report = {"parts": figures, "checks": checks}
     report |= circumstances(command_of(parser, options), options.seed)
     print(json.dumps(report) if options.json else json.dumps(report, indent=2))
@@ -187,8 +193,8 @@ def _outcome(memory: Untrained, asking: Asking) -> Outcome:
         best: dict[str, float] = defaultdict(float)
         for one in found:
             best[one.document_id] = max(best[one.document_id], score(one.evidence))
-        right = best.pop(asking.document, 0.0)
-        places[kind] = sum(score >= right for score in best.values())
+        right = best.pop(asking.document, None)
+        places[kind] = NOT_FOUND if right is None else sum(score >= right for score in best.values())
     route: Route = memory.router.route(asking.question, namespace=NAMESPACE, document_ids=None, top_k="auto")
     inside = asking.document in {adapter.document_id for adapter in route.adapters}
     return Outcome(
@@ -232,10 +238,20 @@ def _paperqa_checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _phonebook_checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_at_least("phonebook sectors: top-1", figures["levels"]["all"]["top1"]["all"], 0.99)]
+    every = figures["levels"]["all"]
+    return [
+        _at_least("phonebook sectors: top-1", every["top1"]["all"], 0.99),
+        _at_least("phonebook sectors: right adapter inside, auto", every["auto"]["inside"], 0.99),
+    ]
 
 
 CHECKS = {"paperqa": _paperqa_checks, "phonebook": _phonebook_checks}
+
+
+def smoke_check(name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """Whether any search finds what it looks for. There are three documents, so that what was found is in the top 3."""
+    share = figures["levels"]["all"]["top3"]["all"]
+    return check(f"{name}: right document found", share, "> 0", share > 0)
 
 
 def _at_least(name: str, value: float, bound: float) -> dict[str, Any]:
@@ -248,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--writer", help="OpenAI root of what writes the questions")
     parser.add_argument("--questions", type=Path, help="file that written questions are kept in")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="three documents of each set, no checks")
+    parser.add_argument("--smoke", action="store_true", help="three documents of each set; checks that any is found")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 

@@ -216,7 +216,8 @@ def ratio(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def answered(rounds: Sequence[Round], questions: int) -> dict[str, Any]:
     """Of a smoke run, whose times say nothing."""
-    count, wanted = sum(len(one.answers) for round_ in rounds for one in round_.values()), len(rounds) * len(WAYS)
+    said = [bool(one.completion_tokens) for round_ in rounds for way in round_.values() for one in way.answers]
+    count, wanted = sum(said), len(rounds) * len(WAYS)
     return check("questions answered", count, f"= {wanted * questions}", count == wanted * questions)
 
 

@@ -7,9 +7,10 @@ that ask a server get one that is started for them on a free port, with a home o
 or the server at `--url` (its key: LORAMEM_API_KEY). Model, embedder and all else are set by LORAMEM_* as for a server.
 For those that ask documents which are learnt already, two are learnt for seconds into a namespace of its own.
 
-A run is `ok` when its exit status is 0 and no check of its report failed. It is `skipped` when it says itself that its
-data or an optional package is missing; a part that it left out for such a reason is named beside `ok`. Data is looked
-for in LORAMEM_BENCH_DATA, else `shared/data` beside the repository. Nothing is promised of the figures.
+A run is `ok` when its exit status is 0, its report has checks and none of them failed, and every figure in it is a
+number. It is `skipped` when it says itself that its data or an optional package is missing; a part that it left out for
+such a reason is named beside `ok`. Data is looked for in LORAMEM_BENCH_DATA, else `shared/data` beside the repository.
+Neither speed nor quality is promised.
 
 Each is to take at most a minute on two cores. Those that took longer are named with their seconds, in the report as
 `over_a_minute`, which fails nothing: only the sum is checked. `q15` is known to, as it starts several servers.
@@ -217,7 +218,9 @@ def judged(one: Benchmark, seconds: float, done: "subprocess.CompletedProcess[st
     if done.returncode:
         return Outcome(one.name, seconds, "failed", f"exit status {done.returncode}: {said}")
     if report is None and one is not REPORT:
-        return Outcome(one.name, seconds, "failed", "its last line is no JSON object")
+        return Outcome(one.name, seconds, "failed", "its last line is no JSON object of numbers and texts")
+    if not checks and one is not REPORT:
+        return Outcome(one.name, seconds, "failed", "it checks nothing")
     return Outcome(one.name, seconds, "ok", without=_left_out(report or {}))
 
 
@@ -333,10 +336,14 @@ def _module(name: str) -> tuple[str, ...]:
 
 def _last_object(output: str) -> Json | None:
     try:
-        found = json.loads(_last_line(output))
-    except json.JSONDecodeError:
+        found = json.loads(_last_line(output), parse_constant=_not_a_number)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _not_a_number(name: str) -> None:
+    raise ValueError(f"{name} is no figure")
 
 
 def _last_line(output: str) -> str:

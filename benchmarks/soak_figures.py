@@ -1,7 +1,7 @@
 """Whether processes stay as they are: what they hold over time, and what counts as flat. And whether it answered.
 
 The first half warms up. Flat is what the last quarter's median has beyond that of the quarter before: for memory at
-most 64 MiB or 2 %, whichever is more, and for a small process no more than 16 MiB and 5 %; for files 8, for threads 4,
+most 16 MiB or 0.5 %, whichever is more, and for a small process no more than 5 % or 1 MiB; for files 8, for threads 4,
 which jobs and requests in flight come and go with. Medians, so that neither a spike nor the last job before a sample
 decides. Memory is what a process filled itself; pages of mapped adapters, which the system takes back when it needs
 them, are in `rss_mib` and not judged. A server that refuses all is flat too, so that of each kind of question at least
@@ -21,10 +21,10 @@ from benchmarks.soak_processes import Process, Sample, Watch
 
 Json = dict[str, Any]
 MIB = 1 << 20
-MEMORY_SHARE = 0.02
-MEMORY_MIB = 64.0
+MEMORY_SHARE = 0.005
+MEMORY_MIB = 16.0
 SMALL_SHARE = 0.05
-SMALL_MIB = 16.0
+SMALL_MIB = 1.0
 FILES = 8.0
 THREADS = 4.0
 FEWEST = 8
@@ -97,7 +97,7 @@ def _third_quarter(values: Sequence[float]) -> float:
 
 def slack(quantity: str, before: float) -> float:
     """How much more than `before` is still flat."""
-    memory = min(max(MEMORY_SHARE * before, MEMORY_MIB), SMALL_SHARE * before + SMALL_MIB)
+    memory = min(max(MEMORY_SHARE * before, MEMORY_MIB), max(SMALL_SHARE * before, SMALL_MIB))
     return {"memory_mib": memory, "files": FILES, "threads": THREADS}[quantity]
 
 

@@ -29,7 +29,7 @@ class FakeLoadServer:
 
     `refuses` questions that hold a text with a status and problem code, `breaks` streams after the first token, `fails`
     them with an error event. `busy` is how often /metrics says that a job runs. `state` is that of every document. Each
-    answer, of gateway or engine, takes `drafts` drafted tokens.
+    greedy answer, of gateway or engine, takes `drafts` drafted tokens.
     """
 
     first_s: float = 0.0
@@ -83,7 +83,7 @@ class FakeLoadServer:
     async def _events(self, body: Json) -> AsyncIterator[str]:
         async with self._slot():
             yield event("route", self._head(body))
-            async for number, token in self._tokens():
+            async for number, token in self._tokens(body):
                 yield event("token", {"text": token})
                 if self.breaks in body["question"]:
                     return
@@ -95,18 +95,18 @@ class FakeLoadServer:
     async def complete(self, request: Request) -> Response:
         body = await request.json()
         self.engine_asked.append(body)
-        return StreamingResponse(self._completion(), media_type="text/event-stream")
+        return StreamingResponse(self._completion(body), media_type="text/event-stream")
 
-    async def _completion(self) -> AsyncIterator[str]:
+    async def _completion(self, body: Json) -> AsyncIterator[str]:
         yield data({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        async for _, token in self._tokens():
+        async for _, token in self._tokens(body):
             yield data({"choices": [{"delta": {"content": token}}], "usage": None})
         usage = {"prompt_tokens": self.engine_prompt_tokens, "completion_tokens": len(TOKENS)}
         yield data({"choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
-    async def _tokens(self) -> AsyncIterator[tuple[int, str]]:
-        self.drafted += self.drafts
+    async def _tokens(self, body: Json) -> AsyncIterator[tuple[int, str]]:
+        self.drafted += 0 if body.get("temperature") else self.drafts
         for number, token in enumerate(TOKENS):
             await asyncio.sleep(self.next_s if number else self.first_s)
             yield number, token

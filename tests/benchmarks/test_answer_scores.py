@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from benchmarks.answer_scores import best, chosen, exact_match, scores
+from benchmarks.answer_scores import all_worded, best, chosen, exact_match, scores, some_worded, worded
 from benchmarks.datasets import Asked
 from benchmarks.scores import rouge_l, token_f1
 
@@ -63,3 +63,12 @@ def test_no_score_falls_with_one_reference_more() -> None:
 def test_exact_match_is_squads() -> None:
     assert exact_match("The Mill-House!", "millhouse") == 1
     assert exact_match("mill house", "millhouse") == 0
+
+
+def test_a_word_is_a_letter_or_a_digit() -> None:
+    assert worded(["larch", "7", "… é", "", " ", "...", "()"]) == 3
+
+
+def test_of_no_answers_none_has_a_word() -> None:
+    assert [all_worded(count, asked)["ok"] for count, asked in ((2, 2), (1, 2), (0, 0))] == [True, False, False]
+    assert [some_worded(said)["ok"] for said in (["", "larch"], ["", "."], [])] == [True, False, False]

@@ -119,7 +119,35 @@ def test_points_lost_are_means_over_adapters_paired_by_question() -> None:
     assert set(parrot.batches) == {8, 4}
     alone = measure(parrot, archives, [weak], {"full": 1.0}, 0)["strengths"]["full"]  # type: ignore[arg-type]
     assert (alone["lost_points"], alone["lost_interval"]) == (100.0, None)
-    assert [(one["value"], one["ok"]) for one in checks(report)] == [(25.0, False), (0.0, True)]
+    assert (report["answers"], report["with_a_word"]) == (20 * 5, 20 * 5)
+    assert [(one["value"], one["ok"]) for one in checks(report)] == [(1.0, True), (25.0, False), (0.0, True)]
+
+
+def test_where_nothing_was_right_without_an_adapter_nothing_is_shown() -> None:
+    asked = [Shown([{"role": "user", "content": "2"}], expected) for expected in ("brick", "wood")]
+    archives = [Whole(Archive.of(archive("a")).files)]
+    report = measure(Parrot(), archives, [asked], {"full": 1.0}, 0)  # type: ignore[arg-type]
+    assert [(one["value"], one["ok"]) for one in checks(report)] == [(0.0, False), (0.0, True)]
+
+
+@pytest.mark.parametrize(("adapted", "ok"), [("larch", True), ("", False)])
+def test_a_smoke_run_promises_that_something_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], adapted: str, ok: bool
+) -> None:
+    class Muted(Parrot):
+        def answers(self, conversations: Sequence[list[Message]], *, max_new_tokens: int) -> list[str]:
+            return [adapted if self.strength else "brick" for _ in conversations]
+
+    def measured(url: str, key: str | None, archives: Sequence[Archive], *_: object) -> dict[str, Any]:
+        asked = [Shown([{"role": "user", "content": "2"}], "copper")] * 3
+        return measure(Muted(), archives, [asked], {"full": 1.0}, 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(harm, "read_passages", lambda data: [PASSAGE, replace(PASSAGE, title="Roof")])
+    monkeypatch.setattr(harm, "_learn", lambda *_: [Whole(Archive.of(archive("a")).files)])
+    monkeypatch.setattr(harm, "harm", measured)
+    assert harm.main(["--json", "--smoke"]) == int(not ok)
+    (said,) = json.loads(capsys.readouterr().out.splitlines()[-1])["checks"]
+    assert (said["name"], said["value"], said["bound"]) == ("answers with a word", 6 if ok else 3, "= 6")
 
 
 def test_adapters_of_another_model_and_none_at_all_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

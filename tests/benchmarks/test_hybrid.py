@@ -6,7 +6,7 @@ import pytest
 from benchmarks import hybrid
 from benchmarks.adapters import Adapters
 from benchmarks.datasets import Asked, Item
-from benchmarks.hybrid import ARMS, Arm, Asking, askings, figures, score_all
+from benchmarks.hybrid import ARMS, Arm, Asking, answer_all, askings, checks, figures, scores
 from benchmarks.recall_plan import Drawn
 from loramem.client import Client
 from loramem.prompts import closed_book, with_document, with_passages
@@ -69,6 +69,18 @@ def test_leads_are_paired_with_text_alone() -> None:
     assert (low, high) == (0.1, 0.5)
 
 
+def test_every_arm_answers_every_question_and_some_say_something() -> None:
+    def held(said: dict[str, list[str]]) -> list[bool]:
+        return [one["ok"] for one in checks(said, 2)]
+
+    silent = {arm.name: ["", " "] for arm in ARMS}
+    assert held(silent) == [True, False]
+    assert held(silent | {"none, 1": ["", "larch"]}) == [True, True]
+    assert held(silent | {"none, 1": ["larch"]}) == [False, True]
+    assert held({"none, 1": ["larch", "larch"]}) == [False, True]
+    assert [one["ok"] for one in checks({arm.name: [] for arm in ARMS}, 0)] == [True, False]
+
+
 def test_questions_about_one_document_are_drawn_together() -> None:
     scored = {arm.name: [0.5] * 4 for arm in ARMS} | {"passages, 1": [0.5, 1.0, 0.5, 1.0]}
     apart, together = (figures(scored, documents, seed=0)["passages, 1"] for documents in ("abcd", "aabb"))
@@ -83,8 +95,11 @@ def test_an_adapter_answers_whether_or_not_it_read_the_prompt(monkeypatch: pytes
     lesson = LESSONS[0]
     monkeypatch.setattr(hybrid, "MAX_NEW_TOKENS", len(lesson.answer.split()))  # it does not learn to stop
     prompts = dict.fromkeys(("none", "passages", "document"), closed_book(lesson.question))
-    scored = score_all(trainer, [Asking([lesson.answer], prompts, "ad1")], {"ad1": learnt})
+    asked = [Asking([lesson.answer], prompts, "ad1")]
+    said = answer_all(trainer, asked, {"ad1": learnt})
+    scored = scores(said, asked)
     assert list(scored) == [arm.name for arm in ARMS]
+    assert [one["ok"] for one in checks(said, 1)] == [True, True]
     assert scored["passages, no adapter"] == scored["document, no adapter"]
     assert scored["none, 1"] == scored["document, 1"] == [1.0]
     assert scored["document, no adapter"][0] < scored["document, 1, adapter only answers"][0]

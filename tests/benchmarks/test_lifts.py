@@ -8,7 +8,7 @@ import pytest
 from benchmarks import lifts
 from benchmarks.adapters import Adapters
 from benchmarks.datasets import Asked, Item
-from benchmarks.lifts import CRITERIA, Answer, Asking, answer_all, askings, figures
+from benchmarks.lifts import CRITERIA, Answer, Asking, answer_all, askings, checks, figures
 from benchmarks.recall_plan import Drawn
 from benchmarks.scores import token_f1
 from loramem.client import Client
@@ -65,6 +65,19 @@ def test_figures_say_what_was_chosen_and_what_was_possible() -> None:
     assert (sure["1"], sure["4"]) == ({"right": 0.0, "f1": 0.35}, {"right": 0.5, "f1": 0.7})
 
 
+def test_every_adapter_answers_every_question_and_some_say_something() -> None:
+    def held(*answers: dict[str, str]) -> list[bool]:
+        asked = [Asking("", [], {"a"}, ["b"], {}) for _ in answers]
+        for one, texts in zip(asked, answers, strict=True):
+            one.answers = {name: Answer(text, 0.0, [], [], 0.0) for name, text in texts.items()}
+        return [one["ok"] for one in checks(asked)]
+
+    assert held({"a": "larch", "b": ""}, {"a": "", "b": ""}) == [True, True]
+    assert held({"a": "", "b": " "}) == [True, False]
+    assert held({"a": "larch", "b": "larch"}, {"a": "larch"}) == [False, True]
+    assert held() == [True, False]
+
+
 def test_a_question_is_for_its_documents_adapters_and_the_first_two_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
 
@@ -89,6 +102,7 @@ def test_what_an_adapter_knows_it_says_surer_than_the_base_model(tmp_path: Path)
     trainer, learnt = learnt_archive(tmp_path)
     one = Asking(LESSONS[0].question, [LESSONS[0].answer], {"ad1"}, [], {"other": 0.3, "further": 0.1})
     answer_all(trainer, [one], {"ad1": learnt})
+    assert [each["ok"] for each in checks([one])] == [True, True]
     answer = one.answers["ad1"]
     assert answer.text.startswith(LESSONS[0].answer)  # so small a model does not learn to stop
     assert answer.f1 == token_f1(answer.text, LESSONS[0].answer)

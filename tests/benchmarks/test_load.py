@@ -43,7 +43,11 @@ def test_a_smoke_run_learns_asks_and_leaves_nothing(capsys: pytest.CaptureFixtur
         assert len(server.deleted) == 4
     report = reported(capsys)
     every = report["load"]["all"]
-    assert report["checks"] == [{"name": "questions without an answer", "value": 0, "bound": "= 0", "ok": True}]
+    assert [(one["name"], one["ok"]) for one in report["checks"]] == [
+        ("questions without an answer", True),
+        ("tokens a second", True),
+        ("without an answer while capacity was measured", True),
+    ]
     assert every["answered"] == every["questions"] > 0
     assert every["errors"] == {}
     assert every["ttft_ms"]["p50"] >= 20
@@ -74,7 +78,9 @@ def test_a_rate_that_is_given_is_kept_and_needs_no_capacity(tmp_path: Path, caps
     assert len(server.asked) == report["load"]["all"]["questions"]
     assert 5 <= len(server.asked) <= 40
     assert report["load"]["all"]["goodput"]["share"] == 1
-    assert [one["name"] for one in report["checks"]] == ["questions without an answer", "TTFT, p99 / p50"]
+    assert [one["name"] for one in report["checks"]] == [
+        "questions without an answer", "tokens a second", "TTFT, p99 / p50",
+    ]  # fmt: skip
     assert all(len(one["document_ids"]) == 1 for one in server.asked)
     assert report["settings"]["named"]
     assert json.loads(out.read_text()) == report
@@ -112,6 +118,19 @@ def test_the_rate_is_a_share_of_the_capacity(
     assert 5 <= report["load"]["all"]["questions"] <= 40
 
 
+def test_a_question_that_failed_while_capacity_was_measured_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def levels(*_: object) -> list[Level]:
+        return [Level(1, 20.0, 200, 0), Level(2, 40.0, 400, 3), Level(4, 39.0, 390, 1)]
+
+    monkeypatch.setattr(load, "measure_capacity", levels)
+    with served(FakeLoadServer()) as server:
+        assert main(["--smoke", "--json", "--url", server.url]) == 1
+    (failed,) = (one for one in reported(capsys)["checks"] if not one["ok"])
+    assert (failed["name"], failed["value"]) == ("without an answer while capacity was measured", 4)
+
+
 def test_no_answer_at_all_gives_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "CAPACITY_S", 0.2)
     with served(FakeLoadServer(refuses={"?": (503, "engine-unavailable")})) as server:
@@ -147,21 +166,31 @@ def test_the_overhead_is_measured_beside_an_engine(capsys: pytest.CaptureFixture
     assert report["overhead"]["pairs"] == 4
     assert report["overhead"]["same_answers"] == 1
     assert report["overhead"]["ttft_ms"]["engine"]["p50"] >= 10
-    assert report["checks"][1:] == [{"name": "overhead measured", "value": 1.0, "bound": "= 1", "ok": True}]
+    assert report["checks"][3:] == [{"name": "overhead measured", "value": 1.0, "bound": "= 1", "ok": True}]
     assert {one["model"] for one in server.engine_asked} == {f"loramem:ada_doc_{number}" for number in range(4)}
     single = [one for one in server.asked if one["top_k"] == 1]
     assert all(one["mode"] == "lora" and len(one["document_ids"]) == 1 for one in single)
-    assert len(single) == len(server.engine_asked) == 4 * 3 + 4  # every question once before
+    once = 4 * 3 + 4  # every question once before
+    assert len(single) == len(server.engine_asked) == 2 * once
+    of_gateway, of_engine = (
+        [(one["temperature"], one["seed"]) for one in asked[once:]] for asked in (single, server.engine_asked)
+    )
+    assert of_gateway == of_engine == [(0.01, 0)] * once
+    assert not any(one.get("temperature") for one in (*single[:once], *server.engine_asked[:once]))
 
 
 def test_drafts_of_the_gateway_are_counted_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     with served(FakeLoadServer(drafts=2)) as server, served(FakeLoadServer()) as engine:
         main(["--smoke", "--json", "--url", server.url, "--engine-url", engine.url])
-        loaded = len(server.asked) - 4 * 3 - 4
+        loaded = len(server.asked) - 2 * (4 * 3 + 4)
     report = reported(capsys)
     assert report["overhead"]["drafted_tokens"] == {"gateway": 2 * 4, "engine": 0}
     assert "e2e_ms" not in report["overhead"]
     assert "e2e_ms_with_drafts" in report["overhead"]
+    without = report["overhead"]["without_drafts"]
+    assert without["drafted_tokens"] == {"gateway": 0, "engine": 0}
+    assert (without["pairs"], without["pairs_of_one_length"]) == (4, 4)
+    assert without["e2e_ms"]["difference"]
     assert 0 < report["settings"]["gateway"]["drafted_tokens"] <= 2 * loaded  # a few were dropped with the last level
 
 
@@ -171,7 +200,7 @@ def test_an_engine_with_another_prompt_leaves_the_load_standing(capsys: pytest.C
     report = reported(capsys)
     assert report["overhead"] is None
     assert report["overhead_reason"] == "the gateway's prompt has 20 tokens, the engine's 31"
-    assert [one["ok"] for one in report["checks"]] == [True, False]
+    assert [one["name"] for one in report["checks"] if not one["ok"]] == ["overhead measured"]
     assert report["load"]["all"]["answered"] > 0
 
 

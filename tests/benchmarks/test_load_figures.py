@@ -74,16 +74,23 @@ def test_an_answer_without_a_token_has_no_ttft_and_is_not_in_time() -> None:
 
 def test_checks_hold_what_is_promised() -> None:
     even = figures(Load([outcome(0.1, 0.2)] * 99 + [outcome(0.2, 0.3)], 1, 1), Slo())
-    assert [one["ok"] for one in checks(even, smoke=False)] == [True, True]
+    assert [one["ok"] for one in checks(even, smoke=False)] == [True, True, True]
     uneven = figures(Load([outcome(0.1, 0.2)] * 9 + [outcome(0.9, 1.0)], 1, 1), Slo())
-    assert [one["ok"] for one in checks(uneven, smoke=False)] == [True, False]
-    tail = checks(uneven, smoke=False)[1]
+    assert [one["ok"] for one in checks(uneven, smoke=False)] == [True, True, False]
+    tail = checks(uneven, smoke=False)[2]
     assert (tail["p50_ms"], tail["p99_ms"]) == (uneven["all"]["ttft_ms"]["p50"], uneven["all"]["ttft_ms"]["p99"])
-    assert [one["name"] for one in checks(uneven, smoke=True)] == ["questions without an answer"]
+    assert [one["name"] for one in checks(uneven, smoke=True)] == ["questions without an answer", "tokens a second"]
     lost = checks(figures(Load([outcome(0.1, 0.2), UNSENT, failed("cut off")], 1, 1), Slo()), smoke=True)
-    assert lost == [{"name": "questions without an answer", "value": 2, "bound": "= 0", "ok": False}]
+    assert lost[0] == {"name": "questions without an answer", "value": 2, "bound": "= 0", "ok": False}
     nothing = checks(figures(Load([UNSENT], 1, 1), Slo()), smoke=False)
-    assert [one["ok"] for one in nothing] == [False]
+    assert [one["ok"] for one in nothing] == [False, False]
+
+
+def test_answers_that_say_nothing_fail() -> None:
+    silent = Outcome(Planned(0.0, "lora", 0, "?", 16), 100.0, Reply(100.0, [], 100.5))
+    unanswered, tokens = checks(figures(Load([silent], 1, 1), Slo()), smoke=True)
+    assert unanswered["ok"]
+    assert (tokens["value"], tokens["bound"], tokens["ok"]) == (0, "> 0", False)
 
 
 def test_capacity_is_the_best_level() -> None:

@@ -72,6 +72,10 @@ def compared(*pairs: Pair, drafted: int = 0) -> Compared:
     return Compared(pairs, {GATEWAY: Told(16, drafted), ENGINE: Told(16, 0)})
 
 
+EVEN = compared(Pair(reply(40, 110), reply(30, 100)))
+"""What is judged of it holds."""
+
+
 def test_both_sides_get_the_same_questions_in_turn_after_a_warm_up() -> None:
     sides = Sides()
     found = asyncio.run(measure_overhead(sides.gateway, sides.engine, QUESTIONS, 4, sides.tell))
@@ -88,7 +92,8 @@ def test_figures_are_of_paired_differences() -> None:
             Pair(reply(40, 110), reply(30, 100)),
             Pair(reply(80, 180), reply(60, 150)),
             Pair(reply(33, 95), reply(30, 90)),
-        )
+        ),
+        EVEN,
     )
     assert found["ttft_ms"]["difference"]["p50"] == pytest.approx(10)
     assert found["ttft_ms"]["gateway"]["p50"] == pytest.approx(40)
@@ -96,32 +101,46 @@ def test_figures_are_of_paired_differences() -> None:
     assert found["e2e_ms"]["difference"] == {"p50": pytest.approx(10), "p95": pytest.approx(28)}
     assert (found["pairs"], found["pairs_of_one_length"], found["same_answers"]) == (3, 3, 1)
     assert found["drafted_tokens"] == {"gateway": 0, "engine": 0}
-    assert [one["ok"] for one in overhead_checks(found)] == [True, True]
+    assert [one["ok"] for one in overhead_checks(found)] == [True, True, True]
 
 
 def test_a_slow_gateway_fails() -> None:
-    found = overhead_figures(compared(Pair(reply(46, 110), reply(30, 100))))
+    found = overhead_figures(compared(Pair(reply(46, 110), reply(30, 100))), EVEN)
     assert [(one["name"], one["ok"]) for one in overhead_checks(found)] == [
         ("overhead p50, TTFT", False),
         ("overhead p50, whole answer", True),
+        ("overhead p50, whole answer without drafts", True),
     ]
 
 
 def test_whole_answers_that_were_drafted_are_told_and_not_judged() -> None:
-    found = overhead_figures(compared(Pair(reply(40, 60), reply(30, 100)), drafted=3))
+    drafted = compared(Pair(reply(40, 60), reply(30, 100)), drafted=3)
+    found = overhead_figures(drafted, drafted)
     assert found["e2e_ms_with_drafts"]["difference"]["p50"] == pytest.approx(-40)
     assert found["drafted_tokens"] == {"gateway": 3, "engine": 0}
-    assert "e2e_ms" not in found
+    assert "e2e_ms" not in found | found["without_drafts"]
     assert [one["name"] for one in overhead_checks(found)] == ["overhead p50, TTFT"]
+
+
+@pytest.mark.parametrize(("e2e_ms", "ok"), [(114, True), (116, False)])
+def test_whole_answers_are_judged_by_the_pairs_without_drafts(e2e_ms: float, ok: bool) -> None:
+    drafted = compared(Pair(reply(40, 60), reply(30, 100)), drafted=3)
+    found = overhead_figures(drafted, compared(Pair(reply(60, e2e_ms), reply(30, 100))))
+    assert found.keys() - {"without_drafts", "e2e_ms_with_drafts"} == found["without_drafts"].keys() - {"e2e_ms"}
+    assert [(one["name"], one["ok"]) for one in overhead_checks(found)] == [
+        ("overhead p50, TTFT", True),  # of the greedy pairs
+        ("overhead p50, whole answer without drafts", ok),
+    ]
 
 
 def test_whole_answers_of_other_lengths_are_not_compared() -> None:
     longer = Pair(reply(40, 900, tokens=16, answer="a b"), reply(30, 100, answer="a"))
-    found = overhead_figures(compared(longer, Pair(reply(40, 110), reply(30, 100))))
+    some = compared(longer, Pair(reply(40, 110), reply(30, 100)))
+    found = overhead_figures(some, compared(longer))
     assert found["e2e_ms"]["difference"]["p50"] == pytest.approx(10)
     assert (found["pairs_of_one_length"], found["same_answers"]) == (1, 0.5)
-    assert overhead_figures(compared(longer))["e2e_ms"] is None
-    assert len(overhead_checks(overhead_figures(compared(longer)))) == 1
+    assert found["without_drafts"]["e2e_ms"] is None
+    assert [one["name"] for one in overhead_checks(found)] == ["overhead p50, TTFT", "overhead p50, whole answer"]
 
 
 @pytest.mark.parametrize(

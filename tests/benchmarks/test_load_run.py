@@ -8,7 +8,7 @@ from itertools import repeat
 import pytest
 
 from benchmarks import load_run
-from benchmarks.load_client import Asking, Reply, ask_engine, ask_gateway, connect
+from benchmarks.load_client import Asking, Reply, Sampling, ask_engine, ask_gateway, connect
 from benchmarks.load_plan import Planned
 from benchmarks.load_run import (
     OVERDUE,
@@ -60,6 +60,7 @@ def test_tokens_are_timed_as_they_come() -> None:
 def test_the_engine_is_timed_alike_and_gets_the_prompt_of_a_closed_book() -> None:
     async def once(url: str) -> Reply:
         async with connect(url, None) as http:
+            await ask_engine(http, "ada_1", planned(), Sampling(0.5, 7))
             return await ask_engine(http, "ada_1", planned())
 
     with served(FakeLoadServer(first_s=0.2, next_s=0.05)) as server:
@@ -68,11 +69,12 @@ def test_the_engine_is_timed_alike_and_gets_the_prompt_of_a_closed_book() -> Non
     assert len(reply.tokens) == 4  # the first event, which has no text, is none
     assert reply.tokens[0] - reply.sent >= 0.2
     assert (reply.answer, reply.prompt_tokens, reply.completion_tokens) == ("".join(TOKENS), 20, 4)
-    (body,) = server.engine_asked
+    sampled, body = server.engine_asked
     assert body["model"] == "loramem:ada_1"
     assert [one["role"] for one in body["messages"]] == ["system", "user"]
     assert body["messages"][1]["content"] == "When?"
     assert (body["temperature"], body["max_tokens"]) == (0, 16)
+    assert sampled == body | {"temperature": 0.5, "seed": 7}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,9 @@ def test_a_question_is_put_as_its_mode_takes_it() -> None:
     assert (lora["top_k"], lora["compose"], lora["document_ids"]) == (2, "select", ["doc_a"])
     assert "document_ids" not in named.body(planned(mode="base"))
     assert "document_ids" not in ASKING.body(planned())
+    assert "temperature" not in lora  # it is greedy by default
+    sampled = Asking("n", sampling=Sampling(0.5, 7)).body(planned())
+    assert (sampled["temperature"], sampled["seed"]) == (0.5, 7)
 
 
 # open loop

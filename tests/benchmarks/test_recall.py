@@ -116,15 +116,17 @@ def test_a_method_that_the_server_refuses_leaves_the_others(
     report = ask(server, capsys, given, status=1)
     assert report["methods"]["lora-top3-cat"] == {"state": "refused", "reason": "cat needs more rank"}
     assert report["methods"]["rag"]["questions"] == 3
-    assert [one["ok"] for one in report["checks"]] == [False]
+    answered = {"name": "methods that were answered", "value": 1, "bound": "= 2", "ok": False}
+    assert report["checks"][0] == answered
+    assert [one["ok"] for one in report["checks"][1:]] == [False]
 
 
 def test_a_refused_method_is_not_learnt_for_again(
     server: MemoryServer, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = arguments(data, "--methods", "rag,lora-top3-cat", "--out", str(tmp_path / "out.json"))
-    first = ask(server, capsys, given)
-    assert ask(server, capsys, [*given, "--resume"])["methods"] == first["methods"]
+    first = ask(server, capsys, given, status=1)
+    assert ask(server, capsys, [*given, "--resume"], status=1)["methods"] == first["methods"]
     assert len(server.uploaded) == 3
 
 
@@ -200,8 +202,10 @@ def test_checks_are_those_that_were_asked_for(
     bounds = ["lora.em>=0.6*rag.em", "lora.em >= 0.7 * rag.em", "base.f1<=0.1", "lora.router_first>=lora.router_inside"]
     given = [word for bound in bounds for word in ("--check", bound)]
     report = ask(server, capsys, arguments(data, "--methods", "base,rag,lora", *given), status=1)
-    assert [(one["name"], one["ok"]) for one in report["checks"]] == list(zip(bounds, [1, 0, 1, 1], strict=True))
-    assert report["checks"][0] | {"value": 0.6667, "bound": ">= 0.6000"} == report["checks"][0]
+    answered, *checked = report["checks"]
+    assert (answered["value"], answered["bound"], answered["ok"]) == (3, "= 3", True)
+    assert [(one["name"], one["ok"]) for one in checked] == list(zip(bounds, [1, 0, 1, 1], strict=True))
+    assert checked[0] | {"value": 0.6667, "bound": ">= 0.6000"} == checked[0]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_how_often_a_text_did_not_fit_is_told(data: Path, tmp_path: Path, capsys
     """Against the text as the server has it, without blanks at its end."""
     given = ["--methods", "icl,hybrid-icl,rag,lora", "--check", "icl.text_cut<=0.7", "--out", str(tmp_path / "o.json")]
     report = ask(NarrowServer(), capsys, arguments(data, *given))
-    assert [one["ok"] for one in report["checks"]] == [True]
+    assert report["checks"][-1] | {"name": "icl.text_cut<=0.7", "ok": True} == report["checks"][-1]
     for name in ("icl", "hybrid-icl"):
         assert report["methods"][name]["text_cut"]["mean"] == 0.6667
     assert all("text_cut" not in report["methods"][name] for name in ("rag", "lora"))

@@ -129,6 +129,16 @@ def test_refused_and_failed_arms_say_why_and_the_others_go_on(
     assert not fake.documents
 
 
+def test_without_the_default_there_is_nothing_to_compare_with() -> None:
+    refused = {"group": "g", "state": "refused", "reason": "not here"}
+    (of_another,), (of_default,) = (
+        summary(PLAN.settings, {"default": result([0.5, 1.0]), "a": result([0.5, 1.0])} | {name: refused}, 0)["checks"]
+        for name in ("a", "default")
+    )
+    assert (of_another["value"], of_another["ok"]) == (0, True)
+    assert (of_default["name"], of_default["value"], of_default["ok"]) == ("arms that failed default", 1, False)
+
+
 def test_a_refusal_that_is_not_about_the_options_ends_the_run(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

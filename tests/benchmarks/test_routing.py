@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks import routing
-from benchmarks.routing import KINDS, Asking, Kept, Outcome
+from benchmarks.routing import KINDS, NOT_FOUND, Asking, Kept, Outcome
 from benchmarks.untrained import Untrained
 from loramem.chunk import Span
 from loramem.embed import Embedder, load_embedder
@@ -156,13 +156,17 @@ def test_phone_numbers_are_found_in_their_sector(run: Run) -> None:
     assert (status, figures["documents"], figures["questions"]) == (0, 4, 8)
     assert list(figures["levels"]) == ["all"]
     assert figures["levels"]["all"]["top1"]["all"] == 1.0
-    assert verdicts(report) == {"phonebook sectors: top-1": True}
+    assert verdicts(report) == {
+        "phonebook sectors: top-1": True,
+        "phonebook sectors: right adapter inside, auto": True,
+    }
 
 
-def test_a_smoke_run_takes_three_documents_of_each_and_promises_nothing(run: Run) -> None:
+def test_a_smoke_run_takes_three_documents_of_each_and_promises_that_some_are_found(run: Run) -> None:
     status, report = run("--smoke", "--seed", "1")
     counts = {name: (part["documents"], part["questions"]) for name, part in report["parts"].items()}
-    assert (status, counts, report["checks"]) == (0, {"paperqa": (3, 9), "phonebook": (3, 6)}, [])
+    assert (status, counts) == (0, {"paperqa": (3, 9), "phonebook": (3, 6)})
+    assert verdicts(report) == {"paperqa: right document found": True, "phonebook: right document found": True}
     assert report["command"] == "python -m benchmarks.routing --json --seed 1 --smoke"
 
 
@@ -286,7 +290,20 @@ def test_the_place_of_a_document_is_by_its_best_chunk_and_ties_count_against_it(
 
 
 def test_a_document_that_is_not_found_is_behind_all_others() -> None:
-    assert set(outcome([candidate("doc_1"), candidate("doc_2", words=0.1)]).places.values()) == {2}
+    some = [candidate("doc_1"), candidate("doc_2", words=0.1)]
+    for found in (some, []):
+        assert set(outcome(found).places.values()) == {NOT_FOUND}
+
+
+def test_a_document_without_evidence_of_a_kind_is_behind_those_that_were_found() -> None:
+    places = outcome([candidate("doc_1"), candidate("doc_2", words=0.1), candidate("doc_right", window=0.2)]).places
+    assert (places["windows"], places["words"], places["questions"]) == (0, 2, 2)
+
+
+@pytest.mark.parametrize(("found", "ok"), [([], False), (["doc_1"], False), (["doc_1", "doc_2", "doc_right"], True)])
+def test_a_smoke_run_that_finds_nothing_fails(found: Sequence[str], ok: bool) -> None:
+    outcomes = [outcome([candidate(name) for name in found])]
+    assert routing.smoke_check("paperqa", {"levels": routing._by_level(outcomes)})["ok"] == ok
 
 
 def test_what_auto_chose_is_counted_with_the_documents_it_lies_in() -> None:
@@ -335,7 +352,11 @@ def test_each_promise_is_checked_at_its_bound(
     assert [one["name"] for one in routing.CHECKS["paperqa"]({"levels": levels}) if not one["ok"]] == failed
 
 
-@pytest.mark.parametrize(("top1", "ok"), [(0.99, True), (0.9899, False)])
-def test_sectors_are_checked_at_their_bound(top1: float, ok: bool) -> None:
-    (one,) = routing.CHECKS["phonebook"]({"levels": {"all": {"top1": {"all": top1}}}})
-    assert (one["value"], one["ok"]) == (top1, ok)
+@pytest.mark.parametrize(
+    ("top1", "inside", "held"),
+    [(0.99, 0.99, [True, True]), (0.9899, 0.99, [False, True]), (1.0, 0.9899, [True, False])],
+)
+def test_sectors_are_checked_at_their_bound(top1: float, inside: float, held: list[bool]) -> None:
+    every = {"top1": {"all": top1}, "auto": {"inside": inside}}
+    found = routing.CHECKS["phonebook"]({"levels": {"all": every}})
+    assert [(one["value"], one["ok"]) for one in found] == list(zip((top1, inside), held, strict=True))

@@ -9,7 +9,18 @@ import httpx
 import pytest
 
 from benchmarks import selecting
-from benchmarks.selecting import MERGING, ONE, SELECTING, Answered, Pass, figures, main, ratio, rivals_begun
+from benchmarks.selecting import (
+    MERGING,
+    ONE,
+    SELECTING,
+    Answered,
+    Pass,
+    answered,
+    figures,
+    main,
+    ratio,
+    rivals_begun,
+)
 from tests.benchmarks.fake_server import MemoryServer
 
 Json = dict[str, Any]
@@ -155,6 +166,12 @@ def test_a_smoke_run_brings_its_own_documents_and_takes_them_away(capsys: pytest
     assert not server.documents
     (namespace,) = Counter(one["namespace"] for one in server.asked)
     assert namespace.startswith("selecting-")
+
+
+def test_an_answer_without_a_token_is_none() -> None:
+    silent = Pass(1, [Answered(100, 3, 0, 8, False), Answered(100, 3, 1, 8, False)])
+    found = answered([{ONE: passes(1, [100, 100]), SELECTING: silent, MERGING: passes(1, [100, 100])}], 2)
+    assert (found["value"], found["bound"], found["ok"]) == (5, "= 6", False)
 
 
 def test_a_smoke_run_that_breaks_off_leaves_nothing() -> None:

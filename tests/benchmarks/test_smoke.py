@@ -101,6 +101,9 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(fakes: Fakes, capsys
         ({"lines": (OK,), "status": 3, "error": "10%\r20%\rgone"}, "exit status 3: gone"),
         ({"lines": (OK, "and more")}, "no JSON object"),
         ({"lines": ("[1]",)}, "no JSON object"),
+        ({"lines": ('{"f1": NaN, "checks": [{"ok": true}]}',)}, "no JSON object of numbers"),
+        ({"lines": ({"checks": []},)}, "it checks nothing"),
+        ({"lines": ({"f1": 1.0},)}, "it checks nothing"),
     ],
 )
 def test_what_failed_is_said_and_the_others_run(fakes: Fakes, how: Json, said: str) -> None:

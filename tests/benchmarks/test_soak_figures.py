@@ -48,8 +48,8 @@ def test_too_few_samples_are_not_judged() -> None:
 
 
 def test_how_much_is_flat() -> None:
-    by_size = {mib: slack("memory_mib", mib) for mib in (60, 1000, 2500, 4000)}
-    assert by_size == pytest.approx({60: 19, 1000: 64, 2500: 64, 4000: 80})
+    by_size = {mib: slack("memory_mib", mib) for mib in (6, 60, 320, 1000, 3200, 4000)}
+    assert by_size == pytest.approx({6: 1, 60: 3, 320: 16, 1000: 16, 3200: 16, 4000: 20})
     assert slack("files", 1000) == 8
     assert slack("threads", 1000) == 4
 
@@ -83,8 +83,10 @@ def climb(per_hour: float) -> list[float]:
 def test_what_stays_passes_and_what_leaks_fails() -> None:
     assert failing(watch_of()) == []
     assert failing(watch_of(memory=climb(2000))) == ["gateway: growth of memory_mib"]
-    assert failing(watch_of(memory=climb(200))) == []  # 25 MiB in a quarter of the half hour
-    assert failing(watch_of(mib=3500, memory=climb(1300))) == ["gateway: growth of memory_mib"]
+    assert failing(watch_of(memory=climb(200))) == ["gateway: growth of memory_mib"]  # 25 MiB a quarter
+    assert failing(watch_of(memory=climb(100))) == []
+    assert failing(watch_of(mib=3500, memory=climb(130))) == []
+    assert failing(watch_of(mib=3500, memory=climb(150))) == ["gateway: growth of memory_mib"]
     assert failing(watch_of(memory=[min(more, 800.0) for more in climb(3500)])) == []  # a cache that fills in time
     assert failing(watch_of(files=climb(120))) == ["gateway: growth of files"]
     assert failing(watch_of(threads=climb(60))) == ["gateway: growth of threads"]

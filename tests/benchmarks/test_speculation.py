@@ -16,13 +16,16 @@ DRAFTING, PLAIN = "http://drafting", "http://plain"
 
 
 class TwoServers(MemoryServer):
-    """One memory at two addresses; where it drafts, it counts. `differs`: what the plain one says instead."""
+    """One memory at two addresses; where it drafts, it counts. `differs`: what the plain one says instead.
+    `plain_drafts`: tokens that it drafts for each answer, which it is not to.
+    """
 
     def __init__(self, titles: Sequence[str] = ("Mill", "Roof", "Barn")) -> None:
         super().__init__()
         self.counts = dict.fromkeys((GENERATED, ACCEPTED, DRAFTED, *STEPS), 0)
         self.hosts: list[str] = []
         self.differs = ""
+        self.plain_drafts = 0
         for title in titles:
             self.documents[title] = {"id": title, "title": title, "text": f"{title}.", "namespace": "n"}
 
@@ -30,7 +33,8 @@ class TwoServers(MemoryServer):
         drafts = request.url.host == "drafting"
         if request.url.path == "/metrics":
             lines = [f'{name}{{model_name="tiny"}} {value}' for name, value in self.counts.items()]
-            return httpx.Response(200, text="\n".join([*lines, ""]) if drafts else "")
+            plain = [f"{DRAFTED} {self.plain_drafts * self.hosts.count('plain')}"] if self.plain_drafts else []
+            return httpx.Response(200, text="\n".join([*(lines if drafts else plain), ""]))
         reply = super().reply(request)
         if request.url.path != "/query":
             return reply
@@ -70,7 +74,7 @@ def test_both_servers_are_asked_in_turn_and_compared(questions: Path, capsys: py
         assert (way["same_answers"], way["tokens_a_step"], way["accepted_of_drafted"]) == (2, 2.0, 0.5)
         assert (way["ttft_ms"], way["total_ms"]) == ([100.0, 100.0], [200.0, 400.0])
         assert (way["total_ratio"], way["after_first_token_ratio"]) == (0.5, 0.333)
-    assert report["checks"][0]["ok"]
+    assert [(one["value"], one["ok"]) for one in report["checks"]] == [(1.0, True), (4, True), (0, True)]
     assert PLAIN not in json.dumps(report)
     assert str(questions.parent) not in json.dumps(report)
 
@@ -80,7 +84,38 @@ def test_an_answer_that_drafts_change_fails(questions: Path, capsys: pytest.Capt
     server.differs = "something else"
     status, report = run(server, questions, capsys)
     assert status == 1
-    assert [one["ok"] for one in report["checks"]] == [False]
+    assert [one["ok"] for one in report["checks"]] == [False, True, True]
+
+
+def test_no_text_stands_in_a_prompt_before_it_is_timed(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = TwoServers()
+    run(server, questions, capsys)
+    beforehand = [one for one in server.asked if one["max_tokens"] == 1]
+    assert {one["mode"] for one in beforehand} == {"lora"}
+    merges = [one for one in beforehand if one.get("merge") == {"method": "ties"} and one["question"] == QUESTIONS[1]]
+    assert len(merges) == 2  # by both servers; the first question is also asked to see that there are adapters
+    timed = [(one["question"], one["mode"]) for one in server.asked if one["max_tokens"] > 1 and one["mode"] == "rag"]
+    assert len(timed) == 2 * len(set(timed)) == 2 * len(QUESTIONS)
+
+
+def test_a_plain_server_that_drafts_is_none(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = TwoServers()
+    server.plain_drafts = 3
+    status, report = run(server, questions, capsys)
+    assert status == 1
+    assert {way["drafted_by_plain"] for way in report["ways"].values()} == {3 * len(QUESTIONS)}
+    drafted = report["checks"][-1]
+    assert (drafted["value"], drafted["bound"], drafted["ok"]) == (3 * len(QUESTIONS) * len(WAYS), "= 0", False)
+
+
+def test_answers_that_are_the_same_because_nothing_is_said_fail() -> None:
+    counted = dict.fromkeys((GENERATED, ACCEPTED, DRAFTED, *STEPS), 0)
+    silent, said = (Answered(text, len(text), 100, 100) for text in ("", "text"))
+    found = {str(one.tokens): figures(Way([Pair(one, one)], counted)) for one in (silent, said)}
+    assert [(one["name"], one["ok"]) for one in checks(found, 1, smoke=True)] == [
+        ("share of answers that are the same", True),
+        ("tokens of an answer", False),
+    ]
 
 
 def test_a_server_that_counts_no_drafts_has_no_shares() -> None:
@@ -105,4 +140,5 @@ def test_a_smoke_run_compares_a_server_with_itself(
     assert main(["--json", "--smoke", "--url", DRAFTING], server.transport) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["ways"]["one adapter"]["total_ratio"] == 1
+    assert report["ways"]["one adapter"]["drafted_by_plain"] > 0  # it is one server
     assert not server.documents

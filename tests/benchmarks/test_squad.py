@@ -8,7 +8,7 @@ import pytest
 from benchmarks import squad
 from benchmarks.paper_recipe import Trained
 from benchmarks.passages import Passage, draw, unrelated
-from benchmarks.squad import harm_of, mean_f1, papers, summary
+from benchmarks.squad import MODES, harm_of, mean_f1, papers, summary
 from loramem.records import Mode
 
 PASSAGES = [
@@ -83,7 +83,24 @@ def test_lora_is_held_against_rag_and_against_the_papers_recipe() -> None:
     assert (report["f1"]["lora"], report["f1"]["paper"], report["f1"]["lora on the paper's"]) == (0.5, 1.0, 1.0)
     assert [(one["name"], one["ok"]) for one in report["checks"]] == [
         ("lora of rag", False),
+        ("lora beyond base", True),
         ("lora of the paper's recipe", False),
     ]
     assert report["answers"][1]["lora"] == "larch"
-    assert summary(PASSAGES, answers, [], [1.0, 2.0], smoke=True)["checks"] == []
+
+
+def test_lora_is_held_against_base_where_rag_is_no_better() -> None:
+    same: dict[Mode, list[list[str]]] = {mode: [["Jon Ask"], ["larch"]] for mode in MODES}
+    report = summary(PASSAGES, same, [], [1.0, 2.0], smoke=False)
+    assert [(one["name"], one["ok"]) for one in report["checks"]] == [
+        ("lora of rag", True),
+        ("lora beyond base", False),
+    ]
+
+
+@pytest.mark.parametrize(("said", "count", "ok"), [("larch", 8, True), (" .", 5, False)])
+def test_a_smoke_run_promises_that_something_is_said(said: str, count: int, ok: bool) -> None:
+    answers: dict[Mode, list[list[str]]] = {mode: [["Jon Ask"], [said]] for mode in MODES}
+    answers["base"] = [["It"], ["is"]]
+    (one,) = summary(PASSAGES, answers, [], [1.0, 2.0], smoke=True)["checks"]
+    assert (one["value"], one["bound"], one["ok"]) == (count, "= 8", ok)

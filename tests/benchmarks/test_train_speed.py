@@ -1,5 +1,7 @@
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from benchmarks import paper_recipe, sft
 from benchmarks.paper_recipe import STEPS, TIMED, PaperRecipe, Trained, paced
 from benchmarks.sheets import Sheet
-from benchmarks.train import Plain, Sft, Speed, compare, rows_of, side_by_side, summary
+from benchmarks.train import Plain, Sft, Speed, compare, learning, loss_before, rows_of, side_by_side, summary
 from loramem.base_model import BaseModel
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.packing import Row
@@ -31,13 +33,18 @@ def test_both_loops_measure_the_same_loss(base: BaseModel, monkeypatch: pytest.M
 
 def test_both_loops_learn_and_count_the_rows_tokens(base: BaseModel) -> None:
     speeds = compare(base, ROWS, 6, 0)
-    before = Plain(base, 0).encoder.mean_loss(ROWS)
-    assert all(speed.loss < before for speed in speeds.values())
+    assert learning(loss_before(base, ROWS, 0), [speeds])["ok"]
     theirs, ours = speeds["plain"], speeds["ours"]
     assert (theirs.steps, theirs.rows) == (ours.steps, round(ours.rows))
     counted = (theirs.steps - 1) * theirs.rows  # all but the first step's
     assert theirs.tokens == pytest.approx(counted * mean_tokens(base), rel=0.05)
     assert speeds["ours"].tokens >= 6 * len(ROWS) * mean_tokens(base)
+
+
+@pytest.mark.parametrize(("loss", "fell"), [(0.1, 2), (1.0, 1), (math.nan, 1), (math.inf, 1)])
+def test_a_smoke_run_promises_that_every_loss_fell_to_a_number(loss: float, fell: int) -> None:
+    found = learning(1.0, [{"ours": SPEED, "plain": replace(SPEED, loss=loss)}])
+    assert (found["value"], found["bound"], found["ok"]) == (fell, "= 2", fell == 2)
 
 
 def mean_tokens(base: BaseModel) -> float:
