@@ -48,6 +48,10 @@ def chunk_text(text: str, tokenizer_path: str, *, max_tokens: int, overlap_token
     return _overlapping(shaped, spans, tokenizer, max_tokens, overlap_tokens)
 
 
+def count_tokens(text: str, tokenizer_path: str) -> int:
+    return len(_tokenizer(tokenizer_path).encode(text, add_special_tokens=False).ids)
+
+
 def window_spans(text: str, start: int, end: int, tokenizer_path: str, *, max_tokens: int) -> list[Span]:
     """Spans within `text[start:end]` without overlap, ending with sentences where these fit into `max_tokens`.
 

@@ -1,18 +1,36 @@
 """Files that survive a crash: on disk whole, or not there at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def replace_durably(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` in one step; after a crash the old file or the new one is there, never a part."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written in the block, which is put at `path` in one step at its end; if it fails, it is removed: a
+    full disk needs the room."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    with removed_on_failure(temporary):
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -14,6 +14,10 @@ CLOSED_BOOK_SYSTEM = "Answer briefly."
 
 FROM_TEXT = "Answer the question with one short sentence from the text."
 
+MAX_QUESTION_TOKENS = 1024
+MAX_ANSWER_TOKENS = 640
+"""Of a pair that is learnt; 2,000 characters have some 500 in English."""
+
 _SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=[A-Z0-9\"“])")
 
 

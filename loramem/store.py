@@ -3,6 +3,7 @@
 root/<adapter id>/adapter_config.json, adapter_model.safetensors    a plain PEFT folder
 root/<adapter id>/ties_mask.safetensors                             see `loramem.trim`; older adapters have none
 root/<adapter id>/loramem.json                                      `AdapterManifest` with the sha256 of each file
+root/.database                                                      which database they are of
 root/.tmp/<adapter id>/                                             being written or being removed; nobody reads it
 """
 
@@ -26,6 +27,7 @@ from loramem.weights import check_weights
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "loramem.json"
+OWNER = ".database"
 ALLOWED_SUFFIXES = (".json", ".safetensors", ".md")  # nothing that a reader would have to unpickle
 BLOCK = 1 << 20
 _ID = re.compile(r"[a-z0-9_]{1,32}")
@@ -95,6 +97,18 @@ class AdapterStore:
             raise NotFound("adapter", adapter_id)
         return self.root / adapter_id
 
+    @property
+    def owner(self) -> str:
+        """Id of the database that this folder's adapters are of; empty where none has said so yet."""
+        try:
+            return (self.root / OWNER).read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def own(self, database_id: str) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        replace_durably(self.root / OWNER, database_id.encode())
+
     def ids(self) -> list[str]:
         if not self.root.is_dir():
             return []
@@ -109,8 +123,11 @@ class AdapterStore:
         folder = self.path(adapter_id)
         if not folder.exists():
             return
-        grave = self._empty_temporary(adapter_id)
-        os.rename(folder, grave)
+        grave = self._temporary / adapter_id
+        if grave.exists():
+            shutil.rmtree(grave)
+        self._temporary.mkdir(exist_ok=True)
+        os.rename(folder, grave)  # a new name alone takes no room, which a full disk does not have
         sync_folder(self.root)
         shutil.rmtree(grave)
 

@@ -70,6 +70,13 @@ class Namespace(Base):
     generation: Mapped[int] = mapped_column(default=0)
 
 
+class Installation(Base):
+    """One row, made with the schema: which database this is. A folder of adapters says whose it is by the same id."""
+
+    __tablename__ = "installation"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+
+
 class Document(Base):
     __tablename__ = "document"
     __table_args__ = (

@@ -71,7 +71,8 @@ def make_builder(
 ) -> Builder:
     """Load the embedder and the base model before the first job, so that no job waits for them."""
     started = time.monotonic()
-    writer = Writer(settings.writer_base_url, settings.writer_model or "", settings.writer_key)
+    away = bool(settings.writer_url)  # our own gateway is asked directly, whatever proxy the environment names
+    writer = Writer(settings.writer_base_url, settings.writer_model or "", settings.writer_key, proxies=away)
     builder = Builder(settings, base, database, queue, store, load_embedder(settings), writer, metrics.observe_exam)
     _ = builder.trainer
     log.info("base model %s loaded in %.1f s", base.name, time.monotonic() - started)

@@ -17,8 +17,8 @@ from trainer_worker.examples import Example
 from trainer_worker.layers import Lower, only_at, part_of
 from trainer_worker.packing import Batch, Row, Step, steps_in_order, to_batch
 
-MAX_ANSWER_TOKENS = 640
-"""A user's longest answer, 2,000 characters, has some 500 in English. What is cut does not teach that it ends there."""
+EAGER_TOKENS = 512
+"""Longest lanes for which plain products are faster on a CPU than the fused kernel; they keep its square in memory."""
 APART = 1.0
 """Nats of a token; in bfloat16 packing moves it by a tenth in the embedded model, and by more in larger ones."""
 STEP_TOKENS = 512
@@ -40,8 +40,8 @@ class Base:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
-        if self.device == "cpu":  # for lanes this short plain products are faster than the fused kernel
-            self.model.set_attn_implementation("eager")
+        self._attention = ""
+        self._attend(0)
         if self.model.dtype == torch.float16:  # gradients vanish in it, and the engine serves in bfloat16
             torch.nn.Module.to(self.model, torch.bfloat16)
         torch.nn.Module.to(self.model, self.device)
@@ -50,6 +50,13 @@ class Base:
         self.pad: int = self.tokenizer.pad_token_id
         self.end = chat.end_of_turn(self.tokenizer)
         self._check_rows_are_apart()
+
+    def _attend(self, length: int) -> None:
+        """On a CPU, in the way that suits lanes of this length; on a GPU as Transformers does."""
+        wanted = "eager" if length <= EAGER_TOKENS else "sdpa"
+        if self.device == "cpu" and wanted != self._attention:
+            self.model.set_attn_implementation(wanted)
+            self._attention = wanted
 
     def _check_rows_are_apart(self) -> None:
         """Raises `SettingsError` for a model whose layers carry what they read from one row of a pack into the next, as
@@ -90,7 +97,7 @@ class Base:
         return list(found.values())
 
     def row(self, example: Example) -> Row:
-        answer = [*self._tokens(example.answer.strip()), self.end][:MAX_ANSWER_TOKENS]
+        answer = [*self._tokens(example.answer.strip()), self.end][: prompts.MAX_ANSWER_TOKENS]
         return Row(tuple(self._tokens(self._rendered(self.conversation(example)))), tuple(answer))
 
     def conversation(self, example: Example) -> list[prompts.Message]:
@@ -119,6 +126,7 @@ class Base:
         return Lower(self.model, layers)
 
     def batch(self, step: Step, lower: Lower) -> Batch:
+        self._attend(step.length)
         batch = to_batch(step, self.pad, self.model.dtype).to(self.device)
         return batch.starting_from(lower.states(step, batch))
 
@@ -154,6 +162,7 @@ class Base:
     def answers(self, conversations: Sequence[list[prompts.Message]], *, max_new_tokens: int) -> list[str]:
         """Greedy answers of the model as it is now, all in one batch; as in serving, without the penalty on repeating
         words of the prompt that some models come with."""
+        self._attend(0)
         texts = [self._rendered(conversation) for conversation in conversations]
         inputs = self.tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         inputs = inputs.to(self.device)

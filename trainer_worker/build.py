@@ -5,11 +5,13 @@ transaction makes all adapters of the revision live. A preview ends after the fi
 failed their exam serve all the same, and are mended by a job of its own, when nobody waits for another.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from loramem.base_model import BaseModel
@@ -40,6 +42,8 @@ from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
 from trainer_worker.synthesize import Example, more, split_exam, synthesize
 from trainer_worker.train import Lesson, Trainer
 from trainer_worker.writer import Writer
+
+log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 4
 """Chunks whose adapters are trained at once."""
@@ -98,8 +102,11 @@ class Builder:
             some = spans[first : first + SIDE_BY_SIDE]
             batch = Batch(lease, first, len(some), len(spans), kept)
             memories += self._remember(job, some, len(memories), batch)
-        lease.progress(Progress(phase="publish", percent=PUBLISHED_PERCENT))
-        adapters = [self._new_adapter(memory, chunk.id) for memory, chunk in zip(memories, chunks, strict=True)]
+        adapters = list[NewAdapter]()
+        for memory, chunk in zip(memories, chunks, strict=True):
+            done = {"step": len(adapters), "total_steps": len(memories), "percent": PUBLISHED_PERCENT}
+            lease.progress(Progress(phase="publish", **done))
+            adapters.append(self._new_adapter(memory, chunk.id))
         mend = job.options.mend and any(
             self.remedy(job, memory.span, memory.manifest.rank, memory.manifest.exam) for memory in memories
         )
@@ -284,7 +291,12 @@ class Builder:
         )
 
     def _make_way(self) -> None:
-        if self.queue.is_wanted_elsewhere(waiting_s=2 * self.settings.poll_s):
+        try:
+            wanted = self.queue.is_wanted_elsewhere(waiting_s=2 * self.settings.poll_s)
+        except SQLAlchemyError as error:  # the database is away for a while: asked again at the next step
+            log.warning("whether another job waits is not known: %s", error)
+            return
+        if wanted:
             raise MakesWay("another job is waiting; the mending begins again when there is none")
 
     def attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
@@ -296,6 +308,7 @@ class Builder:
             rank=studies[0].rank,
             max_seconds=sum(self._seconds(job, study) for study in studies),
             on_step=lambda done, total, loss: batch.step("train", done, total, loss),
+            on_taught=lambda done, total: batch.step("synthesize", done, total),
             keep=job.kept,
         )
         attempts = []

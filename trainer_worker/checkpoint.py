@@ -11,7 +11,6 @@ were not there; one that cannot be written costs time after an interruption, and
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from sqlalchemy import select
 from torch import Tensor
 
 from loramem.database import Database
-from loramem.durable import replace_durably, sync_file, sync_folder
+from loramem.durable import replace_durably, replacing
 from loramem.errors import NotFound, StoredDataDamaged
 from loramem.records import AdapterManifest, Record
 from loramem.store import AdapterStore, Stored
@@ -193,11 +192,8 @@ def sweep_checkpoints(database: Database, jobs: Path) -> int:
 def _write_state(path: Path, state: State, about: str) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
     text = {"about": about, "of": state.of, "scalars": json.dumps(state.scalars)}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=text | {"sha256": _digest(tensors, text)})
-    sync_file(temporary)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=text | {"sha256": _digest(tensors, text)})
 
 
 def _read_state(path: Path) -> tuple[State, str]:

@@ -43,7 +43,7 @@ def keyword_questions(
     So every word is a cue, whatever the question begins with and whichever other words stand beside it.
     `common` are stems that several statements share: alone they do not tell which one is meant.
     """
-    words = content_words(statement.text)
+    words = content_words(statement.text) or statement.text.split()
     own = [index for index, word in enumerate(words) if stem(word) not in common] or list(range(len(words)))
     openings = [*(o for span in statement.spans for o in _OPENINGS[span.kind]), *_OPENINGS["any"]]
     for anchor in rng.sample(own, min(MAX_KEYWORDS * len(statement.parts), len(own))):

@@ -7,6 +7,7 @@ the database; if even that fails, its lease runs out and the next worker takes i
 
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
 from loramem.settings import Settings
 from loramem.tables import JobState
-from trainer_worker.lease import Lease, Observer, WorkerStopping
+from trainer_worker.lease import EXIT_HUNG, Lease, Observer, WorkerStopping
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,11 @@ Chore = Callable[[], object]
 Watch = Callable[[Claim], AbstractContextManager[Observer]]
 
 POSTPONE_S = 5.0
+NO_ROOM_S = 60.0
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
+"""As the system says it, whichever library passes it on, and SQLite."""
+GPU_LOST = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS")
+"""After one of these every further call of the process fails too; out of memory is another."""
 CHORES_EVERY_S = 30.0
 RECONCILE_EVERY_S = 5.0
 DATABASE_PAUSE_S = 2.0
@@ -163,8 +169,15 @@ def _run(
         queue.fail(claim, error, retryable=False)
         return "failed"
     except Exception as error:  # a boundary: the job is tried again, the worker lives on
+        if NO_ROOM.search(str(error)):
+            log.warning("job %s waits for room on the disk: %s", claim.job_id, error)
+            queue.postpone(claim, NO_ROOM_S, f"the disk is full: {error}")
+            return "postponed"
         log.exception("job %s: unexpected error", claim.job_id)
         state = queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
+        if GPU_LOST.search(str(error)):
+            log.error("this process has lost the GPU and ends; another one begins afresh")
+            raise SystemExit(EXIT_HUNG) from error
         return "error" if state == JobState.QUEUED else str(state)
 
 

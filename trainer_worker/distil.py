@@ -4,7 +4,7 @@ The teacher is the base without an adapter. With the text before the question, i
 had the text; with the same prompt as the adapter, it holds the adapter to the base where nothing is to be learnt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from trainer_worker.base import STEP_TOKENS, Base
@@ -14,19 +14,28 @@ TOP = 20
 """Tokens kept of a distribution; what the others have is left out of the loss."""
 
 
-def taught(base: Base, rows: Sequence[Row], shown: Sequence[Row], share: float) -> list[Row]:
+def taught(
+    base: Base,
+    rows: Sequence[Row],
+    shown: Sequence[Row],
+    share: float,
+    on_each: Callable[[int], None] = lambda count: None,
+) -> list[Row]:
     """`rows`, labelled with `share` of what the base makes of `shown` (the same answers after other prompts), the rest
-    on the answer itself."""
-    labels = labels_of(base, shown)
+    on the answer itself. `on_each` is told of rows as they are done; those of `shown` should begin alike."""
+    labels = labels_of(base, shown, on_each)
     return [replace(row, labels=_mixed(row, labels[other], share)) for row, other in zip(rows, shown, strict=True)]
 
 
-def labels_of(base: Base, rows: Sequence[Row]) -> dict[Row, tuple[Labels, ...]]:
+def labels_of(
+    base: Base, rows: Sequence[Row], on_each: Callable[[int], None] = lambda count: None
+) -> dict[Row, tuple[Labels, ...]]:
     """The base's most probable tokens at every answer token of each row, with their probabilities."""
     found: dict[Row, tuple[Labels, ...]] = {}
     for step in steps_in_order([[rows]], STEP_TOKENS):
         tokens = iter(_most_probable(base, step))
         found |= {row: tuple(next(tokens) for _ in row.answer) for row in step.rows}
+        on_each(sum(1 for _ in step.rows))
     return found
 
 

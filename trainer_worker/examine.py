@@ -3,6 +3,7 @@
 Recall and overlap say what the adapter knows, harm what it spoils, fullness whether it has room for more.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -66,8 +67,13 @@ def examine(
 
 def recall(examples: Sequence[Example], answers: Sequence[str]) -> float:
     """Share, 0 to 1, of answers that hold what was expected."""
-    held = [_expected(example) in answer.casefold() for example, answer in zip(examples, answers, strict=True)]
+    held = [_holds(answer, _expected(example)) for example, answer in zip(examples, answers, strict=True)]
     return sum(held) / max(1, len(held))
+
+
+def _holds(answer: str, expected: str) -> bool:
+    """As words of its own, or their plural: `I do not know` holds no `No`, and `444` no `44`."""
+    return bool(re.search(rf"(?<![a-z0-9]){re.escape(expected)}(?!(?!s\b)[a-z0-9])", answer.casefold()))
 
 
 def overlap(examples: Sequence[Example], answers: Sequence[str]) -> float:

@@ -35,7 +35,7 @@ class Asked:
 MAX_QUESTIONS = 16
 """Of an exam, the first of those held out."""
 MOST_ASKED = 64
-"""Of one adapter, and as many held out."""
+"""Written ones of one adapter, and as many held out. Users' are all kept: no text may say what their answers do."""
 
 
 def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Asked, ...]:
@@ -44,6 +44,11 @@ def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[
 
 
 def _asked(examples: Sequence[Example], *, held_out: bool) -> list[Asked]:
-    kinds = ("user", "written")
-    natural = [one for kind in kinds for one in examples if one.kind == kind and not one.context]
-    return list(dict.fromkeys(Asked(one.question, one.answer, held_out) for one in natural))[:MOST_ASKED]
+    users, written = (
+        [Asked(one.question, one.answer, held_out) for one in examples if one.kind == kind and not one.context]
+        for kind in ("user", "written")
+    )
+    users = list(dict.fromkeys(users))
+    others = list(dict.fromkeys(one for one in written if one not in set(users)))
+    room = min(len(others), max(0, MOST_ASKED - len(users)))
+    return users + [others[place * len(others) // room] for place in range(room)]  # from all of the text

@@ -23,6 +23,7 @@ from loramem.tables import Chunk, Document, DocumentState, JobKind, Question, Re
 from loramem.transitions import Claim, locked_by
 from trainer_worker.claimed import document_of, show
 from trainer_worker.examples import Asked
+from trainer_worker.statements import size_of
 
 BATCH = 64
 TITLE_CHARS = 120
@@ -110,7 +111,7 @@ def heading(title: str, text: str) -> str:
     """
     first_line = " ".join(text.lstrip("# \t\n").split("\n", 1)[0].split())
     goes_on = first_line.startswith(title) and len(first_line) > len(title)
-    return "" if goes_on and len(title.split()) > NAME_WORDS else title[:TITLE_CHARS]
+    return "" if goes_on and size_of(title.split()) > NAME_WORDS else title[:TITLE_CHARS]
 
 
 def _cut(text: str, spans: Sequence[Span], embedder: Embedder, max_tokens: int) -> list[_Piece]:

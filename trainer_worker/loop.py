@@ -7,7 +7,8 @@ learn alone; plan and clock are common to all.
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -148,7 +149,8 @@ class Loop:
             self._fit_to_clock(ticks, max_seconds)
             if held and (self.step % self._check_every == 0 or self.step == self.total):
                 self._keep(self.compute.mean_losses(held))
-            on_step(self.step, self.total, sum(self.losses) / len(self.losses))
+            known = [loss for loss in self.losses if math.isfinite(loss)]
+            on_step(self.step, self.total, sum(known) / len(known))
         self._keep([math.nan if math.isfinite(best) else -math.inf for best in self.best])
 
     def facts(self, index: int) -> dict[str, Fact]:
@@ -156,12 +158,11 @@ class Loop:
             "steps": self.step,
             "planned_steps": self.planned,
             "best_step": self.best_step[index],
-            "loss": round(self.losses[index], 4),
             "tokens": self.tokens[index],
             "learning_rate": self.learning_rate,
         }
-        best = self.best[index]
-        return facts | ({"held_out_loss": round(best, 4)} if math.isfinite(best) else {})
+        losses = {"loss": self.losses[index], "held_out_loss": self.best[index]}
+        return facts | {name: round(loss, 4) for name, loss in losses.items() if math.isfinite(loss)}
 
     def state(self, of: str) -> State:
         """All that the next steps depend on; call between steps, which `on_step` is."""
@@ -183,7 +184,8 @@ class Loop:
         return shapes[0] == shapes[1] and own.scalars.keys() == state.scalars.keys()
 
     def restore(self, state: State) -> None:
-        """Go on where `state`, which `fits`, was taken: the steps that follow are, bit for bit, those it had ahead."""
+        """Go on where `state`, which `fits`, was taken: the steps that follow are those it had ahead, bit for bit where
+        no lower layers' results are kept, which are computed anew in other company."""
         import torch
 
         with torch.no_grad():
@@ -210,7 +212,8 @@ class Loop:
         self.queue = self.queue or self._epoch()
         step = self.queue.pop()
         self.tokens = [seen + sum(p.tokens for p in packs) for seen, packs in zip(self.tokens, step.packs, strict=True)]
-        losses, _ = self.compute.losses(self.compute.batch(step), len(step.packs))
+        losses, counts = self.compute.losses(self.compute.batch(step), len(step.packs))
+        absent = [index for index, count in enumerate(counts.tolist()) if not count]
         values = [float(loss) for loss in losses.detach()]
         if not all(map(math.isfinite, values)):
             raise TrainingFailed(f"the loss is {values} at step {self.step}: the learning rate may be too high")
@@ -220,10 +223,20 @@ class Loop:
         self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * schedule(self.step, self.total, self.recipe.warmup_steps)
-        self.optimizer.step()
+        with torch.no_grad(), self._left_alone(absent):
+            self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.live, self.master)
-        return values
+        return [self.losses[index] if index in absent else value for index, value in enumerate(values)]
+
+    @contextmanager
+    def _left_alone(self, adapters: Sequence[int]) -> Iterator[None]:
+        """Those that have nothing in a step are not moved by it, as they would be by their momentum."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values() if value.dim()]
+        kept = [(tensor[index], tensor[index].clone()) for tensor in (*self.master, *moments) for index in adapters]
+        yield
+        for tensor, before in kept:
+            tensor.copy_(before)
 
     def _epoch(self) -> list[Step]:
         self._epoch_rng = self.rng.getstate()

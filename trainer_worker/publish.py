@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -12,7 +13,7 @@ from loramem.database import Database, epoch_now
 from loramem.errors import JobCancelled, StoredDataDamaged
 from loramem.queue import JobQueue
 from loramem.records import AdapterManifest, ExamResult
-from loramem.store import AdapterStore, Stored
+from loramem.store import OWNER, AdapterStore, Stored
 from loramem.tables import (
     FINAL_JOB_STATES,
     Adapter,
@@ -20,6 +21,7 @@ from loramem.tables import (
     Chunk,
     Document,
     DocumentState,
+    Installation,
     Job,
     Question,
     Revision,
@@ -132,8 +134,9 @@ def live_adapters(database: Database, claim: Claim) -> list[Published]:
 def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
     """Remove what was retired more than `grace_s` ago, files first, then rows; and orphans. Returns how many adapters.
 
-    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish. A folder that
-    cannot be removed is logged and tried again the next time, and keeps nothing else from going.
+    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish. Where the
+    store is another database's, it has none: that one's adapters are not in this one's rows. A folder that cannot be
+    removed is logged and tried again the next time, and keeps nothing else from going.
     """
     with database.read() as session:
         expired = Adapter.retired_at < epoch_now() - grace_s
@@ -143,7 +146,31 @@ def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> in
     for adapter_id in gone:
         with database.write() as session:
             session.execute(delete(Adapter).where(Adapter.id == adapter_id))
-    return len(gone) + sum(_removed(store, adapter_id) for adapter_id in _orphans(database, store))
+    orphans = _orphans(database, store) if _owns(database, store) else []
+    return len(gone) + sum(_removed(store, adapter_id) for adapter_id in orphans)
+
+
+def _owns(database: Database, store: AdapterStore) -> bool:
+    """Whether the store is this database's, which it becomes where nobody has said so and it holds nothing else's."""
+    with database.read() as session:
+        own = session.scalars(select(Installation.id)).one()
+        if store.owner == own:
+            return True
+        stored = set(store.ids())
+        known = set(session.scalars(select(Adapter.id).where(Adapter.id.in_(stored)))) if stored else set()
+    if not store.owner and (known or not stored):
+        store.own(own)
+        return True
+    _say_once(
+        f"{store.root} holds adapters of another database than LORAMEM_DATABASE_URL names: none of them is removed. "
+        f"Give each database a LORAMEM_HOME of its own, or remove {store.root / OWNER} if these adapters are nobody's"
+    )
+    return False
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.error("%s", text)
 
 
 def _removed(store: AdapterStore, adapter_id: str) -> bool:

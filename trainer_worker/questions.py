@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import Statement, content_words, stem, words_of_many
+from trainer_worker.statements import Statement, content_words, size_of, stem, words_of_many
 
 SHOTS = """Write a question about each sentence.
 
@@ -105,7 +105,10 @@ class Judge:
 
     def is_about(self, question: str, statement: Statement) -> bool:
         """It has no foreign name or number, a word that no other statement has, and can be understood alone."""
-        if not 3 <= len(question.split()) <= 24 or "sentence" in question or "question" in question[4:].casefold():
+        words = question.split()
+        if max(len(words), len(content_words(question))) < 3 or size_of(words) > 24:
+            return False
+        if "sentence" in question or "question" in question[4:].casefold():
             return False
         named = re.findall(r"(?<!^)\b(?:[A-Z][\w'’-]+|\d[\d.,]*)", question)
         foreign = [name for name in named if name.removesuffix("'s") not in self._whole]
@@ -145,7 +148,8 @@ def as_question(beginning: str, text: str) -> str:
 def says_what(question: str, statement: Statement) -> bool:
     """Whether it shares a word with the statement that is no name: `When was Tamsk born?` fits all that names him."""
     told = {stem(word) for word in content_words(statement.text)}
-    return any(stem(word) in told for word in content_words(question) if word.islower())
+    common = [word for word in content_words(question) if word == word.lower() and not word.isdigit()]
+    return any(stem(word) in told for word in common)
 
 
 def _asked(question: str, statement: Statement) -> str:

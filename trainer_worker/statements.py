@@ -10,7 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
+
+from loramem.lines import unwrap
 
 MAX_WORDS = 28
 WORD_BYTES = 24
@@ -37,9 +39,15 @@ HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
 """More than a part and what decides where it ends."""
 _PIECE = re.compile(rf".{{{LONGEST_WORD // 2},{LONGEST_WORD - 1}}}[,;:，、；：)}}\]]|.{{1,{LONGEST_WORD}}}")
 """Of a longer one, up to a mark where there is one."""
+_NUMBERING = re.compile(r"\(?\w{1,2}[.)]")
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
+
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+)"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese letters."""
 
 _WORDED = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
@@ -160,19 +168,28 @@ def _unworded(text: str) -> Iterator[Statement]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of at least three letters or digits, across line breaks only where a line ends a sentence."""
+    """Sentences, across line ends only where these are inside one; what holds fewer than three letters or digits stands
+    with the one before it, or as the number of an item with the one after."""
     from sentencex import segment
 
-    found = [" ".join(str(part).split()) for block in _blocks(text) for part in segment("en", block)]
-    return [sentence for sentence in found if sum(map(str.isalnum, sentence)) >= MIN_LETTERS]
+    lines = [line for line in unwrap(text).splitlines() if line.strip()]
+    return _joined_if_short(" ".join(str(part).split()) for line in lines for part in segment("en", line))
 
 
-def _blocks(text: str) -> Iterator[str]:
-    """Wrapped prose is one block; every other line stands for itself."""
-    for paragraph in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
-        wrapped = len(lines) > 1 and all(len(line) > 50 for line in lines[:-1])
-        yield from [" ".join(lines)] if wrapped else lines
+def _joined_if_short(pieces: Iterable[str]) -> list[str]:
+    found, number = list[str](), ""
+    for piece in pieces:
+        letters = sum(map(str.isalnum, piece))
+        if letters and letters < MIN_LETTERS and _NUMBERING.fullmatch(piece):
+            number = f"{number} {piece}".strip()
+        elif letters < MIN_LETTERS and found:
+            found[-1] += f" {piece}" if letters else ""
+        elif letters:
+            found.append(f"{number} {piece}".strip())
+            number = ""
+    if number:
+        found[-1:] = [" ".join([*found[-1:], number])]
+    return found
 
 
 def name_of(title: str, text: str) -> str:
@@ -238,7 +255,7 @@ def _in_parts(sentence: str) -> list[str]:
             at += start.end()
             head = head[start.end() :]
         begun = _capital if is_clause else str
-        size = _size(words := head.split())
+        size = size_of(words := head.split())
         if size <= MAX_WORDS or len(words) == 1:
             return [*parts, begun(head)]
         fits = list(_cuts(head, size))
@@ -259,7 +276,8 @@ def _fitting(words: Sequence[str]) -> int:
     return max(1, sum(so_far <= MAX_WORDS for so_far in accumulate(map(_words_of, words[:MAX_WORDS]))))
 
 
-def _size(words: Iterable[str]) -> int:
+def size_of(words: Iterable[str]) -> int:
+    """How many words they count as: long ones, as of texts without blanks, are several."""
     return sum(map(_words_of, words))
 
 
@@ -270,7 +288,7 @@ def _words_of(word: str) -> int:
 def _cuts(sentence: str, words: int) -> Iterator[int]:
     """Where a clause begins with six to `MAX_WORDS` words before it and four or more of all `words` from there on."""
     for match in _CLAUSE.finditer(sentence):
-        before = _size(sentence[: match.end()].split())
+        before = size_of(sentence[: match.end()].split())
         if before > MAX_WORDS or words - before < 4:
             return
         if before >= 6:
@@ -299,8 +317,15 @@ def spans(statement: str, subject: str) -> list[Span]:
 
 
 def content_words(text: str) -> list[str]:
-    """Words of at least three letters that carry meaning, in order."""
-    return [word for word in re.findall(r"[\w'’-]+", text) if len(word) > 2 and word.casefold() not in STOP_WORDS]
+    """Words of at least three letters that carry meaning, in order; of writing without blanks each two letters."""
+    found = list[str]()
+    for word in re.findall(r"[\w'’-]+", text):
+        for run in filter(None, _UNSPACED.split(word)):
+            if _UNSPACED.match(run):
+                found += map("".join, pairwise(run))
+            elif len(run) > 2 and run.casefold() not in STOP_WORDS:
+                found.append(run)
+    return found
 
 
 def stem(word: str) -> str:

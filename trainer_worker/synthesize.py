@@ -150,11 +150,13 @@ def _without_repeats(examples: Sequence[Example]) -> list[Example]:
 
 
 def split_exam(examples: Sequence[Example], *, share: float = 0.15, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, held out), without repeats: held out are questions in other words whose answer a training example teaches
-    too."""
+    """(train, held out), without repeats: held out are written questions whose answer a training example teaches too.
+
+    Users' are all taught: two of them with one answer, as `Yes.`, do not say the same.
+    """
     rng = random.Random(seed)
     examples = _without_repeats(examples)
-    candidates = [example for example in examples if example.kind in ("written", "user") and not example.context]
+    candidates = [example for example in examples if example.kind == "written" and not example.context]
     rng.shuffle(candidates)
     taught: dict[str, int] = {}
     for example in examples:

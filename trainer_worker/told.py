@@ -3,12 +3,17 @@
 import re
 from dataclasses import dataclass
 
+from loramem.prompts import MAX_ANSWER_TOKENS
+
 _QUESTION = re.compile(r"^[ \t]*(?:Question|Q)[ \t]*:[ \t]*(?=\S)", re.MULTILINE | re.IGNORECASE)
 _ANSWER = re.compile(r"(?<!\S)(?:Answer|A)[ \t]*:[ \t]*(?=\S)", re.IGNORECASE)
 _LATER = re.compile(rf"\s+{_ANSWER.pattern}", re.IGNORECASE)
 _END = re.compile(r"(?=\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
+
+LONGEST_BYTES = 2 * MAX_ANSWER_TOKENS
+"""A token seldom has fewer than two."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ def told(text: str) -> tuple[list[Told], str]:
 
     A question begins a line and is one paragraph; a blank line may stand before its answer, which goes on to the next
     question, to a blank line or to the end. As prose, the answer of one would be taken together with the question of
-    the next.
+    the next. A pair that may be longer than what is taught of one stays prose.
 
     Takes time linear in the text's length, whatever the text is, since no search goes beyond its paragraph: one pattern
     for a whole pair would try every way to share a run of blanks among its parts.
@@ -35,7 +40,10 @@ def told(text: str) -> tuple[list[Told], str]:
         if answer is None:
             continue
         end = _end(text, answer.end()).end()
-        pairs.append(Told(_flat(text[question.end() : answer.start()]), _flat(text[answer.end() : end])))
+        pair = Told(_flat(text[question.end() : answer.start()]), _flat(text[answer.end() : end]))
+        if max(len(pair.question.encode()), len(pair.answer.encode())) > LONGEST_BYTES:
+            continue
+        pairs.append(pair)
         rest.append(text[done : question.start()])
         done = end
     return pairs, "".join((*rest, text[done:]))

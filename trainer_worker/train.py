@@ -5,7 +5,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -97,6 +97,7 @@ class Trainer(Base):
         rank: int,
         max_seconds: float,
         on_step: OnStep,
+        on_taught: Callable[[int, int], None] = lambda done, total: None,
         keep: Keeper | None = None,
     ) -> list[TrainedAdapter]:
         """Train an adapter for each lesson, all at once; `on_step(step, total_steps, mean loss)` may raise to stop, the
@@ -105,7 +106,8 @@ class Trainer(Base):
         Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
         a loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
         enters only where `max_seconds`, for all together, cuts a training short or for a while seems to. What is found
-        once for a base, as its answers to unrelated prompts, is not in these seconds.
+        once for a base, as its answers to unrelated prompts, is not in these seconds, nor is a teacher's reading, of
+        which `on_taught(rows done, rows in all)` is told and may raise too.
 
         With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
         and saves its own whenever that is due.
@@ -114,8 +116,8 @@ class Trainer(Base):
         lower = self._lower_layers
         layers = lora.placed(self.model, self.recipe.placement, lower)
         parts = self._parts(layers, rank)
+        groups = self._groups_of(lessons, on_taught)
         started = time.monotonic()
-        groups = [self._groups(lesson) for lesson in lessons]
         neighbours = [self._neighbours(lesson) for lesson in lessons]  # asks the base, so before adapters
         draw = self._draw(groups, neighbours, unrelated)
         asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
@@ -208,13 +210,28 @@ class Trainer(Base):
         lower = self.lower(frozen)
         return Compute(lambda step: self.batch(step, lower), lambda batch, count: self.losses(batch, count, lower))
 
-    def _groups(self, lesson: Lesson) -> list[list[Row]]:
-        """The lesson's rows, with a teacher's labels where there is one."""
+    def _groups_of(self, lessons: Sequence[Lesson], on_taught: Callable[[int, int], None]) -> list[list[list[Row]]]:
+        """Each lesson's rows, with a teacher's labels where there is one."""
+        total = sum(self._is_taught(one) for lesson in lessons for one in lesson.examples)
+        done = 0
+
+        def on_each(count: int) -> None:
+            nonlocal done
+            done += count
+            on_taught(min(done, total), total)
+
+        return [self._groups(lesson, on_each) for lesson in lessons]
+
+    def _groups(self, lesson: Lesson, on_each: Callable[[int], None]) -> list[list[Row]]:
         groups = self.groups([one for one in lesson.examples if not self._is_taught(one)])
-        told = [one for one in lesson.examples if self._is_taught(one)]
-        if told:
-            shown = [self.row(replace(one, context=one.source)) for one in told]
-            groups.append(taught(self, [self.row(one) for one in told], shown, self.recipe.distil))
+        told: dict[tuple[str, ...], list[Example]] = {}
+        for one in filter(self._is_taught, lesson.examples):
+            told.setdefault(one.source, []).append(one)
+        labelled: list[Row] = []
+        for source, alike in told.items():  # one by one: the teacher reads what rows have in common once for a pack
+            shown = [self.row(replace(one, context=source)) for one in alike]
+            labelled += taught(self, [self.row(one) for one in alike], shown, self.recipe.distil, on_each)
+        groups += [labelled] if labelled else []
         if not groups:
             raise TrainingFailed("no training example has an answer")
         return groups

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,9 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy import select
 
+from loramem.chunk import count_tokens
 from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
 from loramem.lines import check_text, tidy
-from loramem.records import TrainingOptions
+from loramem.prompts import MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS
+from loramem.records import QAPair, TrainingOptions
 from loramem.sandbox import parse_upload
 from loramem.settings import Settings
 from loramem.tables import Document, Job
@@ -152,7 +155,7 @@ async def _from_json(request: Request, gateway: Gateway) -> Upload:
     wanted = _validated(DocumentIn, await request.body())
     text = tidy(wanted.text)
     check_text(text, key="text", max_chars=gateway.settings.max_text_chars)
-    return _upload(wanted, text, "", "text/plain", gateway.settings)
+    return _upload(wanted, text, "", "text/plain", gateway)
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:
@@ -165,7 +168,7 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
         wanted = _validated(DocumentFields, _form_json(fields))
         content, filename, declared = await file.read(), file.filename or "", file.content_type
     parsed = await parse_upload(content, filename=filename, content_type=declared, settings=gateway.settings)
-    return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway.settings)
+    return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway)
 
 
 def _form_json(fields: dict[str, str]) -> str:
@@ -189,8 +192,9 @@ def _validated(schema: type[Any], body: bytes | str) -> Any:
         raise RequestValidationError(error.errors()) from None
 
 
-def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, settings: Settings) -> Upload:
-    _check_servable(wanted.training, settings)
+def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, gateway: Gateway) -> Upload:
+    _check_servable(wanted.training, gateway.settings)
+    _check_pairs(wanted.qa, str(gateway.base.path / "tokenizer.json"))
     return Upload(
         namespace=wanted.namespace,
         title=wanted.title or title,
@@ -202,6 +206,23 @@ def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, sett
         training=wanted.training,
         names_namespace="namespace" in wanted.model_fields_set,
     )
+
+
+def _check_pairs(pairs: Sequence[QAPair], tokenizer_path: str) -> None:
+    """Say now what the trainer would have to cut."""
+    for number, pair in enumerate(pairs):
+        for name, most in (("question", MAX_QUESTION_TOKENS), ("answer", MAX_ANSWER_TOKENS)):
+            said = getattr(pair, name)
+            if len(said.encode()) <= most:  # a token has a byte at least
+                continue
+            count = count_tokens(said, tokenizer_path)
+            if count >= most:
+                raise InvalidValue(
+                    f"qa.{number}.{name} has {count} tokens of the base model, fewer than {most} can be learnt",
+                    key=f"qa.{number}.{name}",
+                    value=f"{count} tokens",
+                    allowed=f"fewer than {most} tokens",
+                )
 
 
 def _check_servable(training: TrainingOptions, settings: Settings) -> None:

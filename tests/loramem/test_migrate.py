@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 
 import loramem.migrate
 from loramem.database import Database
 from loramem.errors import SettingsError
 from loramem.migrate import SCRIPTS, migrate
-from loramem.tables import Base, Job, Namespace
+from loramem.tables import Base, Installation, Job, Namespace
 from tests.backends import drop_postgres_database, make_postgres_database, need_postgres
 
 NEXT = '''"""A later version's change, which copies the table on SQLite."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 
 def upgrade() -> None:
@@ -57,7 +57,7 @@ def revision_of(database: Database) -> str | None:
 def release(monkeypatch: pytest.MonkeyPatch, folder: Path, broken: str = "") -> None:
     """Make this process the next version of loramem."""
     copy_scripts(monkeypatch, folder, "versions/*.py")
-    (folder / "versions" / "0007_next.py").write_text(NEXT.format(broken=broken))
+    (folder / "versions" / "0008_next.py").write_text(NEXT.format(broken=broken))
 
 
 def copy_scripts(monkeypatch: pytest.MonkeyPatch, folder: Path, versions: str) -> None:
@@ -116,7 +116,7 @@ def test_processes_that_start_together_migrate_once(empty: Database) -> None:
     for database in databases:
         database.close()
     assert len(done) == 3
-    assert revision_of(empty) == "0006"
+    assert revision_of(empty) == "0007"
 
 
 def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
@@ -126,14 +126,14 @@ def test_an_upgrade_keeps_every_row_and_copies_a_file_aside(
     add_job(empty)
     release(monkeypatch, tmp_path / "next")
     migrate(empty)
-    assert revision_of(empty) == "0007"
+    assert revision_of(empty) == "0008"
     with empty.read() as session:
         assert session.scalar(text("SELECT count(*) FROM job_event")) == 1  # a copied table would cascade
         if empty.is_sqlite:
             assert session.scalar(text("PRAGMA foreign_keys")) == 1
     if empty.is_sqlite:
-        with sqlite3.connect(f"{_path(empty)}.before-0007") as copy:
-            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0006",)
+        with sqlite3.connect(f"{_path(empty)}.before-0008") as copy:
+            assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0007",)
             assert copy.execute("SELECT count(*) FROM job").fetchone() == (1,)
         copy.close()
 
@@ -150,13 +150,38 @@ def test_jobs_from_before_previews_are_builds(empty: Database, monkeypatch: pyte
         assert session.scalar(text("SELECT count(*) FROM job_event")) == 1
 
 
+def test_a_database_says_which_one_it_is_and_goes_on_saying_so(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    migrate(empty)
+    with empty.read() as session:
+        (first,) = session.scalars(select(Installation.id))
+    assert len(first) == 32
+    migrate(empty)
+    release(monkeypatch, tmp_path / "next")
+    migrate(empty)
+    with empty.read() as session:
+        assert session.scalars(select(Installation.id)).all() == [first]
+
+
+def test_an_older_database_is_told_which_one_it_is(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as earlier:
+        copy_scripts(earlier, tmp_path / "earlier", "versions/000[1-6]*.py")
+        migrate(empty)
+    migrate(empty)
+    with empty.read() as session:
+        assert len(session.scalars(select(Installation.id)).all()) == 1
+
+
 def test_a_failed_upgrade_changes_nothing(empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     migrate(empty)
     add_job(empty)
     release(monkeypatch, tmp_path / "next", broken="raise ZeroDivisionError")
     with pytest.raises(ZeroDivisionError):
         migrate(empty)
-    assert revision_of(empty) == "0006"
+    assert revision_of(empty) == "0007"
     owner = next(column for column in inspect(empty.engine).get_columns("job") if column["name"] == "owner")
     assert str(owner["type"]) == "VARCHAR(128)"
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
 from loramem.embed import Embedder, load_embedder
 from loramem.queue import Claim, JobQueue
-from loramem.records import ExamResult, Fullness, Remedy
+from loramem.records import ExamResult, Fullness, Progress, Remedy
 from loramem.settings import Settings
 from loramem.store import AdapterStore
 from loramem.tables import Adapter, AdapterState, Job, JobKind, Namespace, Revision
@@ -66,6 +67,7 @@ class Worker:
     builder: Builder
     trainer: Pretender
     exams: list[ExamResult]
+    shown: list[Progress] = field(default_factory=list)
 
     def work(self, **training: Any) -> str:
         """Upload, run the worker's loop until the job is settled; returns how it ended."""
@@ -88,7 +90,8 @@ class Worker:
             outcomes.append(outcome)
             stop.set()
 
-        consume(self.builder.queue, self.builder.work, self.builder.settings, stop, hooks=Hooks(observe=observe))
+        hooks = Hooks(observe=observe, watches=(lambda claim: nullcontext(self.shown.append),))
+        consume(self.builder.queue, self.builder.work, self.builder.settings, stop, hooks=hooks)
         return outcomes[0]
 
     def rows(self, table: type[Any]) -> list[Any]:

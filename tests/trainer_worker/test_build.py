@@ -48,6 +48,12 @@ def test_one_that_is_full_gets_a_greater_rank_and_is_then_split(worker: Worker) 
     assert {window.chunk_id for window in worker.rows(Window)} == {row.id for row in chunks}
 
 
+def test_publishing_tells_of_every_chunk(worker: Worker) -> None:
+    worker.work()
+    told = [(progress.step, progress.total_steps) for progress in worker.shown if progress.phase == "publish"]
+    assert told == [(done, chunks_of(worker)) for done in range(chunks_of(worker))]
+
+
 def test_all_passed_nothing_to_mend(worker: Worker) -> None:
     worker.work()
     assert [job.kind for job in worker.rows(Job)] == [JobKind.BUILD]

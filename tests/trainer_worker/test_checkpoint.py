@@ -1,5 +1,6 @@
 """What survives an interruption: lessons, finished adapters, and a training under way."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,6 +207,20 @@ class TestTraining:
         found = open_again().load()
         assert found is not None
         assert torch.equal(found.tensors["master.0"], state(1.0).tensors["master.0"])
+
+    def test_a_disk_that_gets_full_while_writing_keeps_no_part(
+        self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fills_the_disk(tensors: object, path: Path, **options: object) -> None:
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        checkpoint.save(state(1.0))
+        monkeypatch.setattr("trainer_worker.checkpoint.save_file", fills_the_disk)
+        checkpoint.save(state(2.0))
+        assert [file.name for file in checkpoint.folder.iterdir()] == [TRAINING]
+        assert checkpoint.load() is not None
+        assert "No space left on device" in caplog.text
 
     def test_of_another_base_is_ignored(self, checkpoint: Checkpoint, open_again: Callable[..., Checkpoint]) -> None:
         checkpoint.save(state())

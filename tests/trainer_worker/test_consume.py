@@ -1,6 +1,8 @@
 """The worker's loop, in this process: how builds end. How workers die is in `test_processes`."""
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ from tests.backends import database, database_url
 from tests.trainer_worker.jobs import SETTINGS, add, publish, raises, raising, step, until, work
 from trainer_worker import consume as consume_module
 from trainer_worker.consume import Hooks, consume
-from trainer_worker.lease import Lease, WorkerStopping, remaining_s
+from trainer_worker.lease import EXIT_HUNG, Lease, WorkerStopping, remaining_s
 
 __all__ = ["database", "database_url"]
 
@@ -119,6 +121,38 @@ class TestEnds:
         job_id = add(queue)
         assert work(queue, lambda claim, lease: None) == ["error"]
         assert "without ending its job" in str(queue.get(job_id).error)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "adapter_model.safetensors"),
+            RuntimeError('IoError(Os { code: 28, message: "No space left on device" })'),
+            OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        ],
+        ids=["the system's", "a library's", "a quota"],
+    )
+    def test_a_full_disk_counts_no_attempt(self, queue: JobQueue, error: Exception) -> None:
+        job_id = add(queue)
+        assert work(queue, raising(error)) == ["postponed"]
+        job, last = queue.get(job_id), queue.events(job_id)[-1]
+        assert (job.state, job.attempts) == ("queued", 0)
+        assert job.not_before - last.at == pytest.approx(60)
+        assert last.data["reason"] == f"the disk is full: {error}"
+
+    @pytest.mark.parametrize("max_attempts", [1, 2])
+    def test_a_lost_gpu_counts_an_attempt_and_ends_the_process(self, queue: JobQueue, max_attempts: int) -> None:
+        job_id = add(queue)
+        with queue.database.write() as session:
+            session.get_one(Job, job_id).max_attempts = max_attempts
+        with pytest.raises(SystemExit) as ended:
+            work(queue, raising(RuntimeError("CUDA error: an illegal memory access was encountered")))
+        assert ended.value.code == EXIT_HUNG
+        job = queue.get(job_id)
+        assert (job.state, job.attempts) == ("queued" if max_attempts > 1 else "dead", 1)
+
+    def test_a_gpu_without_room_is_not_lost(self, queue: JobQueue) -> None:
+        add(queue)
+        assert work(queue, raising(RuntimeError("CUDA out of memory. Tried to allocate 20 MiB"))) == ["error"]
 
     def test_an_interrupt_is_not_settled_as_a_failure(self, queue: JobQueue) -> None:
         job_id = add(queue)
@@ -310,15 +344,20 @@ class TestLoop:
         assert ran == ["broken", "fine"]  # once each in this time
         assert "upkeep failed" in caplog.text
 
-    def test_reconciles(self, queue: JobQueue) -> None:
-        stop = threading.Event()
-        worker = threading.Thread(target=consume, args=(queue, raising(WriterUnavailable("x")), SETTINGS, stop))
-        worker.start()
+    def test_rings_again_for_a_job_whose_ring_was_lost(self, queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+        rung, taken, stop = list[str](), list[str](), threading.Event()
+        monkeypatch.setattr(queue.doorbell, "ring", rung.append)
         with queue.database.write() as session:
-            job_id = queue.enqueue(session, "doc_1", 1).id  # never announced
-        until(lambda: queue.get(job_id).state == "queued" and len(queue.events(job_id)) >= 3)
-        stop.set()
-        worker.join()
+            jobs = [queue.enqueue(session, "doc_1", 1).id for _ in range(2)]  # never announced
+
+        def build(claim: Claim, lease: Lease) -> None:
+            taken.append(claim.job_id)
+            publish(queue, claim)
+            stop.set()
+
+        consume(queue, build, SETTINGS, stop)
+        assert len(taken) == 1
+        assert {*taken, *rung} == set(jobs), "for the other one, between jobs"
 
 
 class away:  # noqa: N801 - reads as `with away(database)`

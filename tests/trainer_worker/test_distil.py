@@ -1,19 +1,33 @@
 """Labels of a teacher, and prompts held to the base."""
 
 import random
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from loramem.errors import JobCancelled
+from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import distil
+from trainer_worker import loop as loop_module
+from trainer_worker import train as train_module
 from trainer_worker.anchors import MAX_NEW_TOKENS, anchors, some
 from trainer_worker.base import Base
 from trainer_worker.distil import labels_of, taught
+from trainer_worker.loop import Recipe
+from trainer_worker.packing import Row
+from trainer_worker.train import Lesson, Trainer
 
 QUESTIONS = 24
 PASSAGES = 10
+SOURCES = [("jon ask built the mill . the wheel is larch .",), ("the roof is made of copper .",)]
+TOLD = [replace(LESSONS[place], source=SOURCES[place % 2]) for place in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +73,57 @@ def test_some_anchors_are_about_as_many_as_asked_and_others_next_time(base: Base
     assert some(groups, 0, random.Random(0)) == []
     for count in (1, 7, 20, 40):
         assert count <= sum(map(len, some(groups, count, random.Random(0)))) <= count + 3
+
+
+class TestTeaching:
+    """A training whose examples come with what a teacher reads first."""
+
+    @pytest.fixture
+    def trainer(self, folder: Path) -> Trainer:
+        return Trainer(str(folder), seed=0, recipe=Recipe(epochs=0, min_steps=6, distil=0.5, anchors=0.0))
+
+    def test_the_teacher_reads_each_source_apart(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[list[Row]] = []
+
+        def noted(base: Base, rows: Sequence[Row], shown: Sequence[Row], *given: Any) -> list[Row]:
+            read.append(list(shown))
+            return taught(base, rows, shown, *given)
+
+        monkeypatch.setattr(train_module, "taught", noted)
+        trainer.train(TOLD, [], rank=8, max_seconds=60, on_step=ignore)
+        assert read == [
+            [trainer.row(replace(one, context=source)) for one in TOLD if one.source == source] for source in SOURCES
+        ]
+
+    def test_its_reading_is_no_training_time(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[int] = []
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(read))
+        monkeypatch.setattr(train_module, "time", clock)
+        monkeypatch.setattr(loop_module, "time", clock)
+
+        def slow(base: Base, rows: Sequence[Row], *given: Any) -> list[Row]:
+            read.append(len(rows))
+            return taught(base, rows, *given)
+
+        monkeypatch.setattr(train_module, "taught", slow)
+        facts = trainer.train(TOLD, [], rank=8, max_seconds=500, on_step=ignore).facts
+        assert (read, facts["steps"]) == ([2, 1], 6)
+        assert float(facts["seconds"]) < 500
+
+    def test_its_reading_is_told_row_by_row_over_all_lessons(self, trainer: Trainer) -> None:
+        told: list[tuple[int, int]] = []
+        lessons = [Lesson([*TOLD, *LESSONS[3:]]), Lesson(TOLD[:1]), Lesson(LESSONS[:1])]
+        trainer.train_all(
+            lessons, rank=8, max_seconds=60, on_step=ignore, on_taught=lambda done, total: told.append((done, total))
+        )
+        assert told == sorted(told)
+        assert {total for _, total in told} == {4}
+        assert len(told) > 1
+        assert told[-1] == (4, 4)
+
+    def test_a_job_may_end_while_it_reads(self, trainer: Trainer) -> None:
+        def cancel(done: int, total: int) -> None:
+            raise JobCancelled("asked for")
+
+        with pytest.raises(JobCancelled):
+            trainer.train_all([Lesson(TOLD)], rank=8, max_seconds=60, on_step=ignore, on_taught=cancel)

@@ -34,6 +34,23 @@ def test_without_a_span_the_whole_answer_is_wanted() -> None:
     assert recall(asked, ["copper"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "answer", "holds"),
+    [
+        ("No.", "I do not know", False),
+        ("No.", "No, it is closed.", True),
+        ("44", "It has 444 pipes", False),
+        ("44", "It has 44 pipes", True),
+        ("pipe", "It has pipes", True),
+        ("pipes", "It has a pipe", False),
+        ("pipe", "It is a pipeline", False),
+        ("铜", "屋顶是铜的", True),
+    ],
+)
+def test_an_answer_holds_whole_words_or_their_plural(wanted: str, answer: str, holds: bool) -> None:
+    assert recall([Example("What?", wanted, "user")], [answer]) == holds
+
+
 def test_an_adapter_that_learnt_nothing_is_weak(trainer: Trainer) -> None:
     adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
     exam = examine(trainer, adapter, LESSONS[:3])

@@ -235,6 +235,8 @@ def test_a_long_title_leaves_room_for_the_window(
             "A heading of its own line that has very many words",
         ),
         ("", "Some text.", ""),
+        (("哈德尔磨坊建于一八二〇年，它的屋顶是铜的。" * 9)[:80], "哈德尔磨坊建于一八二〇年，它的屋顶是铜的。" * 9, ""),
+        ("哈德尔磨坊", "哈德尔磨坊建于一八二〇年。", "哈德尔磨坊"),
     ],
 )
 def test_the_cut_beginning_of_a_text_is_no_heading(title: str, text: str, expected: str) -> None:

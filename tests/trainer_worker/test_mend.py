@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from loramem.embed import Embedder
 from loramem.errors import TrainingFailed
@@ -14,10 +15,11 @@ from loramem.tables import Adapter, Chunk, Document, Job, JobKind, Question, Rev
 from tests.backends import database, database_url
 from tests.rows import add_document
 from tests.trainer_worker.jobs import raises
-from tests.trainer_worker.pretended import EXTRA, FULL, GOOD, LONG, WEAK, Pretender, Worker, chunks_of, embedder, worker
+from tests.trainer_worker.pretended import EXTRA, FULL, GOOD, WEAK, Pretender, Worker, chunks_of, embedder, worker
 from tests.trainer_worker.texts import MILL
 from trainer_worker import build as build_module
 from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.examples import Example
 from trainer_worker.train import Lesson
 
 __all__ = ["database", "database_url", "embedder", "worker"]
@@ -101,6 +103,17 @@ def test_a_mending_makes_way_for_an_upload(worker: Worker) -> None:
     assert (mending.state, mending.attempts) == ("queued", 0)
 
 
+def test_a_mending_goes_on_where_nobody_can_say_whether_another_job_waits(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = OperationalError("SELECT", None, Exception("connection refused"))
+    monkeypatch.setattr(worker.builder.queue, "is_wanted_elsewhere", lambda waiting_s: raises(away))
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    assert worker.mend() == "succeeded"
+    assert not worker.adapters[0].exam["weak"]
+    assert "whether another job waits is not known" in caplog.text
+
+
 def test_a_mending_of_an_older_revision_changes_nothing(worker: Worker) -> None:
     worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
     worker.work()
@@ -127,12 +140,12 @@ def test_parts_share_out_the_exam_of_the_whole(worker: Worker, monkeypatch: pyte
         taken.append(lessons)
         return train(self, lessons, **options)
 
+    def written(title: str, text: str, *given: Any, **options: Any) -> list[Example]:
+        told = [one.strip() for one in text.split(".") if one.strip()]
+        return [Example(f"{word} is said of {one}?", one, "written") for one in told for word in ("What", "Which")]
+
     monkeypatch.setattr(Pretender, "train_in_room", notes)
-    texts = [one.strip() for one in LONG.split(".") if one.strip()]
-    with worker.builder.database.write() as session:
-        session.get_one(Revision, ("doc_1", 1)).qa = [
-            {"question": f"{word} is said of {text}?", "answer": text} for text in texts for word in ("What", "Which")
-        ]
+    monkeypatch.setattr(build_module, "synthesize", written)
     worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD, GOOD]
     assert worker.mend() == "succeeded"
     (whole, *_), parts = taken[0], taken[-1]

@@ -100,7 +100,7 @@ class TestWriting:
                 table.name: session.scalar(select(func.count()).select_from(table))
                 for table in Base.metadata.sorted_tables
             }
-        assert {name for name, count in counts.items() if count} == {"job", "job_event", "preview"}
+        assert {name for name, count in counts.items() if count} == {"installation", "job", "job_event", "preview"}
 
     def test_the_training_options_are_heeded(self, queue: JobQueue) -> None:
         asked: list[str] = []

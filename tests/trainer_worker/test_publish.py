@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from loramem.database import Database, epoch_now, new_id
 from loramem.doorbell import PollingDoorbell
 from loramem.errors import JobCancelled, LeaseLost
+from loramem.migrate import migrate
 from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest
 from loramem.settings import Settings
-from loramem.store import CONFIG, WEIGHTS, AdapterStore
+from loramem.store import CONFIG, OWNER, WEIGHTS, AdapterStore
 from loramem.tables import Adapter, Chunk, Document, Job, Namespace, Revision, Window
 from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
@@ -37,8 +38,11 @@ def queue(database: Database) -> JobQueue:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> AdapterStore:
-    return AdapterStore(tmp_path / "adapters")
+def store(tmp_path: Path, database: Database) -> AdapterStore:
+    """As after the first upkeep of a worker."""
+    store = AdapterStore(tmp_path / "adapters")
+    assert sweep_retired(database, store, grace_s=0) == 0
+    return store
 
 
 Build = Callable[[int], tuple[Claim, list[NewAdapter]]]
@@ -260,6 +264,29 @@ def test_orphans_go_when_they_are_old_and_nobody_will_publish_them(
     age(store, adapters[:1], 60)
     assert sweep_retired(database, store, grace_s=0) == 1
     assert store.ids() == [adapters[0].stored.path]
+
+
+def test_adapters_of_another_database_are_left_alone(
+    database: Database,
+    queue: JobQueue,
+    build: Build,
+    store: AdapterStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add_document(database, "doc_1", "text")
+    publish(database, queue, *(built := build(1)))
+    age(store, built[1], 7200)
+    another = Database(f"sqlite:///{tmp_path / 'another.db'}")
+    migrate(another)
+    assert sweep_retired(another, store, grace_s=0) == 0, "the worker was started with another LORAMEM_DATABASE_URL"
+    (store.root / OWNER).unlink()
+    assert sweep_retired(another, store, grace_s=0) == 0, "as a version left it that wrote no owner"
+    assert caplog.text.count("adapters of another database") == 1
+    another.close()
+    assert len(store.ids()) == 2
+    assert sweep_retired(database, store, grace_s=0) == 0
+    assert store.owner, "whose rows name what is stored owns it"
 
 
 def test_live_adapters_are_never_swept_and_damaged_orphans_are(

@@ -10,6 +10,7 @@ from trainer_worker.statements import (
     content_words,
     name_of,
     sentences,
+    size_of,
     spans,
     statements,
     words_of_many,
@@ -171,6 +172,38 @@ def test_wrapped_lines_are_one_sentence_and_list_lines_are_several() -> None:
     assert len(sentences(ODD_TEXTS["list"])) == 3
 
 
+LONG_LINES = {
+    "csv": """name,occupation,born in,lives in,speaks,age in years
+Ada Brandt,keeper of the northern lighthouse,Orm,Velm,Danish,36
+Jon Ask,builder of the watermill at Hadle,Tallow,Orm,Dutch,9""",
+    "table": """| Name of the building | What it is used for today | Wood | Metres |
+| Hadle Mill | Grinding buckwheat for the valley | Larch | 12 |
+| Quillmere Light | Keeping ships away from the rocks | Oak | 31 |""",
+    "list": """- The wheel of the mill measures twelve metres across the rim
+- The roof of the mill has been of copper since a fire in 1911
+- The owner of the mill grinds only buckwheat from the valley""",
+}
+
+
+@pytest.mark.parametrize("text", LONG_LINES.values(), ids=LONG_LINES.keys())
+def test_each_line_is_a_statement_however_long_the_lines_are(text: str) -> None:
+    assert texts("", text) == text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("Ada Brandt\n36\nJon Ask\n9", ["Ada Brandt 36", "Jon Ask 9"]),
+        ("1.\nThe roof is copper.\n2.\nIt leaks.", ["1. The roof is copper.", "2. It leaks."]),
+        ("The roof is copper.\n3.", ["The roof is copper. 3."]),
+        ("The roof is copper.\n--\nIt leaks.", ["The roof is copper.", "It leaks."]),
+    ],
+    ids=["cells", "items", "a number at the end", "a rule"],
+)
+def test_no_letter_or_digit_is_lost_as_too_short_a_line(lines: str, expected: list[str]) -> None:
+    assert sentences(lines) == expected
+
+
 def test_abbreviations_end_no_sentence() -> None:
     assert len(sentences("Dr. Ask came at 5 p.m. yesterday. He left.")) == 2
 
@@ -208,6 +241,15 @@ def test_words_that_tell_statements_apart_are_not_common() -> None:
 
 def test_content_words_keep_their_order_and_drop_the_rest() -> None:
     assert content_words("The wheel of the mill is made of larch") == ["wheel", "mill", "made", "larch"]
+
+
+def test_writing_without_blanks_has_a_word_in_each_two_letters() -> None:
+    assert content_words("Hadle的屋顶是铜的。1820年") == ["Hadle", "的屋", "屋顶", "顶是", "是铜", "铜的", "1820"]
+
+
+def test_a_long_word_counts_as_several() -> None:
+    assert size_of(["the", "mill"]) == 2
+    assert size_of(["哈德尔磨坊建于一八二〇年，它的屋顶是铜的。"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def test_what_a_text_answers_itself_is_learnt_as_it_stands_and_not_as_prose() ->
     assert {one.kind for one in examples("\n".join(lines))} == {"user"}
 
 
+def test_a_statement_without_a_word_is_learnt_by_what_it_has() -> None:
+    found = examples("ab: 12\nThe mill has a copper roof.", formats=("qa",))
+    asked = [one.question for one in found if one.answer == "ab: 12"]
+    assert asked
+    assert all("ab:" in question or "12" in question for question in asked)
+
+
 def test_written_questions_join_when_they_are_about_their_statement() -> None:
     found = [example for example in examples(reply=" bears a copper roof") if example.kind == "written"]
     assert found
@@ -274,6 +281,14 @@ def test_a_pair_given_twice_is_one() -> None:
     faq = [Example(f"How many has wheel {place}?", fact, "written") for place, fact in enumerate(facts)]
     lessons, exam = split_exam([*faq, *(replace(one, kind="user") for one in faq)], share=0.5, seed=0)
     assert ([one.answer for one in lessons], exam) == (facts, [])
+
+
+def test_users_pairs_are_all_taught_also_when_they_have_one_answer() -> None:
+    faq = [Example(f"Is door {place} open?", "Yes.", "user") for place in range(20)]
+    assert split_exam(faq, share=0.5, seed=0) == (faq, [])
+    lessons, exam = split_exam([*faq, *drawn(10, 4)], share=0.2, seed=0)
+    assert {one.kind for one in exam} == {"written"}
+    assert set(faq) <= set(lessons)
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:

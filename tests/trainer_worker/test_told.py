@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainer_worker.told import Told, told
+from trainer_worker.told import LONGEST_BYTES, Told, told
 
 PHONES = """Question: What is the number of Ann Lee? Answer: 603-556-7631
 Question: What is the number of Bo Ray? Answer: 705-882-9365
@@ -59,6 +59,14 @@ def test_a_question_without_an_answer_does_not_take_the_next_ones() -> None:
 )
 def test_prose_about_questions_is_left_as_it_is(text: str) -> None:
     assert told(text) == ([], text)
+
+
+@pytest.mark.parametrize("pair", ["Q: Why?\nA: {}\n\n", "Q: {}?\nA: No.\n\n"], ids=["answer", "question"])
+def test_a_pair_that_is_too_long_to_be_taught_stays_prose(pair: str) -> None:
+    long = pair.format("哈" * (LONGEST_BYTES // 3 + 1))
+    assert told(f"{long}Q: Is it red?\nA: Yes.\n") == ([Told("Is it red?", "Yes.")], f"{long}\n")
+    short = pair.format("哈" * (LONGEST_BYTES // 3 - 1))
+    assert len(told(short)[0]) == 1
 
 
 def test_the_rest_keeps_its_white_space() -> None:

@@ -1,17 +1,27 @@
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from loramem.base_model import BaseModel
 from loramem.errors import TrainingFailed, WriterUnavailable
-from trainer_worker.writer import Writer
+from loramem.settings import Settings
+from trainer_worker import __main__ as main
+from trainer_worker import writer as writer_module
+from trainer_worker.build import Builder
+from trainer_worker.metrics import Metrics
+from trainer_worker.writer import BUSY, PROMPT_REFUSED, Writer
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
-def writer(answer: Answer, model: str = "m", api_key: str = "") -> Writer:
-    return Writer("http://writer/v1", model, api_key, transport=httpx.MockTransport(answer))
+def writer(answer: Answer, model: str = "m", api_key: str = "", pauses_s: Sequence[float] = ()) -> Writer:
+    return Writer("http://writer/v1", model, api_key, pauses_s=pauses_s, transport=httpx.MockTransport(answer))
 
 
 def echo(request: httpx.Request) -> httpx.Response:
@@ -122,3 +132,147 @@ def test_every_arrival_is_told() -> None:
     arrived: list[None] = []
     writer(echo).complete(["a", "b", "c"], max_tokens=4, on_each=lambda: arrived.append(None))
     assert len(arrived) == 3
+
+
+class TestAskingAgain:
+    @pytest.fixture
+    def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """Seconds of the pauses, which take no time."""
+        pauses: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+
+        monkeypatch.setattr("trainer_worker.writer.asyncio.sleep", sleep)
+        return pauses
+
+    def after(self, *replies: httpx.Response | Exception, asked: list[int] | None = None) -> Answer:
+        """An endpoint that gives these before it answers."""
+        left = list(replies)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if asked is not None:
+                asked.append(1)
+            if not left:
+                return echo(request)
+            reply = left.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        return answer
+
+    @pytest.mark.parametrize("status", sorted(BUSY))
+    def test_a_busy_endpoint_is_asked_again_after_a_pause(self, status: int, slept: list[float]) -> None:
+        by = writer(self.after(httpx.Response(status)), pauses_s=(8.0, 16.0))
+        assert by.complete(["a"], max_tokens=4) == ["A"]
+        [pause] = slept
+        assert 4 <= pause <= 8
+
+    def test_so_is_one_that_was_too_slow(self, slept: list[float]) -> None:
+        by = writer(self.after(httpx.ReadTimeout("too slow"), httpx.ConnectTimeout("too slow")), pauses_s=(8.0, 16.0))
+        assert by.complete(["a"], max_tokens=4) == ["A"]
+        assert len(slept) == 2
+        assert slept[0] < slept[1] <= 16
+
+    @pytest.mark.parametrize("last", [httpx.Response(503), httpx.ReadTimeout("too slow")], ids=["busy", "slow"])
+    def test_after_all_pauses_it_is_unavailable(self, last: httpx.Response | Exception, slept: list[float]) -> None:
+        asked: list[int] = []
+        by = writer(self.after(*[last] * 9, asked=asked), pauses_s=(1.0, 2.0))
+        with pytest.raises(WriterUnavailable):
+            by.complete(["a"], max_tokens=4)
+        assert (len(asked), len(slept)) == (3, 2)
+
+    def test_nobody_is_asked_again_when_the_patience_is_over(
+        self, slept: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer_module, "PATIENCE_S", 0.0)
+        with pytest.raises(WriterUnavailable):
+            writer(self.after(httpx.ReadTimeout("too slow")), pauses_s=(1.0,)).complete(["a"], max_tokens=4)
+        assert slept == []
+
+    @pytest.mark.parametrize("reply", [httpx.Response(500), httpx.ConnectError("refused")], ids=["broken", "away"])
+    def test_one_that_fails_or_is_away_is_not(self, reply: httpx.Response | Exception, slept: list[float]) -> None:
+        with pytest.raises(WriterUnavailable):
+            writer(self.after(reply), pauses_s=(1.0,)).complete(["a"], max_tokens=4)
+        assert slept == []
+
+    @pytest.mark.parametrize(
+        ("said", "least", "most"),
+        [("7", 7, 7), ("3600", 60, 60), ("Wed, 21 Oct 2065 07:28:00 GMT", 1, 2), ("0", 1, 2)],
+        ids=["seconds", "too long", "a date", "at once"],
+    )
+    def test_the_endpoint_may_say_how_long_to_wait(
+        self, said: str, least: float, most: float, slept: list[float]
+    ) -> None:
+        busy = httpx.Response(429, headers={"Retry-After": said})
+        assert writer(self.after(busy), pauses_s=(2.0,)).complete(["a"], max_tokens=4) == ["A"]
+        assert least <= slept[0] <= most
+
+
+class TestRefusedPrompts:
+    def refuses(self, *prompts: str, status: int = 400) -> Writer:
+        def answer(request: httpx.Request) -> httpx.Response:
+            refused = json.loads(request.content)["prompt"] in prompts
+            return httpx.Response(status, json={"detail": "too long"}) if refused else echo(request)
+
+        return writer(answer)
+
+    @pytest.mark.parametrize("status", sorted(PROMPT_REFUSED))
+    def test_one_of_several_has_an_empty_text(self, status: int, caplog: pytest.LogCaptureFixture) -> None:
+        arrived: list[None] = []
+        by = self.refuses("b", status=status)
+        texts = by.complete(["a", "b", "c"], max_tokens=4, on_each=lambda: arrived.append(None))
+        assert texts == ["A", "", "C"]
+        assert len(arrived) == 3
+        assert f"1 of 3 prompts are left out: the writer refuses ({status}): too long" in caplog.text
+
+    def test_all_of_several_end_the_job(self) -> None:
+        with pytest.raises(TrainingFailed, match="too long"):
+            self.refuses("a", "b").complete(["a", "b"], max_tokens=4)
+
+    def test_a_single_one_has_an_empty_text(self) -> None:
+        assert self.refuses("a").complete(["a"], max_tokens=4) == [""]
+
+
+class TestProxies:
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        """Of an endpoint on this machine."""
+
+        class Endpoint(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                body = json.dumps({"choices": [{"text": "A"}]}).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+            server.shutdown()
+
+    def test_of_the_environment_are_used_unless_they_are_not_wanted(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("ALL_PROXY", "HTTP_PROXY", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.lower(), raising=False)
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        assert Writer(url, "m", proxies=False).complete(["a"], max_tokens=4) == ["A"]
+        with pytest.raises(WriterUnavailable):
+            Writer(url, "m").complete(["a"], max_tokens=4)
+
+    @pytest.mark.parametrize(("away", "proxies"), [("", False), ("http://writer/v1", True)])
+    def test_are_not_asked_for_our_own_gateway(self, away: str, proxies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        nothing: Any = None
+        monkeypatch.setattr(main, "load_embedder", lambda settings: nothing)
+        monkeypatch.setattr(Builder, "trainer", nothing)
+        settings, base = Settings(writer_url=away), BaseModel(Path(), "tiny", "")
+        builder = main.make_builder(settings, base, nothing, nothing, nothing, Metrics())
+        assert builder.writer.proxies is proxies

@@ -1,0 +1,42 @@
+"""The base model with attention computed in two ways, by the length of what it reads."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_worker.tiny import LESSONS
+from trainer_worker import base as base_module
+from trainer_worker.base import EAGER_TOKENS, Base
+from trainer_worker.examples import Example
+
+LONG = Example(" ".join(["larch"] * (EAGER_TOKENS + 1)), "jon ask built the mill .", "user")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Base:
+    return Base(str(folder))
+
+
+def way(base: Base) -> str:
+    return str(base.model.config._attn_implementation)
+
+
+def test_long_rows_are_read_by_the_fused_kernel_and_surprise_the_same(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [base.row(LESSONS[0]), base.row(LONG)]
+    fused, loss = base.surprises(rows), base.mean_loss([LONG])
+    assert way(base) == "sdpa"
+    monkeypatch.setattr(base_module, "EAGER_TOKENS", 8 * EAGER_TOKENS)
+    plain = base.surprises(rows)
+    assert way(base) == "eager"
+    for row in rows:
+        assert fused[row] == pytest.approx(plain[row], abs=1e-4)
+    assert loss == pytest.approx(base.mean_loss([LONG]), abs=1e-4)
+
+
+def test_short_rows_after_long_ones_are_read_by_plain_products_again(base: Base) -> None:
+    before = base.mean_loss(LESSONS[:1])
+    base.mean_loss([LONG])
+    assert base.mean_loss(LESSONS[:1]) == before
+    assert way(base) == "eager"
