@@ -41,12 +41,14 @@ step() { # WHAT COMMAND...: says what it does and how long it took
 }
 
 find_python() {
-  local candidate version without_venv=
+  local candidate version without_venv= least=11
   local candidates=(python3.11 python3.12 python3.13 python3)
-  [[ $profile == gpu ]] && candidates=(python3.12 python3.11 python3.13 python3)
+  if [[ $profile == gpu ]]; then # as its lock has it
+    candidates=(python3.12 python3.13 python3) least=12
+  fi
   [[ -n ${PYTHON:-} ]] && candidates=("$PYTHON")
   for candidate in "${candidates[@]}"; do
-    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null) || continue
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, int(sys.argv[1])))' "$least" 2>/dev/null) || continue
     if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
       echo "$candidate"
       return
@@ -56,7 +58,7 @@ find_python() {
   if [[ -n $without_venv ]]; then
     fail "Python $without_venv is here, but not its venv module. On Debian or Ubuntu: apt-get install python$without_venv-venv"
   fi
-  fail "no Python 3.11 or newer among: ${candidates[*]}. Install one, or name it: PYTHON=/path/to/python3.11 make run"
+  fail "no Python 3.$least or newer among: ${candidates[*]}. Install one, or name it: PYTHON=/path/to/python3.$least make run"
 }
 
 make_venv() {

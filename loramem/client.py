@@ -16,6 +16,7 @@
 Not covered: the OpenAI-compatible routes, for which any OpenAI client does.
 """
 
+import ipaddress
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,10 @@ class Event:
 
 
 class Client:
-    """Synchronous; one connection pool. Every method raises `ClientError`. `namespace` holds for every call."""
+    """Synchronous; one connection pool. Every method raises `ClientError`. `namespace` holds for every call.
+
+    A server on this machine is asked directly, any other by the proxy that the environment names.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Client:
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=10),
             transport=transport,
+            trust_env=not _is_this_machine(url),
         )
 
     def __enter__(self) -> Self:
@@ -135,7 +140,7 @@ class Client:
                     yield event
                 if ended:
                     return
-            except Unreachable:
+            except (Unreachable, ServerFailed):  # as of a proxy whose server restarts, or while the database is away
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > patience_s:
                     raise
@@ -194,6 +199,14 @@ class Client:
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise Unreachable(f"no answer from {self._http.base_url}: {reason}") from error
+
+
+def _is_this_machine(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def read_events(pieces: Iterable[str]) -> Iterator[Event]:

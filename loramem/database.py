@@ -25,6 +25,15 @@ IDLE_IN_WRITE_S = 10.0
 milliseconds and wait for nobody."""
 IDLE_IN_READ_S = 600.0
 """The same for one that reads, and may wait until a large namespace's index is built."""
+VANISHED = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's: a PostgreSQL that is gone without a word, as behind a firewall, is known to be after half a minute and not
+after the system's hours. What the URL says wins."""
 _IDLE = "idle_in_transaction_session_timeout"
 
 
@@ -74,7 +83,14 @@ class Database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self.is_sqlite else {"pool_pre_ping": True}
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": 30}}
+            if self.is_sqlite
+            else {
+                "connect_args": {key: value for key, value in VANISHED.items() if key not in parsed.query},
+                "pool_pre_ping": True,
+            }
+        )
         self.engine: Engine = create_engine(parsed, hide_parameters=True, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
         if self.is_sqlite:

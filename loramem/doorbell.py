@@ -25,6 +25,7 @@ STREAM = "loramem:jobs"
 GROUP = "workers"
 MAX_ENTRIES = 1000  # more unread rings than that wake nobody who is not already awake
 BACKOFF_S = (0.1, 5.0)  # first and longest wait before a lost Redis is tried again
+RING_S = 0.5  # for a ring, which an upload waits for
 TIMEOUT_S = 5.0  # for one command; a blocking read stays below it
 Answer = list[tuple[bytes, list[tuple[bytes, object]]]]  # of XREADGROUP in RESP2: entries per stream
 SCHEMES = ("redis://", "rediss://", "unix://")
@@ -66,14 +67,10 @@ class RedisDoorbell:
     """One Redis stream with one consumer group: each ring wakes one of all waiting workers."""
 
     def __init__(self, url: str) -> None:
-        # No retry inside redis-py: a gateway must not wait seconds for a doorbell that is down.
-        options: dict[str, Any] = {
-            "socket_timeout": TIMEOUT_S,
-            "socket_connect_timeout": 1.0,
-            "retry": Retry(NoBackoff(), 1),
-            "protocol": 2,
-        }
-        self._redis: Redis = Redis.from_url(url, **options)
+        options: dict[str, Any] = {"socket_connect_timeout": 1.0, "protocol": 2}
+        once = {"socket_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 1)}
+        self._redis: Redis = Redis.from_url(url, **options, **once)
+        self._ringing: Redis = Redis.from_url(url, **options, socket_timeout=RING_S, retry=Retry(NoBackoff(), 1))
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
         self._lock = threading.Lock()
         self._ready = False
@@ -85,7 +82,7 @@ class RedisDoorbell:
         if time.monotonic() < self._retry_at:
             return False
         try:
-            self._redis.xadd(STREAM, {"job": job_id}, maxlen=MAX_ENTRIES, approximate=False)
+            self._ringing.xadd(STREAM, {"job": job_id}, maxlen=MAX_ENTRIES, approximate=False)
         except RedisError as error:
             self._lost(error)
             return False
@@ -110,6 +107,7 @@ class RedisDoorbell:
         self._closed.set()
         self._retry_at = float("inf")
         self._redis.close()
+        self._ringing.close()
 
     def _read(self, timeout_s: float) -> None:
         # NOACK: what is read is never claimed back, so nothing is left pending by a worker that dies right here.

@@ -8,6 +8,7 @@ and keys, do not belong in a log: libraries that would print them at `debug` sta
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ CONFIDING_LOGGERS = ("httpcore", "httpx", "openai", "python_multipart", "urllib3
 CHATTY_LOGGERS = ("alembic", "sentence_transformers")
 """Libraries whose `info` tells nothing that our own lines do not."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _bound: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("bound_ids", default=())
 
 
@@ -47,7 +49,7 @@ def bound_ids() -> dict[str, str]:
 
 
 class LineFormatter(logging.Formatter):
-    """Time in UTC with milliseconds, level, role, ids, logger, message; line breaks in the message are escaped."""
+    """Time in UTC with milliseconds, level, role, ids, logger, and message, whose control characters are escaped."""
 
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         head = self._head(record)
-        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
+        message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.getMessage())
         lines = [f"{head} {record.name}: {message}"]
         if record.exc_info:
             lines += [f"{head} | {line}" for line in self.formatException(record.exc_info).splitlines()]

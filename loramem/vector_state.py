@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from pydantic import ValidationError
 
-from loramem.durable import replace_durably, sync_file, sync_folder
+from loramem.durable import removed_on_failure, replace_durably, sync_file, sync_folder
 from loramem.records import Record
 from loramem.vector_set import Block, Group, VectorSet
 
@@ -143,11 +143,12 @@ class Snapshots:
         if known is not None and known.file.startswith(f"{name}-") and (folder / known.file).exists():
             return known
         temporary = folder / f"{name}.tmp"
-        faiss.write_index(block.index, str(temporary))
-        sync_file(temporary)
-        digest = _sha256(temporary)
-        saved = SnapshotBlock(file=f"{name}-{digest[:32]}.faiss", sha256=digest, groups=_table(block.groups))
-        temporary.replace(folder / saved.file)
+        with removed_on_failure(temporary):
+            faiss.write_index(block.index, str(temporary))
+            sync_file(temporary)
+            digest = _sha256(temporary)
+            saved = SnapshotBlock(file=f"{name}-{digest[:32]}.faiss", sha256=digest, groups=_table(block.groups))
+            temporary.replace(folder / saved.file)
         sync_folder(folder)
         self._on_disk[block] = saved
         return saved

@@ -15,13 +15,15 @@ from server.context import PromptBuilder
 from server.decide import decide, refuse
 from server.drafts import Drafts
 from server.engine.engine import Engine, Sampling
+from server.follow_up import with_what_it_points_to
 from server.generate import Generation, generate
 from server.merge import Merger
-from server.readiness import check_ready
+from server.readiness import check_ready, unread
 from server.route import Router, priors
 from server.select import Opener, check_slots, select
 from server.tasks import beside
 
+UNSURE = frozenset({"weak", "none"})
 EMPTY_ROUTE = Route((), (), {}, {}, {})
 
 
@@ -81,9 +83,21 @@ class Answerer:
     def _route(self, ask: Ask) -> tuple[Route, Decision]:
         if ask.mode == "base":
             return EMPTY_ROUTE, decide(ask, EMPTY_ROUTE)
+        route = self._routed(ask)
+        decision = decide(ask, route)
+        check_ready(self.database, ask, route, decision.mode)
+        check_slots(replace(ask, mode=decision.mode), route, self.engine.slots)
+        if decision.refuses:
+            decision = replace(decision, unread=unread(self.database, ask.namespace))
+        return route, decision
+
+    def _routed(self, ask: Ask) -> Route:
+        """By the question; where little or nothing speaks for the best of that and it points back to what was asked
+        before it, by both, if more speaks for the best of those.
+        """
         at_most = self.engine.slots if ask.compose == "select" else MOST
-        route = self.router.route(
-            ask.question,
+        route = partial(
+            self.router.route,
             namespace=ask.namespace,
             document_ids=ask.document_ids,
             metadata=ask.metadata,
@@ -91,10 +105,13 @@ class Answerer:
             at_most=at_most,
             with_passages=ask.mode != "lora",
         )
-        decision = decide(ask, route)
-        check_ready(self.database, ask, route, decision.mode)
-        check_slots(replace(ask, mode=decision.mode), route, self.engine.slots)
-        return route, decision
+        alone = route(ask.question)
+        if alone.choice.confidence not in UNSURE or not (whole := with_what_it_points_to(ask.question, ask.history)):
+            return alone
+        together = route(whole)
+        better = together if together.best > alone.best else alone
+        timings = {stage: ms + together.timings_ms[stage] for stage, ms in alone.timings_ms.items()}
+        return replace(better, timings_ms=timings)
 
     async def _prompt(self, ask: Ask, route: Route) -> Prompt:
         with tracing.span("prompt"):

@@ -80,11 +80,13 @@ NO_CHOICE = Choice("none", 0, 1.0, "nothing is stored")
 
 @dataclass(frozen=True)
 class Decision:
-    """The mode that answers, and why; `refuses`: nothing stored is about the question, so nothing answers it."""
+    """The mode that answers, and why; `refuses`: nothing stored is about the question, so nothing answers it.
+    `unread`: of the namespace's documents, how many are still to be read then."""
 
     mode: Mode
     choice: Choice | None = None
     refuses: bool = False
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ class Route:
     timings_ms: Mapping[str, float]
     choice: Choice = NO_CHOICE
     chosen: tuple[str, ...] | None = None
+
+    @property
+    def best(self) -> float:
+        """The best score of a document; 0 where none was found."""
+        return max(self.documents.values(), default=0.0)
 
 
 @dataclass(frozen=True)

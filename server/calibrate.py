@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Row, select
 
-from loramem.embed import Embedder
+from loramem.embed import EMBEDDED_NAME, Embedder
 from loramem.tables import Adapter, AdapterState, Question
 from loramem.vector_state import NEVER
 from loramem.vectors import VectorIndex, View
@@ -69,7 +69,7 @@ class Calibrations:
     def _learnt(self, namespace: str, view: View) -> _Calibration:
         started = time.perf_counter()
         observed = [self._observe(namespace, view, row) for row in self._held_out(namespace, view)]
-        thresholds = calibrated(observed)
+        thresholds = calibrated(observed, embedded=self._embedder.name == EMBEDDED_NAME)
         log.info(
             "namespace %s: one adapter with a lead of %.0f %%, relevant from %.2f, learnt from %d questions in %.1f s",
             namespace,

@@ -21,7 +21,10 @@ MARGINS = tuple(step / 100 for step in range(5, 31))
 UNANSWERED = 0.95
 """Share of the questions without an answer that are to be known as such."""
 RELEVANT = (0.22, 0.26)
-"""Where the least relevant score may lie: held-out questions are not users' questions, so they do not decide alone."""
+"""Where the least relevant score may lie with the embedded embedder: held-out questions are not users' questions, so
+they do not decide alone. Another's cosines may all be higher: with that they decide, up to what all but
+`STILL_FOUND` of them score in their own adapter."""
+STILL_FOUND = 0.95
 STRONG_BY = 0.05
 """Above the least relevant score."""
 ENOUGH = 20
@@ -69,11 +72,14 @@ def choose(scores: Sequence[float], thresholds: Thresholds = DEFAULTS, *, untrai
     return Choice("unsure", count, margin, f"{count} are within {thresholds.margin:.0%} of the best score")
 
 
-def calibrated(observed: Sequence[Observed]) -> Thresholds:
-    """From held-out questions of one namespace; the defaults where these are too few to tell."""
+def calibrated(observed: Sequence[Observed], *, embedded: bool = True) -> Thresholds:
+    """From held-out questions of one namespace; the defaults where these are too few to tell. `embedded`: the scores
+    are of the embedder that the bounds were measured with.
+    """
     if len(observed) < ENOUGH:
         return DEFAULTS
-    relevant = _relevant([one.elsewhere for one in observed if one.elsewhere is not None])
+    bounds = RELEVANT if embedded else (0.0, _still_found(observed))
+    relevant = _relevant([one.elsewhere for one in observed if one.elsewhere is not None], bounds)
     return Thresholds(_least_margin(observed), relevant, relevant + STRONG_BY, len(observed))
 
 
@@ -85,11 +91,16 @@ def _least_margin(observed: Sequence[Observed]) -> float:
     return MARGINS[-1]
 
 
-def _relevant(elsewhere: Sequence[float]) -> float:
+def _still_found(observed: Sequence[Observed]) -> float:
+    right = sorted((one.scores[one.right] for one in observed if one.right is not None), reverse=True)
+    return right[min(len(right) - 1, math.floor(STILL_FOUND * len(right)))] if right else RELEVANT[1]
+
+
+def _relevant(elsewhere: Sequence[float], bounds: tuple[float, float]) -> float:
     if len(elsewhere) < ENOUGH:
         return DEFAULTS.relevant
     ranked = sorted(elsewhere)
-    least, most = RELEVANT
+    least, most = bounds
     above = min(len(ranked) - 1, math.ceil(UNANSWERED * len(ranked)))  # as many lie below this one
     return min(most, max(least, ranked[above]))
 

@@ -37,9 +37,7 @@ class PromptBuilder:
     def build(self, ask: Ask, route: Route) -> Prompt:
         """Raises `WindowExceeded` with the numbers when prompt and answer do not fit and `truncate` is not set."""
         if ask.context_kind == "rag":
-            passages = self._within_budget(route.passages)
-            messages = prompts.with_passages(ask.question, [passage.text for passage in passages])
-            return self._fitting(ask, messages, tuple(_span(passage) for passage in passages))
+            return self._with_passages(ask, self._within_budget(route.passages))
         if ask.context_kind == "icl":
             return self._with_documents(ask, self._read(_wanted_documents(ask, route), route))
         messages = prompts.closed_book(ask.question) if ask.mode != "base" else _plain(ask.question)
@@ -50,17 +48,29 @@ class PromptBuilder:
         way_out = "shorten the prompt or ask for fewer max_tokens"
         return self._checked(self._engine.encode(text), sampling, (), "prompt", way_out)
 
+    def _with_passages(self, ask: Ask, passages: Sequence[Passage]) -> Prompt:
+        """As many of the passages, best first, as the window has room for, at least one; in reading order."""
+        best_first = list(dict.fromkeys(passage.document_id for passage in passages))
+        for count in range(len(passages), 0, -1):
+            some = sorted(passages[:count], key=lambda one: (best_first.index(one.document_id), one.start))
+            messages = prompts.with_passages(ask.question, [passage.text for passage in some])
+            if count == 1 or len(self._encode(ask, messages)) + ask.sampling.max_tokens <= self._window:
+                return self._fitting(ask, messages, tuple(_span(passage) for passage in some))
+        return self._fitting(ask, prompts.with_passages(ask.question, ()), ())
+
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
-        """The best passages up to the budget (at least one), put back into reading order."""
-        chosen: list[Passage] = []
+        """The best passages up to the budget (at least one), best first; of those that say the same the first."""
+        chosen: dict[str, Passage] = {}
         left = self._rag_tokens
         for passage in passages:
+            said = " ".join(passage.text.split())
+            if said in chosen:
+                continue
             left -= len(self._engine.encode(passage.text))
             if left < 0 and chosen:
                 break
-            chosen.append(passage)
-        best_first = list(dict.fromkeys(passage.document_id for passage in chosen))
-        return sorted(chosen, key=lambda passage: (best_first.index(passage.document_id), passage.start))
+            chosen[said] = passage
+        return list(chosen.values())
 
     def _with_documents(self, ask: Ask, texts: Sequence[FullText]) -> Prompt:
         room = self._window - ask.sampling.max_tokens

@@ -8,6 +8,7 @@ from server.ask import Ask, Confidence, Decision, Done, Event, Route, Routed, To
 
 UNKNOWN = "I do not know: nothing stored is about this."
 """Not generated: a small model that is told to say so goes on to invent (decision 0014)."""
+NOT_READ = "I do not know: nothing read so far is about this, and {unread} more {documents} to be read."
 MODES: Mapping[Confidence, Mode] = {
     "confident": "lora",
     "unsure": "lora",
@@ -21,11 +22,12 @@ def decide(ask: Ask, route: Route) -> Decision:
     """The mode asked for; of `auto`, the one that the route calls for."""
     if ask.mode == "base":
         return Decision("base")
-    if ask.mode != "auto":
-        return Decision(ask.mode, route.choice)
     choice = route.choice
-    if choice.confidence in ("confident", "unsure") and any(adapter.weak for adapter in route.adapters):
+    failed = any(adapter.weak for adapter in route.adapters)
+    if failed and choice.confidence in ("confident", "unsure") and ask.mode not in ("rag", "icl"):
         choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but an adapter failed its exam")
+    if ask.mode != "auto":
+        return Decision(ask.mode, choice)
     if choice.confidence == "none" and route.chosen is not None:
         choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but its documents were chosen")
         return Decision("hybrid" if route.adapters else "rag", choice)
@@ -33,7 +35,8 @@ def decide(ask: Ask, route: Route) -> Decision:
 
 
 async def refuse(decision: Decision, timings_ms: Mapping[str, float]) -> AsyncGenerator[Event, None]:
-    """Say that nothing is known; events as of an answer."""
+    """Say that nothing is known, or not yet; events as of an answer."""
+    documents = "document is" if decision.unread == 1 else "documents are"
     yield Routed(decision)
-    yield Token(UNKNOWN)
+    yield Token(NOT_READ.format(unread=decision.unread, documents=documents) if decision.unread else UNKNOWN)
     yield Done("stop", 0, 0, timings_ms)

@@ -61,7 +61,10 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop)
-        await asyncio.to_thread(self.index.snapshot)
+        try:
+            await asyncio.to_thread(self.index.snapshot)
+        except (OSError, RuntimeError):  # FAISS's own; the next start rebuilds what could not be kept
+            log.exception("the index could not be written")
         self.doorbell.close()
         self.database.close()
         await asyncio.to_thread(tracing.flush)

@@ -1,6 +1,6 @@
 """Refuse a question that its memory cannot answer yet, and name the job to wait for."""
 
-from sqlalchemy import ColumnElement, bindparam, select
+from sqlalchemy import ColumnElement, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from loramem.database import Database
@@ -33,6 +33,15 @@ def check_ready(database: Database, ask: Ask, route: Route, mode: Mode | None = 
         raise _nothing_routed(database, ask, route.chosen)
 
 
+def unread(database: Database, namespace: str) -> int:
+    """Of the namespace's documents, how many have no indexed text yet and a job that is to bring it."""
+    at_work = select(Job.document_id).where(Job.state.not_in(FINAL_JOB_STATES))
+    waiting = select(func.count()).select_from(Document).where(Document.namespace == namespace)
+    waiting = waiting.where(Document.state == DocumentState.PENDING, Document.id.in_(at_work))
+    with database.read() as session:
+        return session.scalars(waiting).one()
+
+
 def _check_documents(database: Database, ask: Ask, document_ids: tuple[str, ...]) -> None:
     needed = (DocumentState.LIVE,) if ask.mode in ADAPTER_MODES else (DocumentState.LIVE, DocumentState.INDEXED)
     with database.read() as session:
@@ -56,7 +65,7 @@ def _job_of(session: Session, condition: ColumnElement[bool]) -> Job | None:
     newest = (
         select(Job)
         .where(condition, Job.kind == JobKind.BUILD)
-        .order_by(Job.state.in_(list(FINAL_JOB_STATES)), Job.id.desc())
+        .order_by(Job.state.in_(list(FINAL_JOB_STATES)), Job.created_at.desc(), Job.id.desc())
     )
     return session.scalars(newest.limit(1)).first()
 

@@ -158,8 +158,15 @@ class _Candidate:
 
     def sure(self) -> float:
         """Mean log-probability of the head's tokens, in nats; minus infinity where they say nothing."""
-        said = "".join(delta.text for delta in self.head).strip()
-        return fmean(self.logprobs) if said and self.logprobs else -math.inf
+        return fmean(self.logprobs) if self.says_something and self.logprobs else -math.inf
+
+    @property
+    def says_something(self) -> bool:
+        """By its tokens until it ends: text that may be the beginning of a stop string comes late. Then by its text,
+        as the token that ends an answer says nothing."""
+        ended = any(delta.finish_reason for delta in self.head)
+        tokens = (item.token for delta in self.head for item in delta.logprobs)
+        return any(text.strip() for text in ((delta.text for delta in self.head) if ended else tokens))
 
     def score(self) -> float:
         return self.prior + self.sure()

@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
-from fastapi.sse import format_sse_event
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
@@ -22,7 +21,8 @@ class ClientGone(Exception):
 def event(kind: str, data: Any, event_id: int | None = None) -> bytes:
     """One event with JSON data on one line."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return format_sse_event(data_str=text, event=kind, id=None if event_id is None else str(event_id))
+    numbered = "" if event_id is None else f"id: {event_id}\n"
+    return f"event: {kind}\ndata: {text}\n{numbered}\n".encode()  # no line feed is in JSON; U+2028 ends no line
 
 
 def sse_response(events: AsyncIterator[bytes]) -> StreamingResponse:

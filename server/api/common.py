@@ -110,5 +110,5 @@ def mending_jobs(session: Session, document_ids: Sequence[str]) -> dict[str, str
 
 def _newest(session: Session, document_ids: Sequence[str], kind: JobKind) -> dict[str, str]:
     wanted = select(Job.document_id, Job.id).where(Job.document_id.in_(document_ids), Job.kind == kind)
-    rows = session.execute(wanted.order_by(Job.id))
+    rows = session.execute(wanted.order_by(Job.revision, Job.created_at, Job.id))  # ids follow a clock that may be set
     return {document_id: job_id for document_id, job_id in rows if document_id is not None}

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from loramem.errors import BadRequest, InvalidValue, LoramemError, Unavailable
+from loramem.errors import BadRequest, InvalidValue, LoramemError, Unavailable, UnsupportedMediaType
 from loramem.logs import bound_ids
 
 log = logging.getLogger(__name__)
@@ -113,13 +113,25 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return await _known(request, from_validation(error.errors()))
+    findings = error.errors()
+    if findings and findings[0]["loc"] == ("body",) and isinstance(findings[0].get("input"), bytes):
+        wrong = UnsupportedMediaType(
+            "the body is not said to be JSON: send `Content-Type: application/json`",
+            key="Content-Type",
+            value=shown(request.headers.get("content-type", "(missing)")),
+            allowed="application/json",
+        )
+        return await _known(request, wrong)
+    return await _known(request, from_validation(findings))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, LoramemError):
         return await _known(request, error.__cause__)
+    if isinstance(error.__cause__, ValueError | RecursionError):  # no UTF-8, or nested without end
+        malformed = BadRequest("the body is not valid JSON in UTF-8", key="body", value="malformed", allowed="JSON")
+        return await _known(request, malformed)
     reply = respond(request, BadRequest(str(error.detail)))
     body = json.loads(bytes(reply.body))
     phrase = HTTPStatus(error.status_code).phrase

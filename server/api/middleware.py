@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loramem.errors import BodyTooLarge, Forbidden, LoramemError, Unauthorized
@@ -51,7 +51,7 @@ class RequestContext:
         with bind(request_id=request_id):
             try:
                 await self._app(scope, receive, sending)
-            except ClientGone:
+            except (ClientGone, ClientDisconnect):
                 log.info("%s %s: the client went away", scope["method"], scope["path"])
             except Exception:  # the outermost boundary: a reply that has begun can only be cut off
                 log.exception("%s %s failed", scope["method"], scope["path"])

@@ -27,13 +27,15 @@ class TextPart(OpenAISchema):
 
 class ChatMessage(OpenAISchema):
     role: Literal["system", "developer", "user", "assistant"]
-    content: FilledText | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: Text | None = Field(None, description="accepted for clients that send it; not used")
 
     @field_validator("content")
     @classmethod
-    def _has_text(cls, content: str | list[TextPart]) -> str | list[TextPart]:
-        if not isinstance(content, str) and not any(part.text.strip() for part in content):
+    def _has_text(cls, content: str | list[TextPart], info: ValidationInfo) -> str | list[TextPart]:
+        """An answer that was broken off before its first word may be sent back as it is."""
+        texts = [content] if isinstance(content, str) else [part.text for part in content]
+        if info.data.get("role") != "assistant" and not any(text.strip() for text in texts):
             raise ValueError("must hold more than white space")
         return content
 
@@ -63,11 +65,11 @@ class GenerationFields(OpenAISchema):
 
     def sampling(self, *, max_tokens_limit: int, default_temperature: float, logprobs: int | None) -> Sampling:
         """Raises `InvalidValue` for more tokens than the server allows."""
-        wanted = self.wanted_tokens()
+        key, wanted = self.wanted_tokens()
         if wanted > max_tokens_limit:
             raise InvalidValue(
-                f"max_tokens is {wanted}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
-                key="max_tokens",
+                f"{key} is {wanted}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
+                key=key,
                 value=wanted,
                 allowed=f"1 to {max_tokens_limit}",
             )
@@ -83,8 +85,9 @@ class GenerationFields(OpenAISchema):
             frequency_penalty=self.frequency_penalty,
         )
 
-    def wanted_tokens(self) -> int:
-        return self.max_tokens or 64
+    def wanted_tokens(self) -> tuple[str, int]:
+        """By which key, and how many."""
+        return "max_tokens", self.max_tokens or 64
 
     @property
     def include_usage(self) -> bool:
@@ -104,8 +107,10 @@ class ChatIn(GenerationFields):
             raise ValueError("needs logprobs to be true")
         return top
 
-    def wanted_tokens(self) -> int:
-        return self.max_completion_tokens or super().wanted_tokens()
+    def wanted_tokens(self) -> tuple[str, int]:
+        if self.max_completion_tokens is None:
+            return super().wanted_tokens()
+        return "max_completion_tokens", self.max_completion_tokens
 
 
 class CompletionIn(GenerationFields):

@@ -71,7 +71,7 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         mode=wanted.mode,
         namespace=wanted.namespace,
         sampling=Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p, wanted.seed),
-        history=tuple(turns[:-1]),
+        history=tuple(turn for turn in turns[:-1] if turn["content"].strip()),
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
         top_k=wanted.top_k,
         metadata=wanted.metadata,

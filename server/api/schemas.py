@@ -205,7 +205,12 @@ class AdapterPage(Schema):
 
 class MessageIn(Schema):
     role: Literal["system", "user", "assistant"]
-    content: FilledText = Field(max_length=200_000)
+    content: Text = Field(max_length=200_000, description="blank only of an answer that was broken off; it is left out")
+
+    @field_validator("content")
+    @classmethod
+    def _filled(cls, content: str, info: ValidationInfo) -> str:
+        return content if info.data.get("role") == "assistant" else _not_blank(content)
 
 
 class MergeIn(Schema):

@@ -203,5 +203,6 @@ def source_pool() -> Any:
         if not root:
             raise RuntimeError(f"{ADAPTERS_VARIABLE} is not set: a recipe's adapters cannot be found")
         host, device = (int(os.environ.get(name, DEFAULT_BYTES)) for name in (BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE))
-        _pool = SourcePool(Path(root), host, device)
+        is_stock = LOG_LEVEL_VARIABLE not in os.environ  # it loads a known name again within a step
+        _pool = SourcePool(Path(root), host, device, keeps_opened=is_stock)
     return _pool

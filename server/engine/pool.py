@@ -124,13 +124,18 @@ class Merge:
 
 
 class SourcePool:
-    """One a process. `open` may raise, `merge_into` what is open may not; `prefetch` returns at once."""
+    """One a process. `open` may raise, `merge_into` what is open may not; `prefetch` returns at once.
 
-    def __init__(self, root: Path, host_bytes: int, device_bytes: int = 0) -> None:
+    `keeps_opened`: what was opened stays mapped when its folder is deleted, for an engine that may load it again in the
+    middle of a step.
+    """
+
+    def __init__(self, root: Path, host_bytes: int, device_bytes: int = 0, *, keeps_opened: bool = False) -> None:
+        self._keeps_opened = keeps_opened
         self.store = AdapterStore(root)
         self.device: Tier[Tensor] = Tier(device_bytes, lambda tensor: tensor.nbytes)
         self.disk: Tier[PublishedAdapter] = Tier(MAPPED_BYTES, lambda adapter: adapter.mapped_bytes, MAPPED_ADAPTERS)
-        self.host: Tier[Flat] = Tier(host_bytes, lambda flat: flat.nbytes)
+        self.host: Tier[Flat] = Tier(host_bytes, _host_bytes)
         self._forgets_at = time.monotonic() + FORGET_EVERY_S
         self._background = ThreadPoolExecutor(1, "prefetch", initializer=use_every_core)
 
@@ -198,8 +203,8 @@ class SourcePool:
         return opened
 
     def _forget_deleted(self) -> None:
-        tiers: tuple[Tier[Any], ...] = (self.disk, self.host, self.device)
-        for tier in tiers:
+        tiers: tuple[Tier[Any], ...] = (self.host, self.device)
+        for tier in tiers if self._keeps_opened else (self.disk, *tiers):
             gone = [key for key in tier.held() if not self.store.path(cast("Key", key)[0]).is_dir()]
             tier.forget(gone)
 
@@ -208,6 +213,11 @@ class SourcePool:
         """By tier; plain values, because they cross a process."""
         tiers: dict[str, Tier[Any]] = {"disk": self.disk, "host": self.host, "device": self.device}
         return {name: vars(tier.stats) for name, tier in tiers.items()}
+
+
+def _host_bytes(flat: Flat) -> int:
+    """Pinned memory is given out in powers of two (`CachingHostAllocator.h`)."""
+    return 1 << (flat.nbytes - 1).bit_length() if torch.cuda.is_available() and flat.nbytes else flat.nbytes
 
 
 def _key(adapter: PublishedAdapter, trim: Trim) -> tuple[str, str, Trim]:

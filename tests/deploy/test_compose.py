@@ -8,6 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -176,6 +177,15 @@ def test_only_the_gpu_profile_asks_for_gpus() -> None:
         for name in names:
             devices = services()[name].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
             assert [device["driver"] for device in devices] == (["nvidia"] if profile == "gpu" else [])
+
+
+@pytest.mark.parametrize("name", [trainer for _, trainer in OWN.values()])
+def test_the_trainer_asks_the_gateway_directly_whatever_proxy_the_host_gives_it(name: str) -> None:
+    """Docker hands the proxies of its client's configuration to every container."""
+    environment = services()[name]["environment"]
+    gateway = urlsplit(environment["LORAMEM_WRITER_URL"]).hostname
+    assert environment["NO_PROXY"].split(",") == [gateway, "localhost", "127.0.0.1"]
+    assert environment["no_proxy"] == environment["NO_PROXY"]
 
 
 def test_valkey_loses_nothing_when_it_is_killed_and_evicts_nothing() -> None:

@@ -16,7 +16,7 @@ TOOLS = ("awk", "bash", "cat", "cut", "dirname", "env", "flock", "grep", "mkdir"
 
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  "-c import sys"*) echo ${VERSION:-3.11}; exit ${TOO_OLD:-0} ;;
+  "-c import sys"*) echo ${VERSION:-3.11}; version=${VERSION:-3.11}; (( ${version#3.} >= ${!#} )); exit ;;
   "-c import ensurepip"*) exit ${NO_VENV:-0} ;;
   --version) echo Python ${VERSION:-3.11}.7 ;;
   "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
@@ -152,10 +152,21 @@ def test_torch_found_nowhere_shows_both_failures(machine: Machine) -> None:
 def test_the_gpu_profile_has_its_own_lock_and_a_new_environment(machine: Machine) -> None:
     machine.add_python()
     machine.setup()
-    code, said = machine.setup(LORAMEM_PROFILE="gpu")
+    machine.add_python("python3.12")
+    code, said = machine.setup(LORAMEM_PROFILE="gpu", VERSION="3.12")
     assert code == 0, said
     assert "making a new one" in said
     assert machine.installed() == [*CPU, "-r requirements/gpu.txt", CPU[2]]
+
+
+@pytest.mark.parametrize("named", [{}, {"PYTHON": "python3.11"}])
+def test_the_gpu_profile_needs_the_python_of_its_lock(machine: Machine, named: dict[str, str]) -> None:
+    for name in ("python3.11", "python3"):
+        machine.add_python(name)
+    code, said = machine.setup(LORAMEM_PROFILE="gpu", **named)
+    assert code == 1
+    assert f"no Python 3.12 or newer among: {named.get('PYTHON', 'python3.12 python3.13 python3')}. " in said
+    assert machine.installed() == []
 
 
 def test_no_python_is_explained(machine: Machine) -> None:
@@ -166,7 +177,7 @@ def test_no_python_is_explained(machine: Machine) -> None:
 
 def test_a_python_too_old_is_passed_over(machine: Machine) -> None:
     machine.add_python("python3")
-    code, said = machine.setup(TOO_OLD="1")
+    code, said = machine.setup(VERSION="3.10")
     assert code == 1
     assert "no Python 3.11 or newer" in said
 

@@ -234,6 +234,7 @@ def _wait_idle(live: Live) -> None:
 def _metric(live: Live, name: str) -> float:
     lines = live.client.get("/metrics").text.splitlines()
     values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"{name}{{")]
+    assert values, f"{name} is not exported"
     return sum(float(value) for value in values)
 
 

@@ -44,7 +44,9 @@ def test_a_killed_gateway_comes_back_and_answers_without_training(live: Live, li
 
 def _jobs(live: Live) -> list[str]:
     """How many are in each state."""
-    return [line for line in live.client.get("/metrics").text.splitlines() if line.startswith("loramem_jobs{")]
+    found = [line for line in live.client.get("/metrics").text.splitlines() if line.startswith("loramem_jobs{")]
+    assert any(not line.endswith(" 0.0") for line in found), "no job is counted"
+    return found
 
 
 def _engines(live: Live) -> int:

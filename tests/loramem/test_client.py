@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from loramem.client import Client, Event, Refused, ServerFailed, Unreachable, read_events
+from tests.loramem.echo import echo, set_proxy
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -137,6 +138,20 @@ def test_a_job_is_followed_to_its_final_state_over_a_broken_connection(monkeypat
     assert asked_after == [None, "2", "2"]
 
 
+@pytest.mark.parametrize(
+    "away", [httpx.Response(503, json={"detail": "the database cannot be reached"}), httpx.Response(502, text="<html>")]
+)
+def test_a_job_is_followed_over_a_server_that_is_away_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, away: httpx.Response
+) -> None:
+    """As a proxy says it of a server that restarts, or the server of its database."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    first, last = sse(("state", {"state": "running"}, "1")), sse(("state", {"state": "succeeded"}, "2"))
+    replies = iter([httpx.Response(200, content=first), away, httpx.Response(200, content=last)])
+    events = list(client_of(lambda request: next(replies)).follow("job_1"))
+    assert [event.id for event in events] == ["1", "2"]
+
+
 def test_a_job_that_was_retried_is_followed_beyond_its_first_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     first = sse(("state", {"state": "failed"}, "1"), ("state", {"state": "queued"}, "2"), ("progress", {}, "3"))
@@ -153,6 +168,13 @@ def test_following_ends_when_the_server_stays_away(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(Unreachable):
         list(client_of(handler).follow("job_1", patience_s=0.01))
+
+
+def test_following_ends_when_the_server_goes_on_failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    client = client_of(lambda request: httpx.Response(503, json={"detail": "the database cannot be reached"}))
+    with pytest.raises(ServerFailed, match="cannot be reached"):
+        list(client.follow("job_1", patience_s=0.01))
 
 
 def test_following_an_unknown_job_is_refused_at_once() -> None:
@@ -194,3 +216,18 @@ def test_delete_needs_no_body() -> None:
 
     with client_of(handler) as client:
         client.delete("doc_1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_of_this_machine_is_asked_directly(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    with echo() as url:
+        set_proxy(monkeypatch, url)
+        with Client(url.replace("127.0.0.1", host)) as client:
+            assert client.job("job_1") == {"asked": "/jobs/job_1"}
+
+
+def test_a_server_of_elsewhere_is_asked_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with echo() as url:
+        set_proxy(monkeypatch, url)
+        with Client("http://memory.example") as client:
+            assert client.job("job_1") == {"asked": "http://memory.example/jobs/job_1"}

@@ -3,9 +3,10 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from loramem.database import Database, epoch_now, new_id
@@ -98,6 +99,34 @@ def test_sqlite_is_durable_and_makes_its_folder(tmp_path: Path) -> None:
         pragmas = [session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")]
     database.close()
     assert pragmas == ["wal", 2, 1]
+
+
+def arguments(url: str) -> dict[str, Any]:
+    """What the driver is given to connect with."""
+    database, given = Database(url), dict[str, Any]()
+
+    def note(dialect: object, record: object, arguments: object, named: dict[str, Any]) -> None:
+        given.update(named)
+        raise ConnectionError
+
+    event.listen(database.engine, "do_connect", note)
+    with pytest.raises(ConnectionError):
+        names(database)
+    return given
+
+
+def test_a_postgresql_that_vanished_is_known_to_be_gone_within_a_minute() -> None:
+    given = arguments("postgresql://loramem@db/loramem")
+    assert (given["host"], given["connect_timeout"]) == ("db", 5)
+    assert given["keepalives_idle"] + given["keepalives_interval"] * given["keepalives_count"] <= 60
+    assert given["tcp_user_timeout"] <= 60_000
+
+
+def test_what_the_url_says_of_a_connection_wins() -> None:
+    """As it stands, and several hosts as SQLAlchemy joins them."""
+    given = arguments("postgresql://loramem@/loramem?host=one:1&host=two:2&connect_timeout=60&sslmode=require")
+    assert (given["host"], given["port"], given["sslmode"]) == ("one,two", "1,2", "require")
+    assert (given["connect_timeout"], given["keepalives_count"]) == ("60", 3)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -1,6 +1,7 @@
 """Both doorbells; the queue's own use of them is in test_queue."""
 
 import logging
+import socket
 import threading
 import time
 from pathlib import Path
@@ -101,6 +102,14 @@ class TestRedis:
         assert not bell.ring("job_1")
         assert seconds_of_wait(bell, 0.1) < 1
         bell.close()
+
+    def test_a_server_that_accepts_and_says_nothing_costs_a_ring_about_a_second(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            bell = RedisDoorbell(f"redis://127.0.0.1:{silent.getsockname()[1]}")
+            started = time.monotonic()
+            assert not bell.ring("job_1")
+            assert time.monotonic() - started < 4
+            bell.close()
 
     def test_warns_of_a_server_that_forgets(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         server = Valkey(tmp_path, appendonly="no")

@@ -35,6 +35,11 @@ def test_a_message_cannot_forge_a_second_line(output: io.StringIO) -> None:
     assert output.getvalue().count("\n") == 1
 
 
+def test_control_characters_and_line_separators_are_escaped(output: io.StringIO) -> None:
+    logging.getLogger("server").info("title %s.", "a\x1b[2J\0\t\x7f\x85\u2028\u2029 é")
+    assert output.getvalue().endswith(r" title a\x1b[2J\x00\t\x7f\x85\u2028\u2029 é." + "\n")
+
+
 def test_bound_ids_are_on_the_line_and_end_with_their_block(output: io.StringIO) -> None:
     log = logging.getLogger("server")
     with logs.bind(request_id="req_1"):

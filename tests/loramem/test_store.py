@@ -249,6 +249,35 @@ def test_a_removed_adapter_is_gone_and_removing_it_again_is_fine(store: AdapterS
     assert list((store.root / ".tmp").iterdir()) == []
 
 
+def test_a_full_disk_does_not_keep_an_adapter_from_being_removed(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("adapter_1", write, manifest_of("adapter_1"))
+    monkeypatch.setattr("os.mkdir", fill_the_disk)
+    store.remove("adapter_1")
+    assert store.ids() == []
+    assert list((store.root / ".tmp").iterdir()) == []
+
+
+def test_what_a_crash_left_of_a_removal_is_in_nobodys_way(store: AdapterStore) -> None:
+    store.publish("adapter_1", write, manifest_of("adapter_1"))
+    left = store.root / ".tmp" / "adapter_1"
+    left.mkdir()
+    write(left)
+    store.remove("adapter_1")
+    assert list((store.root / ".tmp").iterdir()) == []
+
+
+def test_a_store_says_which_database_it_is_of(store: AdapterStore) -> None:
+    assert store.owner == ""
+    store.own("a" * 32)
+    store.publish("adapter_1", write, manifest_of("adapter_1"))
+    again = AdapterStore(store.root)
+    assert (again.owner, again.ids()) == ("a" * 32, ["adapter_1"])
+    again.own("b" * 32)
+    assert store.owner == "b" * 32
+
+
 def test_the_archive_is_the_folder_and_always_the_same_bytes(store: AdapterStore) -> None:
     store.publish("adapter_1", write, manifest_of("adapter_1"))
     first = b"".join(store.archive("adapter_1"))

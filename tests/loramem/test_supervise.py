@@ -13,6 +13,8 @@ import pytest
 
 from loramem.errors import SettingsError
 from loramem.supervise import Program, Timing, check_address, check_home
+from tests.backends import free_port
+from tests.loramem.echo import echo, set_proxy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreaper and parent death signal are Linux's")
 
@@ -230,6 +232,12 @@ def test_a_program_starts_when_what_it_waits_for_answers(monkeypatch: pytest.Mon
     time.sleep(0.06)
     assert program.is_due()
     assert asked == ["http://gateway/readyz"] * 2
+
+
+def test_what_is_waited_for_is_asked_directly_whatever_proxy_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_proxy(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    with echo() as url:
+        assert Program("worker", "none", Timing(), f"{url}/readyz").is_due()
 
 
 def test_a_long_run_starts_the_delays_afresh() -> None:

@@ -179,6 +179,28 @@ def test_a_snapshot_is_written_again_only_after_a_change(
     assert manifest(tmp_path)["windows"]["count"] == manifest(tmp_path)["questions"]["count"] == 0
 
 
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize("step", ["faiss.write_index", "loramem.vector_state.sync_file"])
+def test_a_full_disk_keeps_the_old_snapshot_and_gets_its_room_back(
+    database: Database, open_index: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder(tmp_path).iterdir()}
+    add_document(database, "doc_2")
+    serve(database, "doc_2", vectors(2))
+    index = open_index()
+    found(index, vectors(1)[0])
+    monkeypatch.setattr(step, fill_the_disk)
+    with pytest.raises(RuntimeError, match="could not be written"):
+        index.snapshot()
+    assert {path.name: path.read_bytes() for path in folder(tmp_path).iterdir()} == before
+
+
+def fill_the_disk(*given: Any) -> None:
+    """As FAISS does in the middle of a file, which is named last."""
+    Path(given[-1]).write_bytes(b"half of it")
+    raise RuntimeError(f"{given[-1]} could not be written")
+
+
 def test_a_main_that_did_not_change_is_not_written_again(
     database: Database, open_index: Open, saved: NDArray[np.float32], tmp_path: Path
 ) -> None:

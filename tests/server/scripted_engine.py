@@ -23,13 +23,16 @@ BASE = BaseModel(Path("nowhere"), "scripted", "f" * 64)
 @dataclass
 class Script:
     """What one adapter says, how sure it is of each word, and what goes wrong with it; `said` and `ended` tell how far
-    it came."""
+    it came. Text comes `holds` words late, as what may begin a stop string does; `end` is a token that ends the answer
+    and is no text of it."""
 
     words: Sequence[str]
     logprob: float = -0.25
     logprobs: Sequence[float] = ()
     error: Exception | None = None
     refusal: LoramemError | None = None
+    holds: int = 0
+    end: str = ""
     said: int = 0
     ended: str = ""
 
@@ -116,18 +119,28 @@ class ScriptedEngine(Engine):
         self.used.append(adapter)
         script = self._script(adapter)
         said = 0
+        held: list[str] = []
         try:
             for word in script.words[: sampling.max_tokens]:
                 await asyncio.sleep(self.pause_s)
                 said += 1
                 script.said = said
                 logprob = script.logprobs[said - 1] if script.logprobs else script.logprob
-                yield Delta(word, [self._id_of(word)], _logprobs(word, logprob, sampling))
+                held.append(word)
+                text = held.pop(0) if len(held) > script.holds else ""
+                yield Delta(text, [self._id_of(word)], _logprobs(word, logprob, sampling))
             if script.error is not None:
                 raise script.error
             cut = said == sampling.max_tokens and said < len(script.words)
             self._end(script, "finished")
-            yield Delta("", [], finish_reason="length" if cut else "stop", engine_times=TIMES)
+            with_end = bool(script.end) and not cut
+            yield Delta(
+                "".join(held),
+                [self._id_of(script.end)] if with_end else [],
+                _logprobs(script.end, script.logprob, sampling) if with_end else [],
+                "length" if cut else "stop",
+                TIMES,
+            )
         except (GeneratorExit, asyncio.CancelledError):
             self._end(script, f"aborted after {said}")
             raise

@@ -121,6 +121,12 @@ def test_each_namespace_learns_from_its_own_held_out_questions(calibrations: Cal
     assert calibrations.of("default") == CLEAR
 
 
+def test_the_bounds_are_the_embedded_embedders(calibrations: Calibrations, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.calibrate.EMBEDDED_NAME", "another")
+    assert renewed(calibrations).relevant < RELEVANT[0]
+    assert renewed(calibrations, "copies").relevant > RELEVANT[1]
+
+
 def test_one_document_alone_says_nothing_of_what_is_not_stored(
     calibrations: Calibrations, database: Database, embedder: Embedder
 ) -> None:

@@ -13,6 +13,7 @@ from server.confidence import (
     MARGINS,
     MOST,
     RELEVANT,
+    STILL_FOUND,
     STRONG_BY,
     UNANSWERED,
     Observed,
@@ -200,3 +201,24 @@ def test_what_is_learnt_is_used_as_it_is() -> None:
     clear = calibrated(observed(ENOUGH, [1.0, 0.2], elsewhere=SELDOM))
     crowded = calibrated(observed(ENOUGH, [1.0, 0.75], right=1, elsewhere=SELDOM))
     assert [choose(scores, one).confidence for one in (clear, crowded)] == ["confident", "unsure"]
+
+
+# calibrated with another embedder, whose cosines may all be higher or lower
+
+
+@pytest.mark.parametrize(("elsewhere", "relevant"), [(0.6, 0.6), (0.05, 0.05), (-0.1, 0.0)])
+def test_with_another_embedder_what_was_observed_decides_alone(elsewhere: float, relevant: float) -> None:
+    learnt = calibrated(observed(50, [0.9], elsewhere=elsewhere), embedded=False)
+    assert (learnt.relevant, learnt.strong) == (relevant, relevant + STRONG_BY)
+
+
+def test_with_another_embedder_nearly_all_are_still_found_in_their_own_adapter() -> None:
+    """However high questions score elsewhere."""
+    scores = [number / 100 for number in range(100)]
+    learnt = calibrated([Observed((1.0, score), 1, elsewhere=0.95) for score in scores], embedded=False)
+    assert sum(score >= learnt.relevant for score in scores) / 100 == pytest.approx(STILL_FOUND, abs=0.015)
+
+
+def test_with_another_embedder_that_finds_none_of_them_relevance_has_its_bound() -> None:
+    learnt = calibrated(observed(50, [0.9], right=None, elsewhere=0.6), embedded=False)
+    assert learnt.relevant == RELEVANT[1]

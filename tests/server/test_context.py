@@ -1,6 +1,7 @@
 """What goes into the prompt, with the real tokenizer: budgets, order, windows, cuts, conversations."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,31 @@ def test_passages_fill_the_budget_best_first_and_are_read_in_their_order(
 def test_the_best_passage_is_kept_whatever_its_length(database: Database, engine: ScriptedEngine) -> None:
     small = PromptBuilder(database, engine, window=WINDOW, rag_tokens=5)
     assert len(small.build(ask("rag"), route(passage(3), passage(4))).spans) == 1
+
+
+def test_passages_that_say_the_same_are_given_once(builder: PromptBuilder) -> None:
+    again = replace(passage(3, "doc_copy"), text=SENTENCES[3].replace(" ", "\n  "))
+    prompt = builder.build(ask("rag"), route(passage(3), again, passage(4)))
+    assert spans(prompt) == [(found.document_id, found.start, found.end) for found in (passage(3), passage(4))]
+
+
+def test_the_worst_passages_make_way_until_prompt_and_answer_fit(database: Database, engine: ScriptedEngine) -> None:
+    generous = PromptBuilder(database, engine, window=WINDOW, rag_tokens=10 * WINDOW)
+    best_first = [passage(n) for n in range(40, 0, -1)]
+    prompt = generous.build(ask("rag"), route(*best_first))
+    kept = len(prompt.spans)
+    assert spans(prompt) == [("doc_long", one.start, one.end) for one in reversed(best_first[:kept])]
+    assert len(prompt.token_ids) + 64 <= WINDOW
+    one_more = [one.text for one in reversed(best_first[: kept + 1])]
+    assert len(engine.encode_chat(prompts.with_passages(QUESTION, one_more))) + 64 > WINDOW
+
+
+def test_one_passage_is_kept_and_refused_where_it_does_not_fit(builder: PromptBuilder, engine: ScriptedEngine) -> None:
+    alone = len(engine.encode_chat(prompts.with_passages(QUESTION, [SENTENCES[3]])))
+    wanted = Ask(QUESTION, "rag", "default", Sampling(WINDOW - alone + 1))
+    with pytest.raises(WindowExceeded) as refused:
+        builder.build(wanted, route(passage(3), passage(4)))
+    assert refused.value.extra["prompt_tokens"] == alone
 
 
 def test_passages_of_one_document_stand_together_the_best_document_first(builder: PromptBuilder) -> None:

@@ -59,3 +59,14 @@ def test_text_stands_beside_an_adapter_that_failed_its_exam() -> None:
     assert decision.mode == "hybrid"
     assert decision.choice is not None
     assert (decision.choice.confidence, decision.choice.reason) == ("weak", "because, but an adapter failed its exam")
+
+
+@pytest.mark.parametrize(
+    ("mode", "confidence"), [("lora", "weak"), ("hybrid", "weak"), ("rag", "confident"), ("icl", "confident")]
+)
+def test_an_adapter_that_failed_its_exam_is_told_of_where_adapters_answer(mode: Mode, confidence: Confidence) -> None:
+    decision = decide(ask(mode), route("confident", weak=True))
+    assert decision.mode == mode
+    assert decision.choice is not None
+    assert decision.choice.confidence == confidence
+    assert ("failed its exam" in decision.choice.reason) is (confidence == "weak")

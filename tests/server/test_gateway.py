@@ -1,6 +1,7 @@
 """The gateway's life: what it refuses to start with, its housekeeping, its end."""
 
 import asyncio
+import errno
 import subprocess
 import sys
 from collections import Counter
@@ -129,6 +130,21 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_housekeeping(
     monkeypatch.setattr(gateway.answerer.router.calibrations, "renew", lambda: calls.update(["renew"]))
     live(gateway, lambda: None, until=lambda: len(calls) == 3 and min(calls.values()) > 1)
     assert min(calls[chore] for chore in ("reconcile", "follow", "renew")) > 1
+
+
+def test_an_index_that_cannot_be_written_does_not_keep_the_gateway_from_closing(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[bool] = []
+
+    def fill_the_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gateway.index, "snapshot", fill_the_disk)
+    monkeypatch.setattr(gateway.doorbell, "close", lambda: closed.append(True))
+    live(gateway, lambda: None)
+    assert closed
+    assert "the index could not be written" in caplog.text
 
 
 def test_importing_the_application_does_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from loramem.settings import Settings
 from loramem.tables import Job, JobState
 from server.ask import Ask, Passage, Route, RoutedAdapter
 from server.engine.engine import Sampling
-from server.readiness import check_ready
+from server.readiness import check_ready, unread
 from tests.rows import add_adapters, add_document, serve
 
 PASSAGE = Passage("doc_a", 1, 0, 0, 10, "text", "title", 0.5)
@@ -162,3 +162,16 @@ def test_a_job_that_succeeded_is_not_offered_for_a_retry(database: Database, que
     assert "retry" not in error.detail
     assert job_id in error.detail
     assert "another base model" in error.detail
+
+
+def test_unread_is_what_has_no_text_yet_and_a_job_at_work(database: Database, queue: JobQueue) -> None:
+    pending(database, queue)
+    pending(database, queue, "doc_read")
+    indexed(database, "doc_read")
+    ended = pending(database, queue, "doc_failed")
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == ended).values(state=JobState.FAILED))
+    assert unread(database, "default") == 1
+    for number in range(2):
+        pending(database, queue, f"doc_{number}", namespace="other")
+    assert (unread(database, "default"), unread(database, "other"), unread(database, "empty")) == (1, 2, 0)

@@ -8,6 +8,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from loramem.client import Event, read_events
 from server.stream import ClientGone, event, sse_response, while_connected
 
 
@@ -45,6 +46,14 @@ def test_an_event_is_one_block_with_id_kind_and_json() -> None:
     lines = event("token", {"text": "line\nbreak · ü"}, 7).decode().splitlines()
     assert sorted(line for line in lines if line) == ['data: {"text": "line\\nbreak · ü"}', "event: token", "id: 7"]
     assert event("token", "{}").decode().count("id:") == 0
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_separator_of_unicode_breaks_no_line_of_an_event(separator: str) -> None:
+    data = {"text": f"a{separator}b"}
+    sent = event("token", data).decode()
+    assert [line[:5] for line in sent.split("\n")].count("data:") == 1
+    assert list(read_events([sent])) == [Event("token", data)]
 
 
 def test_events_pass_in_order_and_the_stream_ends_with_its_source() -> None:

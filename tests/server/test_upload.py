@@ -1,6 +1,6 @@
 """Taking in documents: what is the same document, what is a revision, what a deletion leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,9 @@ from loramem.database import Database, new_id
 from loramem.doorbell import PollingDoorbell
 from loramem.errors import Conflict, JobCancelled, NotFound, TrainingFailed
 from loramem.queue import Claim, JobQueue
-from loramem.records import QAPair, TrainingOptions
+from loramem.records import AdapterManifest, QAPair, TrainingOptions
 from loramem.settings import Settings
+from loramem.store import Stored
 from loramem.tables import (
     Adapter,
     AdapterState,
@@ -25,11 +26,13 @@ from loramem.tables import (
     JobState,
     Namespace,
     Revision,
-    RevisionState,
     Window,
 )
 from server.upload import Accepted, Upload, create_document, delete_document, replace_document
 from tests.backends import database, database_url
+from tests.rows import EXAM
+from trainer_worker import publish as publication
+from trainer_worker.publish import NewAdapter
 
 __all__ = ["database", "database_url"]
 
@@ -326,49 +329,52 @@ class TestDelete:
     ) -> None:
         for number in range(5):
             document = create(replace(FIRST, text=f"Lamp {number}.")).document
+            claim, adapters = trained(database, queue)
             with ThreadPoolExecutor(2) as pool:
-                published = pool.submit(publish_or_lose, database, queue)
+                published = pool.submit(publish_or_lose, database, queue, claim, adapters)
                 pool.submit(delete_document, database, queue, document.id).result(10)
                 published.result(10)
         assert rows(database, Document) == rows(database, Adapter, Adapter.state == AdapterState.LIVE) == 0
 
 
 def publish(database: Database, queue: JobQueue) -> None:
-    claim = queue.claim("worker")
-    assert claim is not None
-    publish_claim(database, queue, claim)
+    publication.publish(database, queue, *trained(database, queue))
 
 
-def publish_claim(database: Database, queue: JobQueue, claim: Claim) -> None:
-    """What the worker does at the end, in its order of locks: job, document, namespace."""
-    with database.write() as session:
-        queue.succeed(session, claim)
-        document = session.scalars(select(Document).where(Document.id == claim.document_id).with_for_update()).one()
-        revision = session.get_one(Revision, (document.id, claim.revision))
-        document.serving_revision, document.state, revision.state = claim.revision, "live", RevisionState.LIVE
-        add_weights(session, document, claim.revision)
-        bump = update(Namespace).where(Namespace.name == document.namespace)
-        session.execute(bump.values(generation=Namespace.generation + 1))
-
-
-def publish_or_lose(database: Database, queue: JobQueue) -> None:
+def publish_or_lose(database: Database, queue: JobQueue, claim: Claim, adapters: Sequence[NewAdapter]) -> None:
     """The same, when the document may be deleted meanwhile."""
-    claim = queue.claim("worker")
-    if claim is None:
-        return
     try:
-        publish_claim(database, queue, claim)
+        publication.publish(database, queue, claim, adapters)
     except JobCancelled:
         queue.release_cancelled(claim)
 
 
-def add_weights(session: Session, document: Document, revision: int) -> None:
-    place = {"document_id": document.id, "revision": revision, "start": 0, "end": 4}
+def trained(database: Database, queue: JobQueue) -> tuple[Claim, list[NewAdapter]]:
+    """The one job that waits, done but for its publication: the text is indexed, and there is an adapter."""
+    claim = queue.claim("worker")
+    assert claim is not None
     chunk_id = new_id("chunk")
+    with database.write() as session:
+        index_chunk(session, claim, chunk_id)
+    adapter_id = new_id("ada")
+    manifest = AdapterManifest(
+        adapter_id=adapter_id,
+        document_id=claim.document_id,
+        revision=claim.revision,
+        chunk=0,
+        base_model="base",
+        fingerprint="0",
+        rank=8,
+        alpha=16,
+        sha256={},
+        exam=EXAM,
+        training={},
+    )
+    return claim, [NewAdapter(manifest, chunk_id, Stored(adapter_id, "0", 1))]
+
+
+def index_chunk(session: Session, claim: Claim, chunk_id: str) -> None:
+    place = {"document_id": claim.document_id, "revision": claim.revision, "start": 0, "end": 4}
     session.add(Chunk(id=chunk_id, ordinal=0, tokens=1, **place))
     session.flush()
     session.add(Window(chunk_id=chunk_id, embedder="test", embedding=b"", **place))
-    adapter_id = new_id("ada")
-    weights = {"fingerprint": "0", "rank": 8, "alpha": 16, "path": adapter_id, "sha256": "0", "size_bytes": 1}
-    whose = {"document_id": document.id, "namespace": document.namespace, "revision": revision, "chunk_id": chunk_id}
-    session.add(Adapter(id=adapter_id, ordinal=0, exam={}, created_at=0, **whose, **weights))

@@ -1,5 +1,8 @@
 """`mode: auto` over HTTP: what answers, and what is told of the decision."""
 
+from typing import Any
+
+import pytest
 from sqlalchemy import update
 
 from loramem.tables import Adapter, AdapterState, Namespace
@@ -7,6 +10,13 @@ from server.decide import UNKNOWN
 from tests.server.api.memory import BAKERY, QUESTION, Memory, events_of
 
 UNRELATED = "Which comet did the Harlan probe photograph near Jupiter?"
+FOLLOW_UP = "How old was he?"
+
+
+def asked(last: str) -> dict[str, Any]:
+    """A conversation about the lighthouse that ends with this question."""
+    said = [("user", QUESTION), ("assistant", "Ansel Brandt."), ("user", last)]
+    return {"question": None, "messages": [{"role": role, "content": text} for role, text in said]}
 
 
 def test_a_question_about_what_is_stored_is_answered_from_the_weights(memory: Memory) -> None:
@@ -81,3 +91,36 @@ def test_a_refusal_reaches_an_openai_client_as_a_message(memory: Memory) -> None
     reply = memory.client.post("/v1/chat/completions", json=body).json()
     assert reply["choices"][0]["message"]["content"] == UNKNOWN
     assert reply["choices"][0]["finish_reason"] == "stop"
+
+
+# what was asked before
+
+
+def test_a_follow_up_is_routed_with_the_question_that_it_points_back_to(memory: Memory) -> None:
+    memory.teach(BAKERY)
+    document_id = memory.teach()
+    assert memory.ask(question=FOLLOW_UP, mode="auto")["refused"]
+    answer = memory.ask(**asked(FOLLOW_UP), mode="auto")
+    assert not answer["refused"]
+    assert answer["routed"][0]["document_id"] == document_id
+
+
+def test_a_question_of_its_own_is_refused_whatever_was_asked_before(memory: Memory) -> None:
+    memory.teach()
+    assert not memory.ask(**asked(QUESTION), mode="auto")["refused"]
+    answer = memory.ask(**asked(UNRELATED), mode="auto")
+    assert (answer["refused"], answer["choice"]["confidence"]) == (True, "none")
+
+
+# what is not read yet
+
+
+@pytest.mark.parametrize(("pending", "said"), [(1, "1 more document is"), (2, "2 more documents are")])
+def test_a_refusal_says_how_many_documents_are_still_to_be_read(memory: Memory, pending: int, said: str) -> None:
+    memory.teach()
+    memory.upload(BAKERY, namespace="elsewhere")
+    for number in range(pending):
+        memory.upload(f"Text number {number}.")
+    answer = memory.ask(question=UNRELATED, mode="auto")
+    assert answer["refused"]
+    assert f"nothing read so far is about this, and {said} to be read" in answer["answer"]

@@ -69,6 +69,14 @@ def test_a_field_that_is_wrong(memory: Memory, body: Any, key: str, value: Any) 
     assert named(refused(memory, "POST", "/documents", 422, json=body)) == (key, value)
 
 
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_a_pair_that_is_too_long_to_be_learnt(memory: Memory, key: str) -> None:
+    """Within the characters allowed: the base model's tokenizer takes digits one by one."""
+    pairs = [{"question": "Who?", "answer": "Zorv"}, {"question": "Who?", "answer": "Zorv", key: "7" * 2000}]
+    problem = refused(memory, "POST", "/documents", 422, json={"text": "ok", "qa": pairs})
+    assert named(problem) == (f"qa.1.{key}", "2000 tokens")
+
+
 def test_rank_7_is_told_the_ranks_that_are_allowed(memory: Memory) -> None:
     problem = refused(memory, "POST", "/documents", 422, json={"text": "ok", "training": {"rank": 7}})
     assert all(str(rank) in problem["allowed"] for rank in (8, 16, 32, 64))
@@ -195,6 +203,8 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"question": " \n"}, "question", " \n"),
         ({"question": 5}, "question", 5),
         ({"messages": [{"role": "robot", "content": "hi"}], "question": None}, "messages.0.role", "robot"),
+        ({"messages": [{"role": "user", "content": " "}], "question": None}, "messages.0.content", " "),
+        ({"messages": [{"role": "system", "content": ""}], "question": None}, "messages.0.content", ""),
         ({"history": []}, "history", "[]"),
     ],
 )
@@ -221,9 +231,24 @@ def test_a_number_of_many_digits(memory: Memory, path: str, digits: int) -> None
     assert reply.status_code in (400, 422)
 
 
-def test_malformed_question(memory: Memory) -> None:
+@pytest.mark.parametrize("content", [b'{"question":', b'{"question": "\xff\xfe"}', b"[" * 100_000])
+def test_malformed_question(memory: Memory, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    assert named(refused(memory, "POST", "/query", 400, content=b'{"question":', headers=headers))[0] == "body"
+    problem = refused(memory, "POST", "/query", 400, content=content, headers=headers)
+    assert named(problem) == ("body", "malformed")
+
+
+def test_a_question_that_is_no_utf_8_is_told_so(memory: Memory) -> None:
+    headers = {"Content-Type": "application/json"}
+    content = '{"question": "Größe?"}'.encode("latin-1")
+    assert "UTF-8" in refused(memory, "POST", "/query", 400, content=content, headers=headers)["detail"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}], ids=["untyped", "text"])
+def test_a_question_that_is_not_said_to_be_json(memory: Memory, headers: dict[str, str]) -> None:
+    content = json.dumps({"question": QUESTION, "mode": "base"}).encode()
+    problem = refused(memory, "POST", "/query", 415, content=content, headers=headers)
+    assert named(problem) == ("Content-Type", headers.get("Content-Type", "(missing)"))
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,21 @@ def test_other_clients_are_not_disturbed(served: Gateway) -> None:
         staying.settimeout(10)
         assert b"200 OK" in staying.recv(65536)
     assert sorted(end.split(" after")[0] for end in engine.ended) == ["aborted", "finished"]
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "multipart/form-data; boundary=b"])
+def test_a_client_that_leaves_while_it_uploads_is_no_failure_of_the_server(
+    served: Gateway, caplog: pytest.LogCaptureFixture, media_type: str
+) -> None:
+    about = f"Host: 127.0.0.1\r\nContent-Type: {media_type}\r\nContent-Length: 1000"
+    begun = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nThe lamp of'
+    with socket.create_connection(("127.0.0.1", served.settings.port), timeout=5) as connection:
+        connection.sendall(f"POST /documents HTTP/1.1\r\n{about}\r\n\r\n{begun}".encode())
+    wait_until(lambda: requests(served, "none") == 1)
+    assert requests(served, "5xx") is None
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def requests(gateway: Gateway, status_class: str) -> float | None:
+    labels = {"method": "POST", "route": "/documents", "status_class": status_class}
+    return gateway.metrics.registry.get_sample_value("loramem_http_requests_total", labels)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from typing import Any
@@ -140,6 +141,24 @@ def test_a_mending_is_named_and_is_not_the_documents_job(memory: Memory) -> None
     assert memory.upload("The lamp of Zorv burns.")["job"]["id"] == build
     memory.client.delete(f"/documents/{document_id}")
     assert memory.client.get(f"/jobs/{mending}").json()["state"] == "cancelled"
+
+
+def test_the_newest_job_is_named_though_the_clock_was_set_back(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the database's clock and the revision; an id has the time of the machine that made it."""
+    document_id, now = memory.upload()["document"]["id"], time.time_ns()
+
+    def named(hours: int) -> tuple[str, str]:
+        """The job of an upload by a clock that is late, and the one that the document names then."""
+        monkeypatch.setattr("time.time_ns", lambda: now - hours * 3600 * 10**9)
+        made: str = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY}).json()["job"]["id"]
+        return made, memory.client.get(f"/documents/{document_id}").json()["job_id"]
+
+    made, shown = named(hours=1)
+    assert shown == made, "of a later revision"
+    memory.client.post(f"/jobs/{made}/cancel")
+    again, shown = named(hours=2)
+    assert again < made
+    assert shown == again, "of the same revision"
 
 
 def test_a_full_last_page_promises_no_more(memory: Memory) -> None:

@@ -1,5 +1,6 @@
 """/v1 as OpenAI's own client types read it: chats, completions, log-probabilities, streams, refusals."""
 
+import json
 from typing import Any
 
 import pytest
@@ -151,6 +152,14 @@ def test_an_answer_of_the_client_can_be_its_next_turn(memory: Memory, base: str)
     assert ANSWER in memory.engine.prompt_text()
 
 
+@pytest.mark.parametrize("content", ["", " ", [{"type": "text", "text": ""}]])
+def test_an_answer_broken_off_before_its_first_word_is_left_out(memory: Memory, base: str, content: Any) -> None:
+    chat(memory, model=base, messages=[*HELLO, *HELLO])
+    expected = memory.engine.prompt_text()
+    chat(memory, model=base, messages=[*HELLO, {"role": "assistant", "content": content}, *HELLO])
+    assert memory.engine.prompt_text() == expected
+
+
 def test_usage_is_streamed_only_when_asked_for(memory: Memory, base: str) -> None:
     reply = memory.client.post("/v1/chat/completions", json={"model": base, "messages": HELLO, "stream": True})
     assert not any(item.get("usage") for _, item in events_of(reply.text) if item != "[DONE]")
@@ -251,9 +260,12 @@ def test_only_one_prompt_can_be_streamed(memory: Memory, base: str) -> None:
         ("chat/completions", "top_logprobs", 21),
         ("chat/completions", "top_logprobs", 2),
         ("chat/completions", "messages", [{"role": "user", "content": [{"type": "text", "text": " "}]}]),
+        ("chat/completions", "messages", [{"role": "user", "content": ""}]),
+        ("chat/completions", "messages", [{"role": "developer", "content": " "}, *HELLO]),
         ("chat/completions", "model", None),
         ("chat/completions", "temperature", 3),
         ("chat/completions", "max_tokens", 100_000),
+        ("chat/completions", "max_completion_tokens", 100_000),
         ("chat/completions", "messages", []),
         ("chat/completions", "stop", [""]),
         ("chat/completions", "stop", ["x"] * 17),
@@ -275,12 +287,22 @@ def test_what_is_not_supported_is_refused_by_name(memory: Memory, base: str, pat
     assert "[" not in error["param"]
 
 
-def test_malformed_json_and_unknown_paths_have_openais_shape(memory: Memory) -> None:
+@pytest.mark.parametrize("content", [b'{"model":', b'{"model": "\xff"}'])
+def test_malformed_json_and_unknown_paths_have_openais_shape(memory: Memory, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    reply = memory.client.post("/v1/chat/completions", content=b'{"model":', headers=headers)
+    reply = memory.client.post("/v1/chat/completions", content=content, headers=headers)
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert reply.json()["error"]["param"] == "body"
     unknown = memory.client.get("/v1/nothing")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "a"})]
+)
+def test_a_body_that_is_not_said_to_be_json_is_415(memory: Memory, base: str, path: str, body: Json) -> None:
+    reply = memory.client.post(f"/v1/{path}", content=json.dumps({"model": base, **body}).encode())
+    assert (reply.status_code, reply.json()["error"]["param"]) == (415, "Content-Type")
 
 
 def test_null_is_the_same_as_nothing(memory: Memory, base: str) -> None:

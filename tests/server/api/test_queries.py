@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from loramem.client import read_events
 from loramem.errors import EngineUnavailable
 from loramem.records import Recipe
 from server.engine.plugin import RECIPE_PREFIX
@@ -116,6 +117,14 @@ def test_a_conversation_is_routed_by_its_last_message(memory: Memory) -> None:
     assert "At four." in memory.engine.prompt_text()
 
 
+def test_an_answer_broken_off_before_its_first_word_is_left_out(memory: Memory) -> None:
+    asked = {"role": "user", "content": QUESTION}
+    memory.ask(question=None, messages=[asked, asked], mode="base")
+    expected = memory.engine.prompt_text()
+    memory.ask(question=None, messages=[asked, {"role": "assistant", "content": "\n"}, asked], mode="base")
+    assert memory.engine.prompt_text() == expected
+
+
 def test_namespaces_do_not_see_each_other(memory: Memory) -> None:
     memory.teach(LIGHTHOUSE, namespace="coast")
     document_id = memory.teach(BAKERY, namespace="town")
@@ -161,6 +170,16 @@ def test_a_stream_is_route_then_tokens_then_done(memory: Memory) -> None:
     assert route["routed"]
     assert route["context"]
     assert done["usage"]["completion_tokens"] == 3
+
+
+def test_line_separators_of_unicode_survive_a_stream(memory: Memory) -> None:
+    memory.teach(title="Kor\u2028rin")
+    memory.engine.words = ["a\u2028", "b\u2029", "c\x85", "d"]
+    reply = memory.client.post("/query", json={"question": QUESTION, "stream": True})
+    route, *tokens, done = read_events([reply.text])
+    assert route.data["routed"][0]["title"] == "Kor\u2028rin"
+    assert [token.data["text"] for token in tokens] == memory.engine.words
+    assert done.data["answer"] == "".join(memory.engine.words)
 
 
 def test_streamed_or_not_the_answer_is_the_same(memory: Memory) -> None:

@@ -21,6 +21,9 @@ from server.engine.published import as_tensor
 from tests.server.learned import LAYER, peft_tensors, store_adapter
 
 ENTRY_BYTES = sum(tensor.nbytes for tensor in peft_tensors(8).values())
+PINNED_BYTES = 2048
+"""What one takes of pinned memory, which is given out in powers of two."""
+HOST_BYTES = PINNED_BYTES if torch.cuda.is_available() else ENTRY_BYTES
 A, B = (f"{LAYER}.q_proj.{side}.weight" for side in ("lora_A", "lora_B"))
 
 
@@ -35,7 +38,7 @@ def source(store: AdapterStore, seed: int, weight: float = 1.0, rank: int = 8) -
 
 
 def pool(store: AdapterStore, entries: float = 100) -> SourcePool:
-    return SourcePool(store.root, int(entries * ENTRY_BYTES))
+    return SourcePool(store.root, int(entries * HOST_BYTES))
 
 
 def recipe(method: MergeMethod, *sources: Source, density: float = 0.5) -> Recipe:
@@ -148,7 +151,7 @@ def test_each_trim_of_an_adapter_is_an_entry_of_its_own(store: AdapterStore) -> 
     sources = [source(store, 1), source(store, 2)]
     for method, density in (("ties", 0.5), ("ties", 0.25), ("linear", 0.5), ("cat", 0.5)):  # the last two share theirs
         made(kept, recipe(method, *sources, density=density))  # type: ignore[arg-type]
-    assert kept.stats["host"] == {"bytes": 6 * ENTRY_BYTES, "entries": 6, "hits": 2, "misses": 6, "evictions": 0}
+    assert kept.stats["host"] == {"bytes": 6 * HOST_BYTES, "entries": 6, "hits": 2, "misses": 6, "evictions": 0}
     assert kept.stats["disk"] == {"bytes": 2 * ENTRY_BYTES, "entries": 2, "hits": 6, "misses": 2, "evictions": 0}
 
 
@@ -157,13 +160,13 @@ def test_what_was_used_longest_ago_leaves_memory_first(store: AdapterStore) -> N
     a, b, c = (source(store, seed) for seed in (1, 2, 3))
     for one in (a, b, a, c, a, c):  # b was used longest ago when c comes
         made(kept, recipe("linear", one))
-    assert kept.stats["host"] == {"bytes": 2 * ENTRY_BYTES, "entries": 2, "hits": 3, "misses": 3, "evictions": 1}
+    assert kept.stats["host"] == {"bytes": 2 * HOST_BYTES, "entries": 2, "hits": 3, "misses": 3, "evictions": 1}
 
 
 def test_an_adapter_greater_than_the_budget_is_used_all_the_same(store: AdapterStore) -> None:
     small = pool(store, entries=0.1)
     made(small, recipe("cat", source(store, 1), source(store, 2)))
-    assert small.host.stats.bytes == ENTRY_BYTES
+    assert small.host.stats.bytes == HOST_BYTES
 
 
 def test_deleted_adapters_are_let_go_of_when_a_new_one_is_opened(
@@ -178,9 +181,32 @@ def test_deleted_adapters_are_let_go_of_when_a_new_one_is_opened(
     kept.open(recipe("linear", new))
     kept.close()
     assert [tier.stats.entries for tier in (kept.disk, kept.host)] == [2, 1]
-    assert kept.host.stats.bytes == ENTRY_BYTES
+    assert kept.host.stats.bytes == HOST_BYTES
     after = tensors(kept, opened)  # what is open can be made all the same
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_engine_that_may_load_it_again_keeps_what_it_has_opened(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step, where an adapter that is gone would end the engine."""
+    monkeypatch.setattr("server.engine.pool.FORGET_EVERY_S", 0.0)
+    kept = SourcePool(store.root, 100 * ENTRY_BYTES, keeps_opened=True)
+    wanted = recipe("linear", source(store, 1), source(store, 2))
+    before = made(kept, wanted)
+    store.remove(wanted.sources[0].adapter_id)
+    kept.open(recipe("linear", source(store, 3)))
+    kept.close()
+    assert [tier.stats.entries for tier in (kept.disk, kept.host)] == [3, 1], "memory is let go of, the mapping is not"
+    again = made(kept, wanted)
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_pinned_memory_counts_as_it_is_given_out(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    kept = pool(store)
+    made(kept, recipe("linear", source(store, 1)))
+    assert kept.host.stats.bytes == PINNED_BYTES
 
 
 def test_prefetch_brings_the_sources_into_memory(store: AdapterStore) -> None:
