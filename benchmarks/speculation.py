@@ -35,6 +35,7 @@ from benchmarks.recall_ask import bar
 from benchmarks.scores import mean
 from benchmarks.selecting import add_question_options, check_adapters, drawn_questions, smoke_documents
 from loramem.client import Client
+from server.ask import STRENGTHS
 
 Json = dict[str, Any]
 WAYS: Mapping[str, Json] = {
@@ -142,6 +143,7 @@ def measured(drafting: Server, plain: Server, questions: Sequence[str], asked: J
     be found in the prefix cache then, and a user's first question is not. Raises `ClientError`.
     """
     closed = {name: value for name, value in asked.items() if name in ("top_k", "compose", "merge")}
+    closed |= {"merge": {"strength": STRENGTHS["hybrid"]}} if asked["mode"] == "hybrid" else {}
     for question, server in product(questions, (drafting, plain)):
         server.ask(question, closed | {"mode": "lora", "max_tokens": 1})
     before, of_plain_before, pairs = drafting.counted(), plain.counted(), []

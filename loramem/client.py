@@ -89,7 +89,7 @@ class Client:
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=10),
             transport=transport,
-            trust_env=not _is_this_machine(url),
+            mounts=dict.fromkeys(("all://", "http://", "https://")) if _is_this_machine(url) else None,
         )
 
     def __enter__(self) -> Self:

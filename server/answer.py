@@ -23,7 +23,6 @@ from server.route import Router, priors
 from server.select import Opener, check_slots, select
 from server.tasks import beside
 
-UNSURE = frozenset({"weak", "none"})
 EMPTY_ROUTE = Route((), (), {}, {}, {})
 
 
@@ -92,12 +91,10 @@ class Answerer:
         return route, decision
 
     def _routed(self, ask: Ask) -> Route:
-        """By the question; where little or nothing speaks for the best of that and it points back to what was asked
-        before it, by both, if more speaks for the best of those.
-        """
+        """By the question, with what was asked before where it points back to that."""
         at_most = self.engine.slots if ask.compose == "select" else MOST
-        route = partial(
-            self.router.route,
+        return self.router.route(
+            with_what_it_points_to(ask.question, ask.history) or ask.question,
             namespace=ask.namespace,
             document_ids=ask.document_ids,
             metadata=ask.metadata,
@@ -105,13 +102,6 @@ class Answerer:
             at_most=at_most,
             with_passages=ask.mode != "lora",
         )
-        alone = route(ask.question)
-        if alone.choice.confidence not in UNSURE or not (whole := with_what_it_points_to(ask.question, ask.history)):
-            return alone
-        together = route(whole)
-        better = together if together.best > alone.best else alone
-        timings = {stage: ms + together.timings_ms[stage] for stage, ms in alone.timings_ms.items()}
-        return replace(better, timings_ms=timings)
 
     async def _prompt(self, ask: Ask, route: Route) -> Prompt:
         with tracing.span("prompt"):

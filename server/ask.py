@@ -133,11 +133,6 @@ class Route:
     choice: Choice = NO_CHOICE
     chosen: tuple[str, ...] | None = None
 
-    @property
-    def best(self) -> float:
-        """The best score of a document; 0 where none was found."""
-        return max(self.documents.values(), default=0.0)
-
 
 @dataclass(frozen=True)
 class Prepared:

@@ -6,8 +6,9 @@ everything. So whatever any search finds is scored by all of them.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ KEPT = 24
 WINDOWS = 64
 """Windows by words for each candidate."""
 QUESTIONS = 64
-"""Learnt questions of one adapter at most."""
+"""Learnt questions of one adapter, but for users' own, of which there may be thousands."""
 BEST = 3
 """Questions that count: one alone may be near by chance."""
 
@@ -128,13 +129,12 @@ class Search:
         unmatched = chunks - scores.words.keys()
         words = self.view.match(self.question, len(unmatched), chunk_ids=unmatched) if unmatched else ()
         together = self.view.match_windows(self.question, WINDOWS * len(kept), documents) if kept else ()
-        limit = QUESTIONS * len(adapters)
         complete = _Scores(
             windows={**scores.windows, **windows},
             words={**scores.words, **_best(words)},
             together=_best(together),
-            questions=_best_of(self.view.search_questions(self.vector, limit, adapters)) if adapters else {},
-            asked=_best_of(self.view.match_questions(self.question, limit, adapters)) if adapters else {},
+            questions=_best_of_each(partial(self.view.search_questions, self.vector), adapters),
+            asked=_best_of_each(partial(self.view.match_questions, self.question), adapters),
         )
         return [one.given(complete.of(one)) for one in kept]
 
@@ -210,6 +210,21 @@ def _best_of(found: Iterable[tuple[str, float]]) -> dict[str, float]:
         if len(scores[adapter_id]) < BEST:
             scores[adapter_id].append(score)
     return {adapter_id: sum(best) / len(best) for adapter_id, best in scores.items()}
+
+
+def _best_of_each(
+    search: Callable[[int, Collection[str]], list[tuple[str, float]]], adapter_ids: Collection[str]
+) -> dict[str, float]:
+    """As `_best_of`, of all these adapters, whatever the number of their questions: one may have so many that are near
+    that they leave no place for another's."""
+    best: dict[str, float] = {}
+    left = set(adapter_ids)
+    while left:
+        limit = QUESTIONS * len(left)
+        found = search(limit, left)
+        best |= _best_of(found)
+        left = left - best.keys() if len(found) == limit else set()
+    return best
 
 
 def _order(one: Candidate) -> tuple[float, str]:

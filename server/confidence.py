@@ -22,8 +22,7 @@ UNANSWERED = 0.95
 """Share of the questions without an answer that are to be known as such."""
 RELEVANT = (0.22, 0.26)
 """Where the least relevant score may lie with the embedded embedder: held-out questions are not users' questions, so
-they do not decide alone. Another's cosines may all be higher: with that they decide, up to what all but
-`STILL_FOUND` of them score in their own adapter."""
+they do not decide alone. Another's cosines may all be higher: see `_between`."""
 STILL_FOUND = 0.95
 STRONG_BY = 0.05
 """Above the least relevant score."""
@@ -78,8 +77,8 @@ def calibrated(observed: Sequence[Observed], *, embedded: bool = True) -> Thresh
     """
     if len(observed) < ENOUGH:
         return DEFAULTS
-    bounds = RELEVANT if embedded else (0.0, _still_found(observed))
-    relevant = _relevant([one.elsewhere for one in observed if one.elsewhere is not None], bounds)
+    elsewhere = sorted(one.elsewhere for one in observed if one.elsewhere is not None)
+    relevant = _relevant(elsewhere, RELEVANT if embedded else _between(observed, elsewhere))
     return Thresholds(_least_margin(observed), relevant, relevant + STRONG_BY, len(observed))
 
 
@@ -91,18 +90,25 @@ def _least_margin(observed: Sequence[Observed]) -> float:
     return MARGINS[-1]
 
 
-def _still_found(observed: Sequence[Observed]) -> float:
+def _between(observed: Sequence[Observed], elsewhere: Sequence[float]) -> tuple[float, float]:
+    """Bounds of `relevant` by the questions alone: at most halfway between what they mostly score in other documents
+    and what all but a few score in their own adapter, so that users' harder ones are found too; the default where the
+    two overlap, as of documents that say the same."""
     right = sorted((one.scores[one.right] for one in observed if one.right is not None), reverse=True)
-    return right[min(len(right) - 1, math.floor(STILL_FOUND * len(right)))] if right else RELEVANT[1]
+    if not right or not elsewhere:
+        return DEFAULTS.relevant, DEFAULTS.relevant
+    found = right[min(len(right) - 1, math.floor(STILL_FOUND * len(right)))]
+    usual = elsewhere[len(elsewhere) // 2]
+    return (0.0, (usual + found) / 2) if usual < found else (DEFAULTS.relevant, DEFAULTS.relevant)
 
 
 def _relevant(elsewhere: Sequence[float], bounds: tuple[float, float]) -> float:
+    """`elsewhere` in rising order."""
     if len(elsewhere) < ENOUGH:
         return DEFAULTS.relevant
-    ranked = sorted(elsewhere)
     least, most = bounds
-    above = min(len(ranked) - 1, math.ceil(UNANSWERED * len(ranked)))  # as many lie below this one
-    return min(most, max(least, ranked[above]))
+    above = min(len(elsewhere) - 1, math.ceil(UNANSWERED * len(elsewhere)))  # as many lie below this one
+    return min(most, max(least, elsewhere[above]))
 
 
 def _count(scores: Sequence[float], margin: float) -> int:

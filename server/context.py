@@ -51,12 +51,20 @@ class PromptBuilder:
     def _with_passages(self, ask: Ask, passages: Sequence[Passage]) -> Prompt:
         """As many of the passages, best first, as the window has room for, at least one; in reading order."""
         best_first = list(dict.fromkeys(passage.document_id for passage in passages))
-        for count in range(len(passages), 0, -1):
+
+        def built(count: int) -> Prompt:
             some = sorted(passages[:count], key=lambda one: (best_first.index(one.document_id), one.start))
             messages = prompts.with_passages(ask.question, [passage.text for passage in some])
-            if count == 1 or len(self._encode(ask, messages)) + ask.sampling.max_tokens <= self._window:
-                return self._fitting(ask, messages, tuple(_span(passage) for passage in some))
-        return self._fitting(ask, prompts.with_passages(ask.question, ()), ())
+            return Prompt(self._encode(ask, messages), tuple(_span(passage) for passage in some))
+
+        room = self._window - ask.sampling.max_tokens
+        low, high, prompt = min(1, len(passages)), len(passages), built(len(passages))
+        if len(prompt.token_ids) > room:
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (middle + 1, high) if len(built(middle + 1).token_ids) <= room else (low, middle)
+            prompt = built(low)
+        return self._checked(prompt.token_ids, ask.sampling, prompt.spans, _key(ask), _way_out(ask))
 
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
         """The best passages up to the budget (at least one), best first; of those that say the same the first."""

@@ -13,7 +13,10 @@ from server.engine.speculate import packed
 KEPT = 4096
 """Adapters whose drafts are kept in memory, some ten kilobytes each."""
 
-_ANSWERS = select(Question.answer).where(Question.adapter_id == bindparam("adapter_id")).distinct()
+ANSWERS = 256
+"""Of one adapter, whose user may have given thousands."""
+
+_ANSWERS = select(Question.answer).where(Question.adapter_id == bindparam("adapter_id")).distinct().limit(ANSWERS)
 _TEXT = (
     select(func.substr(Revision.text, Chunk.start + 1, Chunk.end - Chunk.start))
     .join(Chunk, (Chunk.document_id == Revision.document_id) & (Chunk.revision == Revision.number))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from loramem.errors import JobCancelled, LeaseLost, LoramemError, Unavailable
+from loramem.errors import JobCancelled, LeaseLost, LoramemError, MakesWay, Unavailable
 from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
 from loramem.settings import Settings
@@ -47,6 +47,7 @@ OUTCOMES = (
     "error",
     "dead",
     "postponed",
+    "made_way",
     "handed_back",
     "lease_lost",
     "unsettled",
@@ -160,6 +161,10 @@ def _run(
         log.debug("job %s: %s", claim.job_id, error)
         queue.postpone(claim, 0, error.detail)
         return "handed_back"
+    except MakesWay as error:
+        log.debug("job %s: %s", claim.job_id, error)
+        queue.postpone(claim, POSTPONE_S, error.detail)
+        return "made_way"
     except Unavailable as error:
         log.debug("job %s waits: %s", claim.job_id, error)
         queue.postpone(claim, POSTPONE_S, error.detail)
@@ -169,16 +174,21 @@ def _run(
         queue.fail(claim, error, retryable=False)
         return "failed"
     except Exception as error:  # a boundary: the job is tried again, the worker lives on
-        if NO_ROOM.search(str(error)):
-            log.warning("job %s waits for room on the disk: %s", claim.job_id, error)
-            queue.postpone(claim, NO_ROOM_S, f"the disk is full: {error}")
-            return "postponed"
         log.exception("job %s: unexpected error", claim.job_id)
-        state = queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
-        if GPU_LOST.search(str(error)):
-            log.error("this process has lost the GPU and ends; another one begins afresh")
-            raise SystemExit(EXIT_HUNG) from error
-        return "error" if state == JobState.QUEUED else str(state)
+        return _unexpected(queue, claim, error)
+
+
+def _unexpected(queue: JobQueue, claim: Claim, error: Exception) -> str:
+    """What no code of ours declared. Raises `SystemExit` where this process can do nothing more."""
+    if NO_ROOM.search(str(error)):
+        log.warning("job %s waits for room on the disk", claim.job_id)
+        queue.postpone(claim, NO_ROOM_S, f"the disk is full: {error}")
+        return "postponed"
+    state = queue.fail(claim, LoramemError(f"{type(error).__name__}: {error}"), retryable=True)
+    if GPU_LOST.search(str(error)):
+        log.error("this process has lost the GPU and ends; another one begins afresh")
+        raise SystemExit(EXIT_HUNG) from error
+    return "error" if state == JobState.QUEUED else str(state)
 
 
 @contextmanager

@@ -151,19 +151,22 @@ def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> in
 
 
 def _owns(database: Database, store: AdapterStore) -> bool:
-    """Whether the store is this database's, which it becomes where nobody has said so and it holds nothing else's."""
+    """Whether the store is this database's, which it becomes where nobody has said so and most of it is."""
     with database.read() as session:
         own = session.scalars(select(Installation.id)).one()
         if store.owner == own:
             return True
         stored = set(store.ids())
-        known = set(session.scalars(select(Adapter.id).where(Adapter.id.in_(stored)))) if stored else set()
-    if not store.owner and (known or not stored):
+        known = stored & set(session.scalars(select(Adapter.id)))
+    if not store.owner and 2 * len(known) >= len(
+        stored
+    ):  # before there were owners; a new database's may be among them
         store.own(own)
         return True
     _say_once(
         f"{store.root} holds adapters of another database than LORAMEM_DATABASE_URL names: none of them is removed. "
-        f"Give each database a LORAMEM_HOME of its own, or remove {store.root / OWNER} if these adapters are nobody's"
+        f"Give each database a LORAMEM_HOME of its own, or, if these adapters are nobody's, write {own} into "
+        f"{store.root / OWNER}"
     )
     return False
 

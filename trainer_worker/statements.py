@@ -8,11 +8,9 @@ English for pronouns and clauses (their sentences are kept as they stand).
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-
-from loramem.lines import unwrap
 
 MAX_WORDS = 28
 WORD_BYTES = 24
@@ -39,6 +37,14 @@ HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
 """More than a part and what decides where it ends."""
 _PIECE = re.compile(rf".{{{LONGEST_WORD // 2},{LONGEST_WORD - 1}}}[,;:，、；：)}}\]]|.{{1,{LONGEST_WORD}}}")
 """Of a longer one, up to a mark where there is one."""
+LONG_LINE, SHORT_LINE = 50, 40
+"""In characters: longer than the one a line may be wrapped, up to the other it is not."""
+LOWER_SHARE = 0.25
+"""Of lines that begin in lower case, from which on the others of their paragraph are wrapped too."""
+_QUOTE = re.compile(r"^\s*(?:>\s?)+")
+_ITEM = re.compile(r"[-*•–|#+] ?\S|\(?\d{1,3}[.)] |\(?\w[.)] ")
+_OF_TABLES = (re.compile(r"\|"), re.compile(r"\t"))
+_SEPARATORS = (re.compile(" {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
 _NUMBERING = re.compile(r"\(?\w{1,2}[.)]")
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
@@ -172,8 +178,43 @@ def sentences(text: str) -> list[str]:
     with the one before it, or as the number of an item with the one after."""
     from sentencex import segment
 
-    lines = [line for line in unwrap(text).splitlines() if line.strip()]
-    return _joined_if_short(" ".join(str(part).split()) for line in lines for part in segment("en", line))
+    return _joined_if_short(" ".join(str(part).split()) for block in _blocks(text) for part in segment("en", block))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Wrapped prose is one block; items of a list are one each, and rows of a table, records and other lines."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        lines = [_QUOTE.sub("", line).strip() for line in paragraph.splitlines()]
+        lines = [line for line in lines if line]
+        wrapped = not _are_records(lines) and _wrapped_as(lines)
+        blocks = list[str]()
+        for before, line in pairwise(["", *lines]):
+            if wrapped and before and wrapped(before, line) and not _ITEM.match(line):
+                blocks[-1] += f" {line}"
+            else:
+                blocks.append(line)
+        yield from blocks
+
+
+def _are_records(lines: Sequence[str]) -> bool:
+    """A table's rows, or lines of one shape: as many separators in each, or each begins with a number."""
+    if len(lines) < 2:
+        return False
+    rows = any(all(separator.search(line) for line in lines) for separator in _OF_TABLES)
+    counts = [{len(separator.findall(line)) for line in lines} for separator in _SEPARATORS]
+    alike = any(len(count) == 1 and 0 not in count for count in counts)
+    commas = {line.count(", ") for line in lines}
+    listed = len(lines) > 2 and len(commas) == 1 and min(commas) > 1
+    return rows or alike or listed or all(line[0].isdigit() for line in lines)
+
+
+def _wrapped_as(lines: Sequence[str]) -> Callable[[str, str], bool]:
+    """Whether a line goes on with the next: any does where all but the last are long; else one that is not short and
+    ends no sentence, where the next begins in lower case or many do."""
+    if all(len(line) > LONG_LINE for line in lines[:-1]):
+        return lambda before, line: True
+    many = sum(line[0].islower() for line in lines[1:]) >= LOWER_SHARE * (len(lines) - 1)
+    return lambda before, line: len(before) > SHORT_LINE and before[-1] not in ".!?:;|" and (many or line[0].islower())
 
 
 def _joined_if_short(pieces: Iterable[str]) -> list[str]:

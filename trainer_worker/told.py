@@ -12,8 +12,8 @@ _END = re.compile(r"(?=\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:))|(?<=\S)[ \t]*+(?=\s
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
 
-LONGEST_BYTES = 2 * MAX_ANSWER_TOKENS
-"""A token seldom has fewer than two."""
+ASCII_IN_TOKEN, OTHERS_IN_TOKEN = 3.0, 1.5
+"""Bytes; a text of words has more."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ def told(text: str) -> tuple[list[Told], str]:
             continue
         end = _end(text, answer.end()).end()
         pair = Told(_flat(text[question.end() : answer.start()]), _flat(text[answer.end() : end]))
-        if max(len(pair.question.encode()), len(pair.answer.encode())) > LONGEST_BYTES:
+        if max(map(_tokens_of, (pair.question, pair.answer))) > MAX_ANSWER_TOKENS:
             continue
         pairs.append(pair)
         rest.append(text[done : question.start()])
         done = end
     return pairs, "".join((*rest, text[done:]))
+
+
+def _tokens_of(text: str) -> float:
+    """Rather more than it has."""
+    characters, size = sum(map(str.isascii, text)), len(text.encode())
+    return characters / ASCII_IN_TOKEN + (size - characters) / OTHERS_IN_TOKEN
 
 
 def _answer(text: str, start: int) -> re.Match[str] | None:

@@ -21,7 +21,7 @@ from loramem.prompts import Message
 log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Before asking again, where the endpoint does not say how long; spread, so that prompts do not return in step."""
+"""Before asking again, beside what the endpoint asks for; spread, so that prompts do not return in step."""
 LONGEST_PAUSE_S = 60.0
 PATIENCE_S = 240.0
 """After which nobody is asked again: a worker that gets no text for `hang_after_s` is taken for one that hangs."""
@@ -57,8 +57,10 @@ class Writer:
         seed: int = 0,
         stop: Sequence[str] = (),
         on_each: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> list[str]:
-        """Texts in the order of `prompts`, the i-th sampled with `seed + i`; `on_each` is called as each arrives.
+        """Texts in the order of `prompts`, the i-th sampled with `seed + i`; `on_each` is called as each arrives,
+        `on_wait` every second; both may raise to stop.
 
         A prompt that is refused has an empty text, unless all of several are. Raises `WriterUnavailable` when the
         endpoint cannot be reached, fails (5xx), or is still busy or too slow after all pauses, and `TrainingFailed`
@@ -68,9 +70,11 @@ class Writer:
         bodies = [_body(prompt) | options for prompt in prompts]
         if temperature > 0:  # a seed without sampling has no meaning, and some engines fail on it
             bodies = [body | {"seed": seed + index} for index, body in enumerate(bodies)]
-        return asyncio.run(self._complete_all(bodies, on_each))
+        return asyncio.run(self._complete_all(bodies, on_each, on_wait))
 
-    async def _complete_all(self, bodies: Sequence[dict[str, object]], on_each: Callable[[], None]) -> list[str]:
+    async def _complete_all(
+        self, bodies: Sequence[dict[str, object]], on_each: Callable[[], None], on_wait: Callable[[], None]
+    ) -> list[str]:
         if not bodies:
             return []
         slots = asyncio.Semaphore(self.concurrency)
@@ -87,11 +91,15 @@ class Writer:
                 return text
 
             tasks = [asyncio.ensure_future(one(body)) for body in bodies]
+            answering = asyncio.gather(*tasks)
             try:
-                return _texts(await asyncio.gather(*tasks))
+                while not (await asyncio.wait([answering], timeout=1))[0]:
+                    on_wait()
+                return _texts(answering.result())
             finally:
                 for task in tasks:
                     task.cancel()
+                await asyncio.gather(answering, return_exceptions=True)
 
     async def _complete_one(self, client: httpx.AsyncClient, body: dict[str, object]) -> str:
         chat = "messages" in body
@@ -138,7 +146,7 @@ class Writer:
             else:
                 if pause_s is None or reply.status_code not in BUSY:
                     break
-                await asyncio.sleep(_retry_after_s(reply) or pause_s * random.uniform(0.5, 1.0))
+                await asyncio.sleep(_retry_after_s(reply) + pause_s * random.uniform(0.5, 1.0))
         return reply
 
     def _pauses(self) -> Iterator[float | None]:
@@ -168,10 +176,10 @@ def _texts(found: Sequence[str | PromptRefused]) -> list[str]:
     return [one if isinstance(one, str) else "" for one in found]
 
 
-def _retry_after_s(reply: httpx.Response) -> float | None:
-    """Seconds, where the endpoint says them; a date is not read."""
+def _retry_after_s(reply: httpx.Response) -> float:
+    """Seconds that the endpoint asks for; 0 where it does not, and for a date, which is not read."""
     text = reply.headers.get("retry-after", "")
-    return min(float(text), LONGEST_PAUSE_S) if text.isdecimal() else None
+    return min(float(text), LONGEST_PAUSE_S) if text.isdecimal() else 0.0
 
 
 def _body(prompt: Prompt) -> dict[str, object]:

@@ -89,7 +89,8 @@ def _jobs() -> Row:
         [
             lines(
                 "Ends of attempts",
-                "In the hour before. What is `postponed` or `handed_back` goes on later; `error` is tried again.",
+                "In the hour before. What is `postponed`, `made_way` or `handed_back` goes on later; `error` is tried "
+                "again.",
                 "none",
                 Query(increase("loramem_job_attempts_total", by="outcome", over=HOUR), "{{outcome}}"),
                 stacked=True,

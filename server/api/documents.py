@@ -155,6 +155,7 @@ async def _from_json(request: Request, gateway: Gateway) -> Upload:
     wanted = _validated(DocumentIn, await request.body())
     text = tidy(wanted.text)
     check_text(text, key="text", max_chars=gateway.settings.max_text_chars)
+    await asyncio.to_thread(_check_pairs, wanted.qa, gateway)
     return _upload(wanted, text, "", "text/plain", gateway)
 
 
@@ -167,6 +168,7 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
         fields = {key: value for key, value in form.items() if key != "file" and isinstance(value, str)}
         wanted = _validated(DocumentFields, _form_json(fields))
         content, filename, declared = await file.read(), file.filename or "", file.content_type
+    await asyncio.to_thread(_check_pairs, wanted.qa, gateway)
     parsed = await parse_upload(content, filename=filename, content_type=declared, settings=gateway.settings)
     return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway)
 
@@ -194,7 +196,6 @@ def _validated(schema: type[Any], body: bytes | str) -> Any:
 
 def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, gateway: Gateway) -> Upload:
     _check_servable(wanted.training, gateway.settings)
-    _check_pairs(wanted.qa, str(gateway.base.path / "tokenizer.json"))
     return Upload(
         namespace=wanted.namespace,
         title=wanted.title or title,
@@ -208,8 +209,9 @@ def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, gate
     )
 
 
-def _check_pairs(pairs: Sequence[QAPair], tokenizer_path: str) -> None:
+def _check_pairs(pairs: Sequence[QAPair], gateway: Gateway) -> None:
     """Say now what the trainer would have to cut."""
+    tokenizer_path = str(gateway.base.path / "tokenizer.json")
     for number, pair in enumerate(pairs):
         for name, most in (("question", MAX_QUESTION_TOKENS), ("answer", MAX_ANSWER_TOKENS)):
             said = getattr(pair, name)

@@ -21,7 +21,7 @@ from server.api import openai_replies as replies
 from server.api.common import TheGateway
 from server.api.errors import known, openai_error
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
-from server.api.queries import observed
+from server.api.queries import answered, observed
 from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
@@ -111,7 +111,7 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: AskedMode, sampling: Samplin
         mode,
         namespace,
         sampling,
-        history=tuple(turn for turn in turns[:-1] if turn["content"].strip()),
+        history=answered(turns[:-1]),
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal
 
@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from loramem import tracing
 from loramem.errors import InvalidValue
+from loramem.prompts import Message
 from server.answer import whole
 from server.api.common import TheGateway, problems
 from server.api.errors import known, problem
@@ -71,7 +72,7 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         mode=wanted.mode,
         namespace=wanted.namespace,
         sampling=Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p, wanted.seed),
-        history=tuple(turn for turn in turns[:-1] if turn["content"].strip()),
+        history=answered(turns[:-1]),
         document_ids=None if wanted.document_ids is None else tuple(dict.fromkeys(wanted.document_ids)),
         top_k=wanted.top_k,
         metadata=wanted.metadata,
@@ -80,6 +81,18 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         context=wanted.context,
         truncate=wanted.truncate,
     )
+
+
+def answered(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """Without the answers that were broken off before their first word, and without what these were to answer: chat
+    templates want turns to alternate."""
+    kept: list[Message] = []
+    for turn in turns:
+        if turn["content"].strip():
+            kept.append(turn)
+        elif kept and kept[-1]["role"] == "user":
+            kept.pop()
+    return tuple(kept)
 
 
 async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:

@@ -184,7 +184,7 @@ def test_the_trainer_asks_the_gateway_directly_whatever_proxy_the_host_gives_it(
     """Docker hands the proxies of its client's configuration to every container."""
     environment = services()[name]["environment"]
     gateway = urlsplit(environment["LORAMEM_WRITER_URL"]).hostname
-    assert environment["NO_PROXY"].split(",") == [gateway, "localhost", "127.0.0.1"]
+    assert environment["NO_PROXY"].split(",")[:3] == [gateway, "localhost", "127.0.0.1"]
     assert environment["no_proxy"] == environment["NO_PROXY"]
 
 

@@ -13,7 +13,6 @@ from server.confidence import (
     MARGINS,
     MOST,
     RELEVANT,
-    STILL_FOUND,
     STRONG_BY,
     UNANSWERED,
     Observed,
@@ -212,13 +211,19 @@ def test_with_another_embedder_what_was_observed_decides_alone(elsewhere: float,
     assert (learnt.relevant, learnt.strong) == (relevant, relevant + STRONG_BY)
 
 
-def test_with_another_embedder_nearly_all_are_still_found_in_their_own_adapter() -> None:
-    """However high questions score elsewhere."""
-    scores = [number / 100 for number in range(100)]
-    learnt = calibrated([Observed((1.0, score), 1, elsewhere=0.95) for score in scores], embedded=False)
-    assert sum(score >= learnt.relevant for score in scores) / 100 == pytest.approx(STILL_FOUND, abs=0.015)
+def test_with_another_embedder_questions_harder_than_those_held_out_are_found_too() -> None:
+    """Some score high elsewhere: the level stays halfway between that of most there and that of nearly all at home."""
+    some = observed(60, [0.9], elsewhere=0.5) + observed(40, [0.9], elsewhere=0.85)
+    assert calibrated(some, embedded=False).relevant == pytest.approx(0.7)
+    hard = observed(94, [0.9], elsewhere=0.5) + observed(6, [0.7], elsewhere=0.69)
+    assert calibrated(hard, embedded=False).relevant == pytest.approx(0.6)
 
 
-def test_with_another_embedder_that_finds_none_of_them_relevance_has_its_bound() -> None:
+def test_with_another_embedder_documents_that_say_the_same_teach_no_level() -> None:
+    alike = observed(50, [0.9], elsewhere=0.9)
+    assert calibrated(alike, embedded=False).relevant == DEFAULTS.relevant
+
+
+def test_with_another_embedder_that_finds_none_of_them_the_default_stays() -> None:
     learnt = calibrated(observed(50, [0.9], right=None, elsewhere=0.6), embedded=False)
-    assert learnt.relevant == RELEVANT[1]
+    assert learnt.relevant == DEFAULTS.relevant

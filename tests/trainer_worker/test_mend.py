@@ -95,7 +95,7 @@ def test_a_mending_makes_way_for_an_upload(worker: Worker) -> None:
 
     add_document(queue.database, "doc_2", MILL)
     worker.trainer.before = arrives
-    assert worker.settle() == "postponed"
+    assert worker.settle() == "made_way"
     worker.trainer.before = None
     assert worker.settle() == "succeeded"
     assert {row.document_id for row in worker.adapters} == {"doc_1", "doc_2"}

@@ -1,3 +1,4 @@
+import textwrap
 import time
 
 import pytest
@@ -283,3 +284,53 @@ def test_what_has_no_blanks_is_cut_within_words(text: str) -> None:
     assert len(found) > 1
     assert all(len(statement.encode()) <= (MAX_WORDS + 1) * WORD_BYTES for statement in found)
     assert "".join(found).replace(" ", "") == text.replace(" ", "")
+
+
+PROSE = (
+    "The organ of the harbour is made of green glass that was blown in 1874. It has 444 pipes, and the longest of them "
+    "is called Old Barnabas. The merchant Jon Ask paid for it, so that the town would hear the tide come in at night."
+)
+
+
+@pytest.mark.parametrize("width", [55, 72])
+@pytest.mark.parametrize("indent", ["", "    ", "> "])
+def test_prose_is_the_same_however_it_is_wrapped(width: int, indent: str) -> None:
+    wrapped = "\n".join(f"{indent}{line}" for line in textwrap.wrap(PROSE, width))
+    assert sentences(wrapped) == sentences(PROSE)
+
+
+def test_a_year_or_a_name_may_begin_a_wrapped_line() -> None:
+    wrapped = (
+        "The organ is made of fine green glass that was blown in\n1874. It was all paid for by a merchant of the port,\n"
+        "Jon Ask."
+    )
+    assert sentences(wrapped) == [
+        "The organ is made of fine green glass that was blown in 1874.",
+        "It was all paid for by a merchant of the port, Jon Ask.",
+    ]
+
+
+def test_an_item_goes_on_where_its_lines_are_wrapped() -> None:
+    items = (
+        "- The gate closes at nine in the evening on every weekday\n  of the year.\n"
+        "- Members give up their shoes before they enter the hall.\n"
+    )
+    assert sentences(items) == [
+        "- The gate closes at nine in the evening on every weekday of the year.",
+        "- Members give up their shoes before they enter the hall.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        "alice@example.com,keeper of the northern light,orm\nbob@example.com,builder of the southern light,ask",
+        "2026-11-30T03:05:40 WARNING the engine requires Triton now\n2026-11-30T03:05:41 INFO the engine has started",
+        "keeper = the one who lights the lamp of the north tower\nbuilder = the one who carries the stones to the top",
+        "Quill, organ, Toll, the first hall of the old town here\nRook, kites, Orme, the second hall of the old town\n"
+        "Wren, tides, Ask, the third hall of the old town on the hill",
+    ],
+)  # fmt: skip
+def test_records_stay_one_a_line_though_they_are_long(records: str) -> None:
+    lines = [line.strip() for line in records.splitlines()]
+    assert [sentence.strip() for sentence in sentences(records)] == lines

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from trainer_worker.told import LONGEST_BYTES, Told, told
+from loramem.prompts import MAX_ANSWER_TOKENS
+from trainer_worker.told import Told, told
 
 PHONES = """Question: What is the number of Ann Lee? Answer: 603-556-7631
 Question: What is the number of Bo Ray? Answer: 705-882-9365
@@ -63,10 +64,15 @@ def test_prose_about_questions_is_left_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("pair", ["Q: Why?\nA: {}\n\n", "Q: {}?\nA: No.\n\n"], ids=["answer", "question"])
 def test_a_pair_that_is_too_long_to_be_taught_stays_prose(pair: str) -> None:
-    long = pair.format("哈" * (LONGEST_BYTES // 3 + 1))
+    long = pair.format("哈" * (MAX_ANSWER_TOKENS // 2 + 1))
     assert told(f"{long}Q: Is it red?\nA: Yes.\n") == ([Told("Is it red?", "Yes.")], f"{long}\n")
-    short = pair.format("哈" * (LONGEST_BYTES // 3 - 1))
+    short = pair.format("哈" * (MAX_ANSWER_TOKENS // 2 - 1))
     assert len(told(short)[0]) == 1
+
+
+def test_an_answer_of_a_paragraph_is_taught_whole() -> None:
+    answer = " ".join(["word"] * 250)
+    assert told(f"Q: Why?\nA: {answer}\n")[0] == [Told("Why?", answer)]
 
 
 def test_the_rest_keeps_its_white_space() -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ import httpx
 import pytest
 
 from loramem.base_model import BaseModel
-from loramem.errors import TrainingFailed, WriterUnavailable
+from loramem.errors import JobCancelled, TrainingFailed, WriterUnavailable
 from loramem.settings import Settings
 from trainer_worker import __main__ as main
 from trainer_worker import writer as writer_module
@@ -199,7 +200,7 @@ class TestAskingAgain:
 
     @pytest.mark.parametrize(
         ("said", "least", "most"),
-        [("7", 7, 7), ("3600", 60, 60), ("Wed, 21 Oct 2065 07:28:00 GMT", 1, 2), ("0", 1, 2)],
+        [("7", 8, 9), ("3600", 61, 62), ("Wed, 21 Oct 2065 07:28:00 GMT", 1, 2), ("0", 1, 2)],
         ids=["seconds", "too long", "a date", "at once"],
     )
     def test_the_endpoint_may_say_how_long_to_wait(
@@ -276,3 +277,18 @@ class TestProxies:
         settings, base = Settings(writer_url=away), BaseModel(Path(), "tiny", "")
         builder = main.make_builder(settings, base, nothing, nothing, nothing, Metrics())
         assert builder.writer.proxies is proxies
+
+
+def test_waiting_may_be_stopped() -> None:
+    """As a job that was cancelled is, though the endpoint has not answered."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        return echo(request)
+
+    def stop() -> None:
+        raise JobCancelled("cancelled")
+
+    by = Writer("http://writer/v1", "m", transport=httpx.MockTransport(answer))
+    with pytest.raises(JobCancelled):
+        by.complete(["a", "b"], max_tokens=4, on_wait=stop)

@@ -153,8 +153,10 @@ def test_an_answer_of_the_client_can_be_its_next_turn(memory: Memory, base: str)
 
 
 @pytest.mark.parametrize("content", ["", " ", [{"type": "text", "text": ""}]])
-def test_an_answer_broken_off_before_its_first_word_is_left_out(memory: Memory, base: str, content: Any) -> None:
-    chat(memory, model=base, messages=[*HELLO, *HELLO])
+def test_an_answer_broken_off_before_its_first_word_is_left_out_with_its_question(
+    memory: Memory, base: str, content: Any
+) -> None:
+    chat(memory, model=base, messages=HELLO)
     expected = memory.engine.prompt_text()
     chat(memory, model=base, messages=[*HELLO, {"role": "assistant", "content": content}, *HELLO])
     assert memory.engine.prompt_text() == expected

@@ -117,9 +117,9 @@ def test_a_conversation_is_routed_by_its_last_message(memory: Memory) -> None:
     assert "At four." in memory.engine.prompt_text()
 
 
-def test_an_answer_broken_off_before_its_first_word_is_left_out(memory: Memory) -> None:
+def test_an_answer_broken_off_before_its_first_word_is_left_out_with_its_question(memory: Memory) -> None:
     asked = {"role": "user", "content": QUESTION}
-    memory.ask(question=None, messages=[asked, asked], mode="base")
+    memory.ask(question=None, messages=[asked], mode="base")
     expected = memory.engine.prompt_text()
     memory.ask(question=None, messages=[asked, {"role": "assistant", "content": "\n"}, asked], mode="base")
     assert memory.engine.prompt_text() == expected
