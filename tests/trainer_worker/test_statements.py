@@ -301,12 +301,13 @@ def test_prose_is_the_same_however_it_is_wrapped(width: int, indent: str) -> Non
 
 def test_a_year_or_a_name_may_begin_a_wrapped_line() -> None:
     wrapped = (
-        "The organ is made of fine green glass that was blown in\n1874. It was all paid for by a merchant of the port,\n"
+        "The organ is made of fine green glass that was blown in\n"
+        "1874. It was all paid for by a merchant of the harbour,\n"
         "Jon Ask."
     )
     assert sentences(wrapped) == [
         "The organ is made of fine green glass that was blown in 1874.",
-        "It was all paid for by a merchant of the port, Jon Ask.",
+        "It was all paid for by a merchant of the harbour, Jon Ask.",
     ]
 
 
