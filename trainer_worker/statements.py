@@ -44,7 +44,7 @@ LOWER_SHARE = 0.25
 _QUOTE = re.compile(r"^\s*(?:>\s?)+")
 _ITEM = re.compile(r"[-*•–|#+] ?\S|\(?\d{1,3}[.)] |\(?\w[.)] ")
 _OF_TABLES = (re.compile(r"\|"), re.compile(r"\t"))
-_SEPARATORS = (re.compile(" {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
+_SEPARATORS = (re.compile(r"(?<![.!?:]) {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
 _NUMBERING = re.compile(r"\(?\w{1,2}[.)]")
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
