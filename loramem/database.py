@@ -83,15 +83,11 @@ class Database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        options: dict[str, Any] = (
-            {"connect_args": {"timeout": 30}}
-            if self.is_sqlite
-            else {
-                "connect_args": {key: value for key, value in VANISHED.items() if key not in parsed.query},
-                "pool_pre_ping": True,
-            }
+        connect: dict[str, Any] = {key: value for key, value in VANISHED.items() if key not in parsed.query}
+        connect = {"timeout": 30} if self.is_sqlite else connect
+        self.engine: Engine = create_engine(
+            parsed, hide_parameters=True, connect_args=connect, pool_pre_ping=not self.is_sqlite
         )
-        self.engine: Engine = create_engine(parsed, hide_parameters=True, **options)
         self._write_lock = threading.Lock() if self.is_sqlite else nullcontext()
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure_sqlite)

@@ -67,10 +67,10 @@ class RedisDoorbell:
     """One Redis stream with one consumer group: each ring wakes one of all waiting workers."""
 
     def __init__(self, url: str) -> None:
-        options: dict[str, Any] = {"socket_connect_timeout": 1.0, "protocol": 2}
-        once = {"socket_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 1)}
-        self._redis: Redis = Redis.from_url(url, **options, **once)
-        self._ringing: Redis = Redis.from_url(url, **options, socket_timeout=RING_S, retry=Retry(NoBackoff(), 1))
+        # No backoff inside redis-py: a gateway must not wait seconds for a doorbell that is down.
+        options: dict[str, Any] = {"socket_connect_timeout": 1.0, "retry": Retry(NoBackoff(), 1), "protocol": 2}
+        self._redis: Redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, **options)
+        self._ringing: Redis = Redis.from_url(url, socket_timeout=RING_S, **options)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}"
         self._lock = threading.Lock()
         self._ready = False

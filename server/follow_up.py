@@ -16,9 +16,9 @@ OWN_WORDS = 2
 """With more of its own a question says what it is about: `Is it safe to mix bleach with vinegar?`"""
 _POINTING = frozenset(
     {"it", "its", "itself", "he", "him", "his", "she", "her", "hers", "they", "them", "their", "theirs"}
-    | {"this", "that", "these", "those", "one", "ones"}
+    | {"this", "these", "those", "one", "ones"}
 )
-_FILLING = frozenset({"about", "else", "me", "more", "please", "so", "tell", "then", "there", "or", "but"})
+_FILLING = frozenset({"about", "else", "me", "more", "please", "so", "tell", "that", "then", "there", "or", "but"})
 _WHAT_ABOUT = re.compile(r"^\W*(?:and )?(?:what|how) about\b", re.IGNORECASE)
 _GOES_ON = re.compile(r"^\W*(?:and|or|but|so|what else)\b|\b(?:that|more|else)\W*$", re.IGNORECASE)
 
@@ -44,8 +44,8 @@ def points_back(question: str) -> bool:
         return False
     if not own or _WHAT_ABOUT.match(question):
         return True
-    points = not (_POINTING - {"that"}).isdisjoint(tokens) or bool(_GOES_ON.search(question))
-    return points and not _names(question)
+    points = not _POINTING.isdisjoint(tokens) or _GOES_ON.search(question)
+    return bool(points) and not _names(question)
 
 
 def _names(question: str) -> bool:

@@ -49,6 +49,6 @@ def _asked(examples: Sequence[Example], *, held_out: bool) -> list[Asked]:
         for kind in ("user", "written")
     )
     users = list(dict.fromkeys(users))
-    others = list(dict.fromkeys(one for one in written if one not in set(users)))
+    others = list(dict.fromkeys([*users, *written]))[len(users) :]
     room = min(len(others), max(0, MOST_ASKED - len(users)))
     return users + [others[place * len(others) // room] for place in range(room)]  # from all of the text

@@ -158,9 +158,8 @@ def _owns(database: Database, store: AdapterStore) -> bool:
             return True
         stored = set(store.ids())
         known = stored & set(session.scalars(select(Adapter.id)))
-    if not store.owner and 2 * len(known) >= len(
-        stored
-    ):  # before there were owners; a new database's may be among them
+    mostly = 2 * len(known) >= len(stored)  # of a folder of before there were owners; another's may be among them
+    if not store.owner and mostly:
         store.own(own)
         return True
     _say_once(

@@ -13,7 +13,7 @@ _END = re.compile(r"(?=\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:))|(?<=\S)[ \t]*+(?=\s
 (`*+`): trying each number of them would be quadratic."""
 
 ASCII_IN_TOKEN, OTHERS_IN_TOKEN = 3.0, 1.5
-"""Bytes; a text of words has more."""
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def told(text: str) -> tuple[list[Told], str]:
 
     A question begins a line and is one paragraph; a blank line may stand before its answer, which goes on to the next
     question, to a blank line or to the end. As prose, the answer of one would be taken together with the question of
-    the next. A pair that may be longer than what is taught of one stays prose.
+    the next. A pair that is longer than what is taught of one, by a guess, stays prose.
 
     Takes time linear in the text's length, whatever the text is, since no search goes beyond its paragraph: one pattern
     for a whole pair would try every way to share a run of blanks among its parts.
@@ -50,7 +50,7 @@ def told(text: str) -> tuple[list[Told], str]:
 
 
 def _tokens_of(text: str) -> float:
-    """Rather more than it has."""
+    """By its bytes: rather more than a text of words has, fewer than one of digits alone."""
     characters, size = sum(map(str.isascii, text)), len(text.encode())
     return characters / ASCII_IN_TOKEN + (size - characters) / OTHERS_IN_TOKEN
 

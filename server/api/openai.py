@@ -106,13 +106,7 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: AskedMode, sampling: Samplin
         raise InvalidValue(
             "the last message must be the user's", key="messages", value=turns[-1]["role"], allowed="role user"
         )
-    return Ask(
-        turns[-1]["content"],
-        mode,
-        namespace,
-        sampling,
-        history=answered(turns[:-1]),
-    )
+    return Ask(turns[-1]["content"], mode, namespace, sampling, history=answered(turns[:-1]))
 
 
 def _completion_events(

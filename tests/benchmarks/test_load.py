@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,21 @@ def test_what_is_not_answered_fails_and_is_counted(capsys: pytest.CaptureFixture
     assert "x 503 engine-unavailable" in capsys.readouterr().out
 
 
+def capacity(failed: Sequence[int]) -> Callable[..., Awaitable[list[Level]]]:
+    """At one, two and four at once."""
+    found = zip((1, 2, 4), (20.0, 40.0, 39.0), (200, 400, 390), failed, strict=True)
+    levels = [Level(*one) for one in found]
+
+    async def measured(*_: object) -> list[Level]:
+        return levels
+
+    return measured
+
+
 def test_the_rate_is_a_share_of_the_capacity(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def levels(*_: object) -> list[Level]:
-        return [Level(1, 20.0, 200, 0), Level(2, 40.0, 400, 0), Level(4, 39.0, 390, 0)]
-
-    monkeypatch.setattr(load, "measure_capacity", levels)
+    monkeypatch.setattr(load, "measure_capacity", capacity(failed=(0, 0, 0)))
     with served(FakeLoadServer()) as server:
         main(["--json", "--url", server.url, "--documents", "2", "--seconds", "2", "--capacity-share", "0.25"])
     report = reported(capsys)
@@ -121,10 +130,7 @@ def test_the_rate_is_a_share_of_the_capacity(
 def test_a_question_that_failed_while_capacity_was_measured_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def levels(*_: object) -> list[Level]:
-        return [Level(1, 20.0, 200, 0), Level(2, 40.0, 400, 3), Level(4, 39.0, 390, 1)]
-
-    monkeypatch.setattr(load, "measure_capacity", levels)
+    monkeypatch.setattr(load, "measure_capacity", capacity(failed=(0, 3, 1)))
     with served(FakeLoadServer()) as server:
         assert main(["--smoke", "--json", "--url", server.url]) == 1
     (failed,) = (one for one in reported(capsys)["checks"] if not one["ok"])

@@ -1,11 +1,11 @@
 """Files that are replaced in one step, and what a full disk leaves of that."""
 
-import errno
 from pathlib import Path
 
 import pytest
 
 from loramem.durable import replace_durably, replacing
+from tests.disk import fill_the_disk
 
 
 @pytest.fixture
@@ -14,10 +14,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "manifest.json"
     path.write_text("old")
     return path
-
-
-def fill_the_disk(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def content(folder: Path) -> dict[str, str]:

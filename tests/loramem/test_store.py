@@ -1,6 +1,5 @@
 """Adapters on disk: whole or not there, checked, never a pickle."""
 
-import errno
 import io
 import os
 import pickle
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from loramem.errors import AdapterRejected, NotFound, StoredDataDamaged
 from loramem.records import AdapterManifest
 from loramem.store import CONFIG, MANIFEST, WEIGHTS, AdapterStore
+from tests.disk import fill_the_disk
 from tests.rows import EXAM
 
 TENSORS = {"a.lora_A.weight": torch.ones(4, 8), "a.lora_B.weight": torch.zeros(8, 4, dtype=torch.bfloat16)}
@@ -139,10 +139,6 @@ def test_what_may_not_be_served_is_refused_and_stays_invisible(store: AdapterSto
     assert store.ids() == []
     assert not store.path("adapter_1").exists()
     assert list((store.root / ".tmp").iterdir()) == []
-
-
-def fill_the_disk(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("step", ["tests.loramem.test_store.save_file", "loramem.store.sync_file", "os.rename"])
