@@ -1,16 +1,16 @@
 """The model that writes training data, behind any OpenAI-compatible endpoint.
 
-One that is busy, or slow, is asked again after a pause. One that is away raises `WriterUnavailable`, and the worker
-postpones the whole job.
+One that is busy, or slow, is asked again after a pause, and from then on fewer prompts at a time. One that is away
+raises `WriterUnavailable`, and the worker postpones the whole job.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import httpx
 
@@ -24,9 +24,12 @@ PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Before asking again, beside what the endpoint asks for; spread, so that prompts do not return in step."""
 LONGEST_PAUSE_S = 60.0
 PATIENCE_S = 240.0
-"""After which nobody is asked again: a worker that gets no text for `hang_after_s` is taken for one that hangs."""
+"""Without a reply, after which nobody is asked again: a worker that gets no text for `hang_after_s` is taken for one
+that hangs."""
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 """Statuses after which the same prompt may be answered."""
+SLOW = frozenset({408, 429, 504})
+"""Those of them that fewer prompts at a time may help against."""
 PROMPT_REFUSED = frozenset({400, 413, 422})
 """Statuses that may be one prompt's fault alone, as one that a filter stops or that is too long."""
 
@@ -34,19 +37,24 @@ Prompt = str | Sequence[Message]
 """Text to be continued (`/completions`) or a conversation to be answered (`/chat/completions`)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Writer:
     """`base_url` is the endpoint's OpenAI root, ending in /v1; an empty `model` takes the first it lists. `proxies`:
-    whether those of the environment are used."""
+    whether those of the environment are used. `at_once` prompts are asked together: half as many after one was too
+    slow, one more after as many replies, at most `most_at_once`."""
 
     base_url: str
     model: str = ""
     api_key: str = ""
-    concurrency: int = 32
+    most_at_once: int = 32
     timeout_s: float = 120.0
     pauses_s: Sequence[float] = PAUSES_S
     proxies: bool = True
     transport: httpx.AsyncBaseTransport | None = field(default=None, repr=False)
+    at_once: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.at_once = self.most_at_once
 
     def complete(
         self,
@@ -77,16 +85,15 @@ class Writer:
     ) -> list[str]:
         if not bodies:
             return []
-        slots = asyncio.Semaphore(self.concurrency)
         async with self._client() as client:
-            model = self.model or await self._first_model(client)
+            requests = _Requests(self, client)
+            model = self.model or await self._first_model(requests)
 
             async def one(body: dict[str, object]) -> str | PromptRefused:
-                async with slots:
-                    try:
-                        text: str | PromptRefused = await self._complete_one(client, body | {"model": model})
-                    except PromptRefused as refused:
-                        text = refused
+                try:
+                    text: str | PromptRefused = await self._complete_one(requests, body | {"model": model})
+                except PromptRefused as refused:
+                    text = refused
                 on_each()
                 return text
 
@@ -101,9 +108,9 @@ class Writer:
                     task.cancel()
                 await asyncio.gather(answering, return_exceptions=True)
 
-    async def _complete_one(self, client: httpx.AsyncClient, body: dict[str, object]) -> str:
+    async def _complete_one(self, requests: "_Requests", body: dict[str, object]) -> str:
         chat = "messages" in body
-        reply = await self._call(client, "POST", "/chat/completions" if chat else "/completions", body)
+        reply = await self._call(requests, "POST", "/chat/completions" if chat else "/completions", body)
         try:
             choice = reply["choices"][0]
             text = choice["message"]["content"] if chat else choice["text"]
@@ -111,16 +118,16 @@ class Writer:
             raise TrainingFailed(f"the writer's reply has no text: {str(reply)[:200]}") from None
         return text if isinstance(text, str) else ""
 
-    async def _first_model(self, client: httpx.AsyncClient) -> str:
-        listed = (await self._call(client, "GET", "/models")).get("data") or []
+    async def _first_model(self, requests: "_Requests") -> str:
+        listed = (await self._call(requests, "GET", "/models")).get("data") or []
         if not listed:
             raise TrainingFailed(f"the writer at {self.base_url} lists no model: set LORAMEM_WRITER_MODEL")
         return str(listed[0]["id"])
 
     async def _call(
-        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, object] | None = None
+        self, requests: "_Requests", method: str, path: str, body: dict[str, object] | None = None
     ) -> dict[str, list[dict[str, dict[str, str]]]]:
-        reply = await self._asked(client, method, self.base_url.rstrip("/") + path, body)
+        reply = await requests.send(method, self.base_url.rstrip("/") + path, body)
         if reply.status_code >= 500 or reply.status_code in BUSY:
             raise WriterUnavailable(f"the writer at {self.base_url} answers {reply.status_code}: {_message(reply)}")
         if reply.status_code >= 400:
@@ -134,32 +141,74 @@ class Writer:
             raise TrainingFailed(f"the writer at {self.base_url}{path} does not answer with a JSON object")
         return answer
 
-    async def _asked(self, client: httpx.AsyncClient, method: str, url: str, body: object) -> httpx.Response:
-        """The first reply that is not busy, or the last one."""
-        for pause_s in self._pauses():
-            try:
-                reply = await client.request(method, url, json=body, headers=tracing.headers())
-            except httpx.TransportError as error:
-                if pause_s is None or not isinstance(error, httpx.TimeoutException):
-                    raise WriterUnavailable(f"the writer at {self.base_url} cannot be reached: {error!r}") from error
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            else:
-                if pause_s is None or reply.status_code not in BUSY:
-                    break
-                await asyncio.sleep(_retry_after_s(reply) + pause_s * random.uniform(0.5, 1.0))
-        return reply
-
-    def _pauses(self) -> Iterator[float | None]:
-        """How long to wait after each request before the next; None after the last."""
-        until = time.monotonic() + PATIENCE_S
-        yield from takewhile(lambda _: time.monotonic() < until, self.pauses_s)
-        yield None
-
     def _client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return httpx.AsyncClient(
             headers=headers, timeout=self.timeout_s, transport=self.transport, trust_env=self.proxies
         )
+
+
+class _Requests:
+    """Those of one call of `complete`."""
+
+    def __init__(self, writer: Writer, client: httpx.AsyncClient) -> None:
+        self._writer, self._client = writer, client
+        self._running, self._replies = 0, 0
+        self._changed = asyncio.Condition()
+        self._heard_at = time.monotonic()
+
+    async def send(self, method: str, url: str, body: object) -> httpx.Response:
+        """The first reply that is not busy, or the last one."""
+        for pause_s in (*self._writer.pauses_s, None):
+            async with self._turn() as at_once:
+                reply = await self._once(method, url, body)
+                status = reply.status_code if isinstance(reply, httpx.Response) else None
+                slow = isinstance(reply, httpx.TimeoutException) or status in SLOW
+                if slow:
+                    self._fewer_than(at_once)
+                elif status is not None and status not in BUSY:
+                    self._heard()
+            may_answer = slow or status in BUSY
+            if not may_answer or pause_s is None or time.monotonic() - self._heard_at >= PATIENCE_S:
+                break
+            await asyncio.sleep(_retry_after_s(reply) + pause_s * random.uniform(0.5, 1.0))
+        if isinstance(reply, httpx.TransportError):
+            raise WriterUnavailable(f"the writer at {self._writer.base_url} cannot be reached: {reply!r}") from reply
+        return reply
+
+    async def _once(self, method: str, url: str, body: object) -> httpx.Response | httpx.TransportError:
+        try:
+            return await self._client.request(method, url, json=body, headers=tracing.headers())
+        except httpx.TransportError as error:
+            return error
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[int]:
+        """Waits until fewer than `at_once` run, and gives that number."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._running < self._writer.at_once)
+            self._running += 1
+            at_once = self._writer.at_once
+        try:
+            yield at_once
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _fewer_than(self, at_once: int) -> None:
+        """Half of `at_once` from now on: those that were sent together and are all too slow halve it once."""
+        self._replies = 0
+        if max(1, at_once // 2) < self._writer.at_once:
+            self._writer.at_once = max(1, at_once // 2)
+            log.info("the writer at %s is slow: %d prompts at a time", self._writer.base_url, self._writer.at_once)
+
+    def _heard(self) -> None:
+        self._heard_at = time.monotonic()
+        self._replies += 1
+        if self._replies >= self._writer.at_once < self._writer.most_at_once:
+            self._replies = 0
+            self._writer.at_once += 1
 
 
 class PromptRefused(TrainingFailed):
@@ -176,9 +225,9 @@ def _texts(found: Sequence[str | PromptRefused]) -> list[str]:
     return [one if isinstance(one, str) else "" for one in found]
 
 
-def _retry_after_s(reply: httpx.Response) -> float:
+def _retry_after_s(reply: httpx.Response | httpx.TransportError) -> float:
     """Seconds that the endpoint asks for; 0 where it does not, and for a date, which is not read."""
-    text = reply.headers.get("retry-after", "")
+    text = reply.headers.get("retry-after", "") if isinstance(reply, httpx.Response) else ""
     return min(float(text), LONGEST_PAUSE_S) if text.isdecimal() else 0.0
 
 

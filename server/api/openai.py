@@ -22,6 +22,7 @@ from server.api.common import TheGateway
 from server.api.errors import known, openai_error
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import answered, observed
+from server.api.schemas import Text
 from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
@@ -42,6 +43,13 @@ def list_models(gateway: TheGateway) -> ModelList:
         namespaces = list(session.scalars(select(Namespace.name).order_by(Namespace.name)))
     names = [gateway.base.name, *(f"{name}{mode}" for name in namespaces for mode in ("", *(f":{m}" for m in MODES)))]
     return ModelList(data=[ModelOut(id=name, created=0) for name in names])
+
+
+@router.get("/models/{model:path}", responses={code: {"model": ErrorOut} for code in (401, 403, 404, 422)})
+def get_model(model: Text, gateway: TheGateway) -> ModelOut:
+    """One of those listed."""
+    _resolve(gateway, model)
+    return ModelOut(id=model, created=0)
 
 
 @router.post("/chat/completions", response_model=None, responses={**ERRORS, 200: STREAMED})

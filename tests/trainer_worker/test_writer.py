@@ -140,9 +140,11 @@ class TestAskingAgain:
     def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         """Seconds of the pauses, which take no time."""
         pauses: list[float] = []
+        real = asyncio.sleep
 
         async def sleep(seconds: float) -> None:
             pauses.append(seconds)
+            await real(0)
 
         monkeypatch.setattr("trainer_worker.writer.asyncio.sleep", sleep)
         return pauses
@@ -191,6 +193,66 @@ class TestAskingAgain:
         with pytest.raises(WriterUnavailable):
             writer(self.after(httpx.ReadTimeout("too slow")), pauses_s=(1.0,)).complete(["a"], max_tokens=4)
         assert slept == []
+
+    def test_nor_when_nothing_was_answered_for_long(self, slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+        """The patience begins anew with each reply to any prompt."""
+        now = 0.0
+        tries: dict[str, int] = {}
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            nonlocal now
+            prompt = json.loads(request.content)["prompt"]
+            now += 50.0
+            tries[prompt] = tries.get(prompt, 0) + 1
+            if prompt == "never" or tries[prompt] < 2:
+                raise httpx.ReadTimeout("too slow")
+            return echo(request)
+
+        monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
+        by = Writer("http://w/v1", "m", most_at_once=1, pauses_s=(1.0,) * 9, transport=httpx.MockTransport(answer))
+        with pytest.raises(WriterUnavailable):
+            by.complete(["never", "a"], max_tokens=4)
+        assert tries == {"never": 7, "a": 2}, "the last 240 s of it without a reply"
+
+    @pytest.mark.parametrize("trouble", [httpx.ReadTimeout("too slow"), httpx.Response(429)], ids=["slow", "limited"])
+    def test_one_that_takes_few_at_a_time_gets_few(
+        self, trouble: httpx.Response | Exception, slept: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        running, most = 0, []
+
+        async def answer(request: httpx.Request) -> httpx.Response:
+            nonlocal running
+            running += 1
+            most.append(running)
+            turn = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.002, turn.set_result, None)
+            await turn
+            many, running = running, running - 1
+            if many <= 4:
+                return echo(request)
+            if isinstance(trouble, Exception):
+                raise trouble
+            return trouble
+
+        by = Writer("http://w/v1", "m", pauses_s=(1.0,) * 6, transport=httpx.MockTransport(answer))
+        prompts = [f"p{number}" for number in range(60)]
+        assert by.complete(prompts, max_tokens=4) == [prompt.upper() for prompt in prompts]
+        assert max(most) == 32
+        most.clear()
+        assert by.complete(prompts, max_tokens=4) == [prompt.upper() for prompt in prompts]
+        assert max(most) < 8, "remembered, and one more tried now and then"
+
+    def test_one_that_is_not_ready_gets_as_many_later(self, slept: list[float]) -> None:
+        """As our own gateway, which answers 503 while its engine loads."""
+        by = writer(self.after(*[httpx.Response(503)] * 40), pauses_s=(1.0,) * 6)
+        prompts = [f"p{number}" for number in range(60)]
+        assert by.complete(prompts, max_tokens=4) == [prompt.upper() for prompt in prompts]
+        assert by.at_once == 32
+
+    def test_no_more_than_the_most_are_asked_at_once(self) -> None:
+        by = Writer("http://w/v1", "m", most_at_once=2, transport=httpx.MockTransport(echo))
+        assert by.complete(["a", "b", "c"], max_tokens=4) == ["A", "B", "C"]
+        assert by.at_once == 2
 
     @pytest.mark.parametrize("reply", [httpx.Response(500), httpx.ConnectError("refused")], ids=["broken", "away"])
     def test_one_that_fails_or_is_away_is_not(self, reply: httpx.Response | Exception, slept: list[float]) -> None:

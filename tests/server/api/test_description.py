@@ -15,7 +15,7 @@ CALLS = {
     "DELETE /documents/{document_id}", "GET /jobs/{job_id}", "GET /jobs/{job_id}/events", "POST /jobs/{job_id}/cancel",
     "POST /jobs/{job_id}/retry", "POST /query", "GET /adapters", "GET /adapters/{adapter_id}",
     "GET /adapters/{adapter_id}/download", "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models",
-    "GET /healthz", "GET /readyz", "GET /metrics",
+    "GET /v1/models/{model}", "GET /healthz", "GET /readyz", "GET /metrics",
 }  # fmt: skip
 
 

@@ -53,6 +53,20 @@ def test_models_are_the_base_and_each_namespace_in_each_mode(memory: Memory, bas
     assert names == [base, "coast", *(f"coast:{mode}" for mode in ("lora", "rag", "icl", "hybrid", "auto", "base"))]
 
 
+def test_each_model_listed_is_found_by_its_name(memory: Memory) -> None:
+    memory.upload(namespace="coast")
+    for model in memory.client.get("/v1/models").json()["data"]:
+        assert memory.client.get(f"/v1/models/{model['id']}").json() == model
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "coast:magic", "other", "some/model"])
+def test_no_other_model_is_found(memory: Memory, model: str) -> None:
+    memory.upload(namespace="coast")
+    reply = memory.client.get(f"/v1/models/{model}")
+    assert reply.status_code == 404
+    assert model in reply.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("mode", ["", ":lora", ":rag", ":icl", ":hybrid", ":base"])
 def test_each_model_listed_answers_in_its_mode(memory: Memory, mode: str) -> None:
     memory.teach(namespace="coast")
