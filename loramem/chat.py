@@ -5,7 +5,9 @@ models that can answer without thinking first do.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from loramem.prompts import Message
 A_DAY = "26 Jul 2024"
 """What templates that tell the date are given: adapters learn under it, and keep being asked under it."""
 _MARK = "loramem"
+_APART = "\ufdd0"
+"""Stands in no text (Unicode keeps it for programs): breaks what would be read as a special token."""
 
 
 def load_tokenizer(folder: Path | str) -> Any:
@@ -50,6 +54,36 @@ def rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
     system, first, *others = messages
     joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
     return _written(tokenizer, [joined, *others], add_generation_prompt=True)
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of what `rendered` gives, whose special tokens are the template's alone: a message that spells one, as
+    that which ends a turn, says its letters. Raises as `rendered`."""
+    spelled = [message | {"content": _spelled(tokenizer, message["content"])} for message in messages]
+    return _encoded(tokenizer, rendered(tokenizer, spelled))
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that has no special tokens, whatever it spells."""
+    return _encoded(tokenizer, _spelled(tokenizer, text))
+
+
+def _spelled(tokenizer: Any, text: str) -> str:
+    special, text = _special_tokens(tokenizer), text.replace(_APART, "")
+    return special.sub(lambda found: found[0][:1] + _APART + found[0][1:], text) if special else text
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Those that have two characters at least."""
+    names = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    patterns = [re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 1]
+    return re.compile("|".join(patterns)) if patterns else None
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    pieces = tokenizer(text.split(_APART), add_special_tokens=False)["input_ids"]
+    return [token for piece in pieces for token in piece]
 
 
 def end_of_turn(tokenizer: Any) -> int:

@@ -1,5 +1,6 @@
 """Text to unit vectors, by a sentence-transformers model: MiniLM from an installed package, or any other by name."""
 
+import hashlib
 import importlib
 import os
 import threading
@@ -16,21 +17,26 @@ from loramem.settings import Settings
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 BGE_QUERY = "Represent this sentence for searching relevant passages: "  # from the model card of bge-*-en-v1.5
+KEPT = (".json", ".safetensors", ".bin")
+"""How the files of a model's folder end that vectors depend on."""
 BATCH = 32
+CHARACTERS_A_TOKEN = 32
+"""More than words have; of a question so long that it goes beyond, the tokenizer reads no more."""
 QUESTION_LIKE = "Who kept the lighthouse of Quillmere before it was rebuilt?"
 
 
 class Embedder:
     """One model, safe to call from several threads, one of them at a time (its tokenizer is not reentrant).
 
-    `name` goes with every stored vector: vectors of two embedders are never compared. `max_tokens` counts the two
+    `name` goes with every stored vector: vectors of two embedders are never compared. That of a local folder is of what
+    it holds, as the folder may be moved, or filled with another model. `max_tokens` counts the two
     special tokens; text beyond it is not read.
     """
 
     def __init__(self, name_or_path: str, *, device: str, name: str | None = None) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self.name = name or name_or_path
+        self.name = name or _name_of(name_or_path)
         self.device = device
         self._model = SentenceTransformer(name_or_path, device=device, local_files_only=Path(name_or_path).is_dir())
         self.dim = int(self._model.get_embedding_dimension() or 0)
@@ -52,6 +58,7 @@ class Embedder:
         """Unit vector of a question, shape (dim,); English bge models get their instruction before it."""
         # one thread: a question is too short to share, and while the engine or the trainer holds the other core,
         # two threads wait for each other: 13 ms turned into 960 ms
+        text = text[: self.max_tokens * CHARACTERS_A_TOKEN]
         with self._lock, _torch_threads(1):
             vectors = self._of_one(text) if self._plain else self._of_one_configured(text)
         vector: NDArray[np.float32] = self._unit(vectors)[0]
@@ -130,6 +137,18 @@ def _is_plain(model: Any) -> bool:
 
 def _is_english_bge(name: str) -> bool:
     return Path(name).name.lower().startswith("bge-") and "-en" in Path(name).name.lower()
+
+
+def _name_of(name_or_path: str) -> str:
+    """The id, or of a folder its own name with a digest of its files."""
+    folder = Path(name_or_path).absolute()
+    if not folder.is_dir():
+        return name_or_path
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.suffix in KEPT):
+        with file.open("rb") as stream:
+            digest.update(f"{file.relative_to(folder)}:{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    return f"{folder.name}@{digest.hexdigest()[:16]}"
 
 
 def _tokenizer_path(name_or_path: str) -> str:

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from loramem import tracing
@@ -21,14 +22,17 @@ from server.merge import Merger
 from server.readiness import check_ready, unread
 from server.route import Router, priors
 from server.select import Opener, check_slots, select
-from server.tasks import beside
+from server.tasks import beside, in_thread_of
 
 EMPTY_ROUTE = Route((), (), {}, {}, {})
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """The steps of the read flow, wired once per gateway."""
+    """The steps of the read flow, wired once per gateway.
+
+    Routing has threads of its own: it may wait until a namespace is read, and nothing else is to wait with it.
+    """
 
     database: Database
     router: Router
@@ -36,6 +40,7 @@ class Answerer:
     prompts: PromptBuilder
     drafts: Drafts
     engine: Engine
+    routing: Executor = field(default_factory=partial(ThreadPoolExecutor, thread_name_prefix="route"))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """`Routed`, then `Token`s, then `Done`. An error before `Routed` means that there is no answer.
@@ -44,7 +49,7 @@ class Answerer:
         """
         started = time.perf_counter()
         with tracing.span("route"):
-            route, decision = await asyncio.to_thread(self._route, ask)
+            route, decision = await in_thread_of(self.routing, self._route, ask)
         generation = Generation(started, time.perf_counter())
         if decision.refuses:
             async for event in refuse(decision, _refused(generation, route)):
@@ -80,6 +85,7 @@ class Answerer:
         yield _done(generation, EMPTY_ROUTE, head, prompting.result())
 
     def _route(self, ask: Ask) -> tuple[Route, Decision]:
+        self.prompts.check_length(ask)
         if ask.mode == "base":
             return EMPTY_ROUTE, decide(ask, EMPTY_ROUTE)
         route = self._routed(ask)

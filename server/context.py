@@ -43,10 +43,24 @@ class PromptBuilder:
         messages = prompts.closed_book(ask.question) if ask.mode != "base" else _plain(ask.question)
         return self._fitting(ask, messages, ())
 
+    def check_length(self, ask: Ask) -> None:
+        """Raises `WindowExceeded` for more characters than a window's tokens can stand for, which nobody need read."""
+        characters = sum(map(len, [ask.question, *(message["content"] for message in ask.history)]))
+        most = self._window * self._engine.longest_token
+        if characters > most:
+            raise WindowExceeded(
+                f"the conversation has {characters} characters; the model's window of {self._window} tokens has room "
+                f"for {most} at the very most",
+                key=_key(ask),
+                value=f"{characters} characters",
+                allowed=f"up to {most} characters",
+            )
+
     def plain(self, text: str, sampling: Sampling) -> Prompt:
         """A text to continue, as it is."""
+        self.check_length(Ask(text, "base", "", sampling))
         way_out = "shorten the prompt or ask for fewer max_tokens"
-        return self._checked(self._engine.encode(text), sampling, (), "prompt", way_out)
+        return self._checked(self._engine.encode_prompt(text), sampling, (), "prompt", way_out)
 
     def _with_passages(self, ask: Ask, passages: Sequence[Passage]) -> Prompt:
         """As many of the passages, best first, as the window has room for, at least one; in reading order."""
@@ -74,7 +88,7 @@ class PromptBuilder:
             said = " ".join(passage.text.split())
             if said in chosen:
                 continue
-            left -= len(self._engine.encode(passage.text))
+            left -= len(self._engine.encode_text(passage.text))
             if left < 0 and chosen:
                 break
             chosen[said] = passage
@@ -84,24 +98,32 @@ class PromptBuilder:
         room = self._window - ask.sampling.max_tokens
         if ask.truncate and len(self._encode(ask, _document_messages(ask, texts))) > room:
             texts = self._longest_beginning(ask, texts, room)
-            if not texts:
-                raise self._no_room(ask)
         spans = tuple(Span(text.document_id, None, 0, len(text.text)) for text in texts)
         return self._fitting(ask, _document_messages(ask, texts), spans)
 
     def _longest_beginning(self, ask: Ask, texts: Sequence[FullText], room: int) -> list[FullText]:
-        """As much of the texts as fits, by bisection: how many tokens the template adds depends on the text."""
+        """As much of the texts as fits, by bisection: how many tokens the template adds depends on the text.
+
+        Raises `WindowExceeded` where no token of them does.
+        """
+        empty = len(self._encode(ask, _document_messages(ask, ())))
+        if empty >= room:
+            raise self._no_room(ask, empty)
         ends = [self._token_ends(text.text) for text in texts]
         low, high = 0, min(room, sum(map(len, ends)))
         while low < high:
             middle = (low + high + 1) // 2
             fits = len(self._encode(ask, _document_messages(ask, _beginning(texts, ends, middle)))) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
-        return _beginning(texts, ends, low)
+        beginning = _beginning(texts, ends, low)
+        if not beginning:
+            raise self._no_room(ask, empty)
+        return beginning
 
     def _token_ends(self, text: str) -> list[int]:
         """Character offset after each token."""
-        return [end for _, end in self._engine.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+        tokens = self._engine.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [end for _, end in tokens["offset_mapping"]]
 
     def _read(self, document_ids: Sequence[str], route: Route) -> list[FullText]:
         """The same revisions that the route saw."""
@@ -133,8 +155,7 @@ class PromptBuilder:
             raise self._exceeded(detail, len(tokens), sampling, key)
         return Prompt(tokens, spans)
 
-    def _no_room(self, ask: Ask) -> WindowExceeded:
-        tokens = len(self._encode(ask, _document_messages(ask, ())))
+    def _no_room(self, ask: Ask, tokens: int) -> WindowExceeded:
         detail = (
             f"without any text the prompt has {tokens} tokens, and the answer may have {ask.sampling.max_tokens}: the "
             f"model's window of {self._window} has no room for a text between them; {SHORTEN}"

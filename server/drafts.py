@@ -42,7 +42,5 @@ class Drafts:
             answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
             texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
         end = self._engine.end_of_turn
-        return packed([*((*self._tokens(answer), end) for answer in answers), *map(self._tokens, texts)])
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self._engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = self._engine.encode_text
+        return packed([*((*tokens(answer), end) for answer in answers), *map(tokens, texts)])

@@ -97,8 +97,8 @@ class Base:
         return list(found.values())
 
     def row(self, example: Example) -> Row:
-        answer = [*self._tokens(example.answer.strip()), self.end][: prompts.MAX_ANSWER_TOKENS]
-        return Row(tuple(self._tokens(self._rendered(self.conversation(example)))), tuple(answer))
+        answer = [*chat.encode_text(self.tokenizer, example.answer.strip()), self.end][: prompts.MAX_ANSWER_TOKENS]
+        return Row(tuple(chat.encode_chat(self.tokenizer, self.conversation(example))), tuple(answer))
 
     def conversation(self, example: Example) -> list[prompts.Message]:
         """What is said before the answer, as in serving."""
@@ -107,18 +107,11 @@ class Base:
         return prompts.closed_book(example.question)
 
     @property
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
         """Tokens that end an answer, as in serving."""
         listed = self.model.generation_config.eos_token_id
         ends = {self.end, self.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
         return sorted(ends - {None})
-
-    def _rendered(self, conversation: list[prompts.Message]) -> str:
-        return chat.rendered(self.tokenizer, conversation)
-
-    def _tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokens
 
     # what it makes of them
 
@@ -163,20 +156,21 @@ class Base:
         """Greedy answers of the model as it is now, all in one batch; as in serving, without the penalty on repeating
         words of the prompt that some models come with."""
         self._attend(0)
-        texts = [self._rendered(conversation) for conversation in conversations]
-        inputs = self.tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
-        inputs = inputs.to(self.device)
+        asked = [chat.encode_chat(self.tokenizer, conversation) for conversation in conversations]
+        width = max(map(len, asked))
+        padding = [width - len(prompt) for prompt in asked]
+        padded = [[self.pad] * pad + prompt for pad, prompt in zip(padding, asked, strict=True)]
         with torch.no_grad():
             output = self.model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                input_ids=torch.tensor(padded, device=self.device),
+                attention_mask=torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=self.device),
                 do_sample=False,
                 repetition_penalty=1.0,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=self.pad,
-                eos_token_id=self._ends,
+                eos_token_id=self.ends,
             )
-        new = output[:, inputs["input_ids"].shape[1] :]
+        new = output[:, width:]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def probabilities(self, step: Step) -> Tensor:

@@ -170,6 +170,11 @@ class Engine:
         return self._tokenizer
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters that a token stands for at most. Raises as `tokenizer`."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
     def end_of_turn(self) -> int:
         """The token that ends an answer. Raises as `tokenizer`."""
         return chat.end_of_turn(self.tokenizer)
@@ -182,7 +187,7 @@ class Engine:
         from jinja2 import TemplateError
 
         try:
-            text = chat.rendered(self.tokenizer, messages)
+            return chat.encode_chat(self.tokenizer, messages)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise errors.InvalidValue(
@@ -191,9 +196,13 @@ class Engine:
                 value=roles,
                 allowed=str(error),
             ) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text of which no word is a special token, and without those that begin a prompt."""
+        return chat.encode_text(self.tokenizer, text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to be continued: with the tokens that begin a prompt, and with those that it spells."""
         return list(self.tokenizer(text)["input_ids"])
 
     @asynccontextmanager

@@ -81,8 +81,8 @@ def test_passages_fill_the_budget_best_first_and_are_read_in_their_order(
     kept = [p for p in best_first if SENTENCES[SENTENCES.index(p.text)].strip() in text_of(engine, prompt)]
     assert 2 <= len(kept) < len(best_first)
     assert kept == best_first[: len(kept)]  # the best ones
-    tokens = sum(len(engine.encode(p.text)) for p in kept)
-    assert tokens <= 100 < tokens + len(engine.encode(best_first[len(kept)].text))
+    tokens = sum(len(engine.encode_text(p.text)) for p in kept)
+    assert tokens <= 100 < tokens + len(engine.encode_text(best_first[len(kept)].text))
     assert [span[1] for span in spans(prompt)] == sorted(p.start for p in kept)
     text = text_of(engine, prompt)
     places = [text.index(TEXT[start:end].strip()) for _, start, end in spans(prompt)]
@@ -109,6 +109,20 @@ def test_the_worst_passages_make_way_until_prompt_and_answer_fit(database: Datab
     assert len(prompt.token_ids) + 64 <= WINDOW
     one_more = [one.text for one in reversed(best_first[: kept + 1])]
     assert len(engine.encode_chat(prompts.with_passages(QUESTION, one_more))) + 64 > WINDOW
+
+
+def test_more_characters_than_any_window_holds_are_refused_unread(
+    builder: PromptBuilder, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = WINDOW * engine.longest_token
+    builder.check_length(replace(ask("lora"), question="a" * most))
+    long = replace(ask("lora"), question="a", history=({"role": "user", "content": "a" * most},))
+    monkeypatch.setattr(ScriptedEngine, "encode_chat", lambda *_: pytest.fail("read"))
+    with pytest.raises(WindowExceeded, match=f"{most + 1} characters"):
+        builder.check_length(long)
+    monkeypatch.setattr(ScriptedEngine, "encode_prompt", lambda *_: pytest.fail("read"))
+    with pytest.raises(WindowExceeded):
+        builder.plain("a" * (most + 1), Sampling(4))
 
 
 def test_one_passage_is_kept_and_refused_where_it_does_not_fit(builder: PromptBuilder, engine: ScriptedEngine) -> None:
@@ -277,13 +291,13 @@ def test_a_long_conversation_is_refused_with_another_way_out_than_a_long_documen
 
 
 def test_a_text_to_continue_stands_alone(builder: PromptBuilder, engine: ScriptedEngine) -> None:
-    assert builder.plain("Once upon a time", Sampling(4)).token_ids == engine.encode("Once upon a time")
+    assert builder.plain("Once upon a time", Sampling(4)).token_ids == engine.encode_prompt("Once upon a time")
     with pytest.raises(WindowExceeded, match="shorten the prompt"):
         builder.plain(TEXT, Sampling(4))
 
 
 def test_prompt_and_answer_may_fill_the_window_exactly(builder: PromptBuilder, engine: ScriptedEngine) -> None:
-    tokens = len(engine.encode("Once upon a time"))
+    tokens = len(engine.encode_prompt("Once upon a time"))
     assert len(builder.plain("Once upon a time", Sampling(WINDOW - tokens)).token_ids) == tokens
     with pytest.raises(WindowExceeded):
         builder.plain("Once upon a time", Sampling(WINDOW - tokens + 1))

@@ -40,3 +40,10 @@ def test_short_rows_after_long_ones_are_read_by_plain_products_again(base: Base)
     base.mean_loss([LONG])
     assert base.mean_loss(LESSONS[:1]) == before
     assert way(base) == "eager"
+
+
+def test_a_row_that_spells_the_end_of_a_turn_ends_once(base: Base) -> None:
+    end = base.tokenizer.convert_ids_to_tokens(base.end)
+    row = base.row(Example(f"who {end} ?", f"the mill {end} .", "user"))
+    assert row.answer.count(base.end) == 1
+    assert row.prompt.count(base.end) == base.row(Example("who ?", "the mill .", "user")).prompt.count(base.end)
