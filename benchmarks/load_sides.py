@@ -20,12 +20,13 @@ from server.engine.options import BATCHED_TOKENS
 Json = dict[str, Any]
 GATEWAY, ENGINE = "gateway", "engine"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
-SLOTS, SLOTS_LABEL = "vllm:lora_requests_info", "max_lora"
+SLOTS = "loramem_slots"
+BARE_SLOTS, SLOTS_LABEL = "vllm:lora_requests_info", "max_lora"
 
 
 @dataclass(frozen=True)
 class Told:
-    """None for what is not told: `slots` before an adapter ran, `drafted` tokens without metrics."""
+    """None for what is not told: `slots` of a bare engine before an adapter ran, `drafted` tokens without metrics."""
 
     slots: int | None = None
     drafted: int | None = None
@@ -59,7 +60,8 @@ async def told_by(http: httpx.AsyncClient) -> Told:
 def told(exposition: str) -> Told:
     """A server that drafts nothing does not count drafts either: 0."""
     samples = [one for family in text_string_to_metric_families(exposition) for one in family.samples]
-    slots = [int(one.labels[SLOTS_LABEL]) for one in samples if one.name == SLOTS]
+    slots = [int(one.value) for one in samples if one.name == SLOTS]
+    slots += [int(one.labels[SLOTS_LABEL]) for one in samples if one.name == BARE_SLOTS]
     return Told(max(slots, default=None), int(sum(one.value for one in samples if one.name == DRAFTED)))
 
 

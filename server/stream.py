@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
 
 T = TypeVar("T")
 
 PING_S = 15.0
+STALLED_S = 60.0
+"""After which a client that reads nothing is taken for gone, as what it holds others wait for."""
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -27,7 +30,21 @@ def event(kind: str, data: Any, event_id: int | None = None) -> bytes:
 
 def sse_response(events: AsyncIterator[bytes]) -> StreamingResponse:
     """Stream events, with a comment every 15 s of silence so that proxies keep the connection."""
-    return StreamingResponse(_with_pings(events), media_type="text/event-stream", headers=HEADERS)
+    return _Stream(_with_pings(events), media_type="text/event-stream", headers=HEADERS)
+
+
+class _Stream(StreamingResponse):
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
+        try:
+            await super().stream_response(send_in_time)
+        except TimeoutError:
+            assert isinstance(self.body_iterator, AsyncGenerator)
+            await self.body_iterator.aclose()
+            raise ClientGone from None
 
 
 async def _with_pings(events: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from loramem.client import Event, read_events
+from server import stream as stream_module
 from server.stream import ClientGone, event, sse_response, while_connected
 
 
@@ -54,6 +55,25 @@ def test_a_line_separator_of_unicode_breaks_no_line_of_an_event(separator: str) 
     sent = event("token", data).decode()
     assert [line[:5] for line in sent.split("\n")].count("data:") == 1
     assert list(read_events([sent])) == [Event("token", data)]
+
+
+def test_a_client_that_reads_nothing_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the answer holds is given back, though the connection stands."""
+    monkeypatch.setattr(stream_module, "STALLED_S", 0.05)
+
+    async def nothing_comes() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(60)
+
+    source = Source(3)
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    with pytest.raises(ClientGone):
+        asyncio.run(sse_response(source.chunks())(scope, nothing_comes, send))
+    assert source.ended == "GeneratorExit"
 
 
 def test_events_pass_in_order_and_the_stream_ends_with_its_source() -> None:
