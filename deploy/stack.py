@@ -147,7 +147,7 @@ def up(options: argparse.Namespace) -> None:
     services = load(ROOT / "docker-compose.yml", profile, variables)
     home = Path(options.home).expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
-    localiser = Localiser(services, ROOT, home)
+    localiser = Localiser(services, ROOT, home, variables)
     available = [service.name for service in services if localiser.available(service)]
     chosen, left_out = plan(services, available, options.only)
     stack = Stack(home)

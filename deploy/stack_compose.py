@@ -1,11 +1,11 @@
-"""What docker-compose.yml says: the services of one profile with their variables filled in.
+"""What docker-compose.yml says: the services of one profile.
 
 Read is the part of the Compose format that the file uses; a variable written in another form than `$$`, `${NAME}`,
 `${NAME:-default}` or `${NAME:?message}` is an error, not passed over.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -35,7 +35,10 @@ class Mount:
 
 @dataclass(frozen=True)
 class Service:
-    """`hosts` are its names on the network, `port` the one that it listens on, `health` a command without `CMD`."""
+    """`hosts` are its names on the network, `port` the one that it listens on, `health` a command without `CMD`.
+
+    `command`, `environment` and `health` are as the file has them, to be filled in by `interpolate`.
+    """
 
     name: str
     image: str
@@ -63,7 +66,7 @@ def load(file: Path, profile: str, variables: Mapping[str, str]) -> list[Service
     if profile not in profiles:
         raise StackError(f"profile {profile!r}: {file.name} has {' and '.join(profiles)}")
     chosen = {
-        name: _service(name, _interpolate(service, variables), variables)
+        name: _service(name, service, variables)
         for name, service in described.items()
         if profile in service.get("profiles", [profile])
     }
@@ -71,8 +74,9 @@ def load(file: Path, profile: str, variables: Mapping[str, str]) -> list[Service
     return [chosen[name] for name in order]
 
 
-def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """Fill in variables; an empty one counts as missing. Raises `StackError`."""
+def interpolate(text: str, variables: Mapping[str, str], own: Callable[[str], str] = str) -> str:
+    """Fill in variables; an empty one counts as missing. What is the file's own goes through `own`, what a variable
+    holds does not. Raises `StackError`."""
 
     def value(match: re.Match[str]) -> str:
         if match["dollar"]:
@@ -82,9 +86,13 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
         found = variables.get(match["name"], "")
         if not found and match["form"] == ":?":
             raise StackError(f"{match['name']} is missing: {match['text']}")
-        return found or (match["text"] or "")
+        return found or own(match["text"] or "")
 
-    return VARIABLE.sub(value, text)
+    filled, end = "", 0
+    for match in VARIABLE.finditer(text):
+        filled += own(text[end : match.start()]) + value(match)
+        end = match.end()
+    return filled + own(text[end:])
 
 
 def seconds(duration: str) -> float:
@@ -106,20 +114,21 @@ def _interpolate(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def _service(name: str, described: dict[str, Any], variables: Mapping[str, str]) -> Service:
+    filled = _interpolate(described, variables)  # all of it, so that no variable is found missing later
     health = described["healthcheck"]
     return Service(
         name=name,
-        image=described["image"],
+        image=filled["image"],
         built="build" in described,
         command=(*described.get("entrypoint", ()), *described.get("command", ())),
         environment=_environment(described.get("environment", {}), variables),
         hosts=(name, *_aliases(described["networks"])),
-        port=int(described["expose"][0]),
+        port=int(filled["expose"][0]),
         needs=tuple(described.get("depends_on", ())),
         health=tuple(health["test"][1:]),
         health_wait_s=seconds(health["start_period"]) + seconds(health["interval"]) * health["retries"],
-        mounts=tuple(Mount(*volume.split(":")[:2]) for volume in described.get("volumes", ())),
-        tmpfs=tuple(path.split(":")[0] for path in described.get("tmpfs", ())),
+        mounts=tuple(Mount(*volume.split(":")[:2]) for volume in filled.get("volumes", ())),
+        tmpfs=tuple(path.split(":")[0] for path in filled.get("tmpfs", ())),
         stop_signal=described.get("stop_signal", "SIGTERM"),
         stop_grace_s=seconds(described.get("stop_grace_period", "10s")),
     )
@@ -127,8 +136,8 @@ def _service(name: str, described: dict[str, Any], variables: Mapping[str, str])
 
 def _environment(described: dict[str, Any], variables: Mapping[str, str]) -> dict[str, str]:
     """A key without a value is passed on if it is set, and otherwise left out."""
-    given = {key: variables.get(key) if value is None else str(value) for key, value in described.items()}
-    return {key: value for key, value in given.items() if value is not None}
+    present = {key: value for key, value in described.items() if value is not None or key in variables}
+    return {key: f"${{{key}}}" if value is None else str(value) for key, value in present.items()}
 
 
 def _aliases(networks: Any) -> tuple[str, ...]:

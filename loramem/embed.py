@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loramem.durable import sha256_of
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 
@@ -146,8 +147,7 @@ def _name_of(name_or_path: str) -> str:
         return name_or_path
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.suffix in KEPT):
-        with file.open("rb") as stream:
-            digest.update(f"{file.relative_to(folder)}:{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+        digest.update(f"{file.relative_to(folder)}:{sha256_of(file)}".encode())
     return f"{folder.name}@{digest.hexdigest()[:16]}"
 
 

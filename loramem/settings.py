@@ -1,8 +1,8 @@
 """Every setting, read once from `LORAMEM_*` at the edge of each process.
 
-A wrong value stops the start (`SettingsError`) and names the key, the value and what is allowed; a name that nobody
-reads is told and does no harm, as what runs beside may set some. Secrets and passwords are not told. Units are in the
-names. `Settings()` in tests takes keyword arguments and reads the environment too.
+A wrong value stops the start (`SettingsError`) and names the key, the value and what is allowed. An unknown
+`LORAMEM_*` name is logged and ignored, as other programs may use it. Secrets and passwords are never shown. Units are
+in the names. `Settings()` in tests takes keyword arguments and reads the environment too.
 """
 
 import json
@@ -39,11 +39,6 @@ and the walkthrough. Any other name is a slip of the pen."""
 
 DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
 """What the URL of a database may begin with: a dialect, with its driver or without."""
-
-RANKS = (8, 16, 32, 64)
-"""Ranks an adapter may be trained at."""
-ENGINE_RANKS = (8, 16, 32, 64, 128, 256)
-"""Ranks the engine's slots may have; `cat` of k adapters needs k times their rank."""
 
 SPECULATIVE_TOKENS = 8
 """Of an answer in a step, on a CPU: the products of eight rows take 18 ms, those of one 11.5 (decision 0022)."""
@@ -125,7 +120,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
 
     # models
-    model: str = Field("embedded", description="base model: `embedded`, a Hugging Face id or a local folder")
+    model: str = Field(
+        "embedded", description="base model: `embedded`, a Hugging Face id (or `id@commit`) or a local folder"
+    )
     embedder: str = Field("embedded", description="embedding model: `embedded`, a Hugging Face id or a local folder")
     served_model_name: str = Field("", description="name under /v1/models; empty: the base model's own name")
 
@@ -179,7 +176,9 @@ class Settings(BaseSettings):
     hang_after_s: Seconds = Field(600, description="no step of progress for this long stops the heartbeat")
     poll_s: Seconds = Field(1, description="how often an idle worker looks at the database")
     max_attempts: int = Field(3, ge=1, description="attempts before a job is dead")
-    retired_grace_s: Seconds = Field(600, description="how long a retired adapter's files stay for answers in flight")
+    retired_grace_s: Seconds = Field(
+        600, description="how long a retired adapter's files, and a replaced text, stay for answers in flight"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":

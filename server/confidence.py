@@ -57,18 +57,21 @@ class Observed:
 
 def choose(scores: Sequence[float], thresholds: Thresholds = DEFAULTS, *, untrained: float = 0.0) -> Choice:
     """What scores of different adapters, best first, call for; `untrained` is the best of chunks that have none yet."""
-    if untrained >= thresholds.relevant and (not scores or scores[0] < untrained):
+    best, margin = scores[0] if scores else None, _margin(scores)
+    if untrained >= thresholds.relevant and (best is None or best < untrained):
         count = _count(scores, thresholds.margin) if scores else 0
-        return Choice("untrained", count, _margin(scores), "what is most about this has no adapter yet")
-    if not scores or scores[0] < thresholds.relevant:
-        best = f"the best score is {scores[0]:.2f}, below {thresholds.relevant:.2f}" if scores else "nothing is stored"
-        return Choice("none", min(1, len(scores)), _margin(scores), f"nothing stored is about this: {best}")
-    count, margin = _count(scores, thresholds.margin), _margin(scores)
-    if scores[0] < thresholds.strong:
-        return Choice("weak", count, margin, f"the best score is {scores[0]:.2f}, below {thresholds.strong:.2f}")
+        return Choice("untrained", count, margin, "what is most about this has no adapter yet", best)
+    if best is None:
+        return Choice("none", 0, margin, "nothing stored is about this: nothing is stored")
+    if best < thresholds.relevant:
+        reason = f"nothing stored is about this: the best score is {best:.2f}, below {thresholds.relevant:.2f}"
+        return Choice("none", 1, margin, reason, best)
+    count = _count(scores, thresholds.margin)
+    if best < thresholds.strong:
+        return Choice("weak", count, margin, f"the best score is {best:.2f}, below {thresholds.strong:.2f}", best)
     if count == 1:
-        return Choice("confident", 1, margin, f"the best leads by {margin:.0%}, at least {thresholds.margin:.0%}")
-    return Choice("unsure", count, margin, f"{count} are within {thresholds.margin:.0%} of the best score")
+        return Choice("confident", 1, margin, f"the best leads by {margin:.0%}, at least {thresholds.margin:.0%}", best)
+    return Choice("unsure", count, margin, f"{count} are within {thresholds.margin:.0%} of the best score", best)
 
 
 def calibrated(observed: Sequence[Observed], *, embedded: bool = True) -> Thresholds:

@@ -7,6 +7,8 @@ import signal
 import time
 from dataclasses import dataclass, field
 
+from sqlalchemy import select
+
 from loramem import tracing
 from loramem.base_model import BaseModel, max_positions, resolve_base_model
 from loramem.database import Database
@@ -17,15 +19,17 @@ from loramem.migrate import migrate
 from loramem.queue import JobQueue
 from loramem.settings import Settings
 from loramem.store import AdapterStore
+from loramem.tables import Adapter, AdapterState
 from loramem.vectors import VectorIndex
 from server.answer import Answerer
 from server.context import PromptBuilder
 from server.drafts import Drafts
 from server.engine.engine import Engine
+from server.engine.options import least_kv_cache_bytes, step_tokens
 from server.gauges import Process, Stores
 from server.merge import Merger
 from server.metrics import Metrics
-from server.route import Router
+from server.route import Router, passages_for
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +53,12 @@ class Gateway:
     metrics: Metrics
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     engine_error: str = ""
+    followers: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the engine and the housekeeping; uploads are taken while the engine still loads."""
-        steps = (self._start_engine, self._reconcile, self._follow, self._calibrate, self._watch_engine)
+        steps = (self._start_engine, self._reopen, self._reconcile, self._follow, self._calibrate, self._watch_engine)
         self.tasks = [asyncio.create_task(step()) for step in steps]
 
     async def stop(self) -> None:
@@ -61,6 +66,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop)
+        self.answerer.routing.shutdown(wait=False, cancel_futures=True)
         try:
             await asyncio.to_thread(self.index.snapshot)
         except (OSError, RuntimeError):  # FAISS's own; the next start rebuilds what could not be kept
@@ -77,6 +83,14 @@ class Gateway:
             self.engine_error = f"{type(error).__name__}: {error}"
             log.exception("the engine did not start")
             _end_process()
+
+    async def _reopen(self) -> None:
+        """Namespaces that were asked before the start are read before their next question, one after another."""
+        try:
+            for namespace in await asyncio.to_thread(self.index.asked_before):
+                await asyncio.to_thread(self.index.open, namespace)
+        except Exception:  # the first question in each reads what this did not
+            log.exception("the namespaces that were asked before could not be listed")
 
     async def _reconcile(self) -> None:
         while True:
@@ -118,9 +132,11 @@ def build_gateway(settings: Settings) -> Gateway:
     """Open stores and load the embedder; blocking, a few seconds. Raises `SettingsError` for what cannot work."""
     base = resolve_base_model(settings)
     _check_window(settings, base)
+    _check_engine(settings, base)
     metrics = Metrics()
     database = Database(settings.sqlalchemy_url, metrics.observe_transaction)
     migrate(database)
+    _warn_of_another_base(database, base)
     doorbell = make_doorbell(settings)
     embedder = load_embedder(settings)
     embedder.hasten(settings.cache_path)
@@ -129,9 +145,10 @@ def build_gateway(settings: Settings) -> Gateway:
     )
     store = AdapterStore(settings.adapters_path)
     engine = Engine(settings, base)
+    passages = passages_for(min(settings.rag_tokens, settings.max_model_len), settings.window_tokens)
     answerer = Answerer(
         database=database,
-        router=Router(index, embedder, base.fingerprint),
+        router=Router(index, embedder, base.fingerprint, passages=passages),
         merger=Merger(engine, settings.max_lora_rank),
         prompts=PromptBuilder(database, engine, window=settings.max_model_len, rag_tokens=settings.rag_tokens),
         drafts=Drafts(database, engine),
@@ -148,6 +165,31 @@ def _check_window(settings: Settings, base: BaseModel) -> None:
     if limit and settings.max_model_len > limit:
         raise SettingsError(
             f"loramem: LORAMEM_MAX_MODEL_LEN={settings.max_model_len}: {base.name} reads at most {limit} tokens"
+        )
+
+
+def _check_engine(settings: Settings, base: BaseModel) -> None:
+    """What vLLM would end at, in a process of its own and by names that are not ours."""
+    import torch
+
+    if settings.max_concurrent_requests > (most := step_tokens(settings)):
+        raise SettingsError(
+            f"loramem: LORAMEM_MAX_CONCURRENT_REQUESTS={settings.max_concurrent_requests}: at most {most}, "
+            "the tokens of one step of the engine"
+        )
+    if not torch.cuda.is_available() and settings.kv_cache_bytes < (least := least_kv_cache_bytes(settings, base)):
+        raise SettingsError(
+            f"loramem: LORAMEM_KV_CACHE_BYTES={settings.kv_cache_bytes}: at least {least}, which one window of "
+            f"{base.name} takes (LORAMEM_MAX_MODEL_LEN={settings.max_model_len})"
+        )
+
+
+def _warn_of_another_base(database: Database, base: BaseModel) -> None:
+    with database.read() as session:
+        found = session.scalars(select(Adapter.fingerprint).where(Adapter.state == AdapterState.LIVE).distinct()).all()
+    if found and base.fingerprint not in found:
+        log.warning(
+            "no live adapter was trained on %s as it is now (LORAMEM_MODEL): none of them can answer", base.name
         )
 
 

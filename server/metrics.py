@@ -11,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from loramem.errors import LoramemError
 from loramem.records import AskedMode, MergeMethod
-from server.ask import Confidence, Done, Event, Prepared, Routed
+from server.ask import Choice, Confidence, Done, Event, Prepared, Routed, Token
 from server.gauges import Pool
 
 Outcome = Literal["answered", "refused", "rejected", "failed", "aborted"]
@@ -144,15 +144,17 @@ class Metrics:
 
     def observe_route(self, routed: Routed) -> None:
         if routed.decision.choice is not None:
-            self.choices.labels(routed.decision.choice.confidence).inc()
-            if len(routed.adapters) > 1:
-                self.route_margin.observe(routed.decision.choice.margin)
+            self._observe_choice(routed.decision.choice)
         if routed.selection is not None:
             self.selections.labels("first" if routed.winner == 0 else "other").inc()
-        if routed.adapters:
-            self.route_score.observe(routed.adapters[0].score)
         for prepared in routed.prepared:
             self._observe_merge(prepared)
+
+    def _observe_choice(self, choice: Choice) -> None:
+        self.choices.labels(choice.confidence).inc()
+        if choice.best is not None:
+            self.route_score.observe(choice.best)
+            self.route_margin.observe(choice.margin)
 
     def _observe_merge(self, prepared: Prepared) -> None:
         """`single` is one adapter at its own strength: nothing to merge, but a slot to fill all the same."""
@@ -187,13 +189,15 @@ class Query:
 
     def __init__(self, metrics: Metrics, mode: str) -> None:
         self._metrics, self._mode = metrics, mode
-        self._refused = self._ended = False
+        self._refused = self._begun = self._ended = False
         self._started = time.perf_counter()
 
     def see(self, event: Event) -> None:
         if isinstance(event, Routed):
             self._mode, self._refused = event.decision.mode, event.decision.refuses
             self._metrics.observe_route(event)
+        elif isinstance(event, Token):
+            self._begun = True
         elif isinstance(event, Done):
             if not self._refused:
                 self._metrics.observe_answer(self._mode, event)
@@ -204,3 +208,5 @@ class Query:
             self._ended = True
             seconds = time.perf_counter() - self._started
             self._metrics.query_seconds.labels(self._mode, outcome).observe(seconds)
+            if outcome == "aborted" and not self._begun:  # at least so long: without these an overload looks fast
+                self._metrics.ttft_seconds.labels(self._mode).observe(seconds)

@@ -24,10 +24,10 @@ from trainer_worker.checkpoint import remove_checkpoint, sweep_checkpoints
 from trainer_worker.consume import Hooks, consume
 from trainer_worker.metrics import Metrics
 from trainer_worker.preview import sweep_previews
-from trainer_worker.publish import sweep_retired
+from trainer_worker.publish import sweep_retired, sweep_superseded
 from trainer_worker.sweep import sweep_events
 from trainer_worker.traced import traced
-from trainer_worker.writer import Writer
+from trainer_worker.writer import Writer, patience_s
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +42,17 @@ def main() -> None:
         signal.signal(number, partial(_stop, stop))
     tracing.configure(settings, "worker")
     metrics = Metrics()
-    if settings.worker_metrics_port:
-        metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     base = resolve_base_model(settings)
     database = Database(settings.sqlalchemy_url, metrics.observe_transaction)
     migrate(database)
     store = AdapterStore(settings.adapters_path)
     queue = JobQueue(database, make_doorbell(settings), settings)
     builder = make_builder(settings, base, database, queue, store, metrics)
+    if settings.worker_metrics_port:  # health checks ask for them: not before it can work
+        metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
     chores = (
         partial(sweep_retired, database, store, settings.retired_grace_s),
+        partial(sweep_superseded, database, settings.retired_grace_s),
         partial(store.sweep_temporary, TEMPORARY_AFTER_S),
         partial(sweep_previews, database),
         partial(sweep_events, database),
@@ -72,7 +73,13 @@ def make_builder(
     """Load the embedder and the base model before the first job, so that no job waits for them."""
     started = time.monotonic()
     away = bool(settings.writer_url)  # our own gateway is asked directly, whatever proxy the environment names
-    writer = Writer(settings.writer_base_url, settings.writer_model or "", settings.writer_key, proxies=away)
+    writer = Writer(
+        settings.writer_base_url,
+        settings.writer_model or "",
+        settings.writer_key,
+        patience_s=patience_s(settings.hang_after_s),
+        proxies=away,
+    )
     builder = Builder(settings, base, database, queue, store, load_embedder(settings), writer, metrics.observe_exam)
     _ = builder.trainer
     log.info("base model %s loaded in %.1f s", base.name, time.monotonic() - started)

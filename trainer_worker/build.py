@@ -68,7 +68,12 @@ class Builder:
         share = self.settings.trainer_gpu_share
         take_at_most(share)
         try:
-            return Trainer(str(self.base.path), seed=self.settings.seed, base_name=self.base.name)
+            return Trainer(
+                str(self.base.path),
+                seed=self.settings.seed,
+                base_name=self.base.name,
+                cache=self.settings.cache_path / f"anchors-{self.base.fingerprint[:16]}",
+            )
         except torch.OutOfMemoryError as error:
             raise SettingsError(
                 f"loramem: {self.base.name} does not fit into {share:.0%} of the GPU: raise "

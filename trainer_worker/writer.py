@@ -1,7 +1,7 @@
 """The model that writes training data, behind any OpenAI-compatible endpoint.
 
-One that is busy, or slow, is asked again after a pause, and from then on fewer prompts at a time. One that is away
-raises `WriterUnavailable`, and the worker postpones the whole job.
+One that is busy, or slow, is asked again after a pause, and from then on fewer prompts at a time. One that is away, or
+takes neither the key nor the model's name, raises `WriterUnavailable`, and the worker postpones the whole job.
 """
 
 import asyncio
@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Before asking again, beside what the endpoint asks for; spread, so that prompts do not return in step."""
 LONGEST_PAUSE_S = 60.0
+TIMEOUT_S = 120.0
 PATIENCE_S = 240.0
-"""Without a reply, after which nobody is asked again: a worker that gets no text for `hang_after_s` is taken for one
-that hangs."""
+"""Without a reply, after which nobody is asked again."""
 BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 """Statuses after which the same prompt may be answered."""
 SLOW = frozenset({408, 429, 504})
 """Those of them that fewer prompts at a time may help against."""
+NOT_ADMITTED = frozenset({401, 403, 404})
+"""Statuses of a key or a model that the endpoint does not know: no job is at fault, and all would fail."""
 PROMPT_REFUSED = frozenset({400, 413, 422})
 """Statuses that may be one prompt's fault alone, as one that a filter stops or that is too long."""
 
@@ -47,7 +49,8 @@ class Writer:
     model: str = ""
     api_key: str = ""
     most_at_once: int = 32
-    timeout_s: float = 120.0
+    timeout_s: float = TIMEOUT_S
+    patience_s: float = PATIENCE_S
     pauses_s: Sequence[float] = PAUSES_S
     proxies: bool = True
     transport: httpx.AsyncBaseTransport | None = field(default=None, repr=False)
@@ -71,8 +74,8 @@ class Writer:
         `on_wait` every second; both may raise to stop.
 
         A prompt that is refused has an empty text, unless all of several are. Raises `WriterUnavailable` when the
-        endpoint cannot be reached, fails (5xx), or is still busy or too slow after all pauses, and `TrainingFailed`
-        with the endpoint's own message when it refuses.
+        endpoint cannot be reached, fails (5xx), is still busy or too slow after all pauses, or knows neither key nor
+        model, and `TrainingFailed` with the endpoint's own message when it refuses.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature} | ({"stop": list(stop)} if stop else {})
         bodies = [_body(prompt) | options for prompt in prompts]
@@ -128,7 +131,7 @@ class Writer:
         self, requests: "_Requests", method: str, path: str, body: dict[str, object] | None = None
     ) -> dict[str, list[dict[str, dict[str, str]]]]:
         reply = await requests.send(method, self.base_url.rstrip("/") + path, body)
-        if reply.status_code >= 500 or reply.status_code in BUSY:
+        if reply.status_code >= 500 or reply.status_code in BUSY | NOT_ADMITTED:
             raise WriterUnavailable(f"the writer at {self.base_url} answers {reply.status_code}: {_message(reply)}")
         if reply.status_code >= 400:
             kind = PromptRefused if reply.status_code in PROMPT_REFUSED else TrainingFailed
@@ -169,7 +172,7 @@ class _Requests:
                 elif status is not None and status not in BUSY:
                     self._heard()
             may_answer = slow or status in BUSY
-            if not may_answer or pause_s is None or time.monotonic() - self._heard_at >= PATIENCE_S:
+            if not may_answer or pause_s is None or time.monotonic() - self._heard_at >= self._writer.patience_s:
                 break
             await asyncio.sleep(_retry_after_s(reply) + pause_s * random.uniform(0.5, 1.0))
         if isinstance(reply, httpx.TransportError):
@@ -209,6 +212,11 @@ class _Requests:
         if self._replies >= self._writer.at_once < self._writer.most_at_once:
             self._replies = 0
             self._writer.at_once += 1
+
+
+def patience_s(hang_after_s: float) -> float:
+    """So short that whoever is asked at its end has answered before the worker is taken for one that hangs."""
+    return min(PATIENCE_S, hang_after_s - PAUSES_S[-1] - LONGEST_PAUSE_S - TIMEOUT_S)
 
 
 class PromptRefused(TrainingFailed):

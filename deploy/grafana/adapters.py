@@ -114,7 +114,8 @@ def _routing() -> Row:
             ),
             lines(
                 "Route margin",
-                "Lead of the best adapter over the next, as a share of its score. Small ones make it take several.",
+                "Lead of the best adapter over the next, as a share of its score. Small ones make it take several. "
+                "1 where it is the only one.",
                 "none",
                 *(Query(quantile(q, margin), f"p{q * 100:.0f}") for q in (0.05, 0.5, 0.95)),
                 most=1,

@@ -140,6 +140,7 @@ def _engine() -> Row:
                 "none",
                 Query("sum(vllm:num_requests_running)", "running"),
                 Query("sum(vllm:num_requests_waiting)", "waiting"),
+                Query("sum(loramem_slots)", "slots"),
                 Query("sum(loramem_slots_held)", "slots held"),
                 Query("sum(loramem_slots_waiting)", "waiting for a slot"),
             ),

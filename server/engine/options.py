@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from loramem import chat, tracing
-from loramem.base_model import BaseModel
+from loramem.base_model import BaseModel, kv_bytes
 from loramem.settings import Settings
 from server.engine import speculate
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
 
 BATCHED_TOKENS = 4096
 """In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
+
+BLOCK_TOKENS = 128
+"""Of the key-value cache on a CPU, by vLLM's own choice."""
 
 REGISTERED = 256
 """Adapters that vLLM knows at once, each a few hundred bytes. It copies the list of them several times a step (0.07 ms
@@ -35,6 +38,17 @@ def set_environment(settings: Settings) -> None:
 def gpu_share(settings: Settings, gpu_bytes: int) -> float:
     """What vLLM may take of the GPU: the pool of adapters beside it is of the engine's share too."""
     return max(0.01, settings.gpu_memory_fraction - settings.device_pool_bytes / gpu_bytes)
+
+
+def step_tokens(settings: Settings) -> int:
+    """The most that the engine reads in one step; each of its sequences has at least one of them."""
+    return max(settings.max_model_len, BATCHED_TOKENS)
+
+
+def least_kv_cache_bytes(settings: Settings, base: BaseModel) -> int:
+    """Of one window on a CPU, with the block that vLLM keeps empty; 0 when the model's configuration does not say."""
+    blocks = -(-settings.max_model_len // BLOCK_TOKENS) + 1
+    return blocks * BLOCK_TOKENS * kv_bytes(base)
 
 
 def engine_args(settings: Settings, base: BaseModel) -> Any:
@@ -69,7 +83,7 @@ def engine_args(settings: Settings, base: BaseModel) -> Any:
         enforce_eager=not on_gpu,  # a CPU would need a C++ compiler on the user's machine
         # On a CPU, vLLM 0.32 dies when a request with a seed is prefilled in chunks: it rewinds its generator in vain.
         enable_chunked_prefill=on_gpu,
-        max_num_batched_tokens=max(settings.max_model_len, BATCHED_TOKENS),
+        max_num_batched_tokens=step_tokens(settings),
         enable_prefix_caching=True,
         use_tqdm_on_load=False,
         seed=settings.seed,

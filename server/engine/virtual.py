@@ -51,8 +51,10 @@ class VirtualAdapter(LoRAModel):  # type: ignore[misc]  # vLLM publishes no type
 
     @property
     def is_written_on_device(self) -> bool:
-        """Whether a kernel merges into the slot itself; `cat` and the product methods go by way of the host."""
-        return self._scratch.writer is not None and is_elementwise(self.merge.recipe)
+        """Whether a kernel merges into the slot itself; `cat` and the product methods go by way of the host, and all do
+        where no source is to be kept on the GPU."""
+        keeps_sources = self._pool.device.budget_bytes > 0
+        return keeps_sources and self._scratch.writer is not None and is_elementwise(self.merge.recipe)
 
     def write(self, slot: int, device: torch.device) -> None:
         """Merge on the GPU, straight into a slot; returns before the GPU is done."""

@@ -79,7 +79,7 @@ def gateway(folder: Path) -> Labels:
     serve(database, "doc_a", np.eye(4, dtype=np.float32)[:2], per_chunk=1)
     add_adapters(database, "doc_a")
     queue = JobQueue(database, PollingDoorbell(0.1), settings)
-    index, engine = SimpleNamespace(held=dict), SimpleNamespace(running=True)
+    index, engine = SimpleNamespace(held=dict), SimpleNamespace(running=True, slots=1)
     metrics.registry.register(Stores(queue, database, cast(Any, index), settings))
     metrics.registry.register(Process(cast(Any, engine), Slots(lambda: 1)))
     found = _samples(metrics.registry)

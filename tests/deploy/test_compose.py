@@ -211,13 +211,14 @@ def test_every_setting_exists_and_can_be_given(name: str) -> None:
 
 
 def test_the_gateway_and_the_trainer_accept_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.stack_compose import load
+    from deploy.stack_compose import interpolate, load
 
     for key in [key for key in os.environ if key.startswith("LORAMEM_")]:
         monkeypatch.delenv(key)
     found = {service.hosts[-1]: service for service in load(FILE, "cpu", SECRETS) if service.built}
     for service in found.values():
-        given = {key: value for key, value in service.environment.items() if key.startswith("LORAMEM_")}
+        settings_of_it = {key: value for key, value in service.environment.items() if key.startswith("LORAMEM_")}
+        given = {key: interpolate(value, SECRETS) for key, value in settings_of_it.items()}
         with monkeypatch.context() as patched:
             for key, value in given.items():
                 patched.setenv(key, value)
@@ -252,13 +253,11 @@ def test_the_examples_defaults_are_the_settings_own() -> None:
     assert differing == {}
 
 
-def test_prometheus_scrapes_both_with_the_key_and_without_the_unbounded_metric() -> None:
+def test_prometheus_scrapes_both_with_the_key() -> None:
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     jobs = {job["job_name"]: job for job in scraped["scrape_configs"]}
     assert jobs["gateway"]["static_configs"] == [{"targets": ["gateway:8000"]}]
-    assert jobs["trainer"]["static_configs"] == [{"targets": ["trainer:9100"]}]
-    [dropped] = jobs["gateway"]["metric_relabel_configs"]
-    assert (dropped["regex"], dropped["action"]) == ("vllm:lora_requests_info", "drop")
+    assert jobs["trainer"]["dns_sd_configs"] == [{"names": ["trainer"], "type": "A", "port": 9100}]
     key_file = jobs["gateway"]["authorization"]["credentials_file"]
     assert f"> {key_file} " in services()["prometheus"]["entrypoint"][2]
     assert scraped["rule_files"] == ["rules.yml"]

@@ -43,7 +43,14 @@ def named(profile: str = "cpu", **variables: str) -> dict[str, Service]:
 
 @pytest.fixture
 def localiser(tmp_path: Path) -> Localiser:
-    return Localiser(list(named().values()), ROOT, tmp_path)
+    return Localiser(list(named().values()), ROOT, tmp_path, SECRETS)
+
+
+def given(tmp_path: Path, **variables: str) -> dict[str, Process]:
+    """Every service's process, with these set."""
+    services = named(**variables)
+    localiser = Localiser(list(services.values()), ROOT, tmp_path, {**SECRETS, **variables})
+    return {name: localiser.process(service) for name, service in services.items()}
 
 
 # reading
@@ -101,9 +108,15 @@ def test_the_other_profile_is_left_alone() -> None:
         named("tpu")
 
 
-def test_a_setting_is_passed_on_only_if_it_is_set() -> None:
+def test_a_setting_is_passed_on_only_if_it_is_set(tmp_path: Path) -> None:
     assert "LORAMEM_MODEL" not in named()["gateway-cpu"].environment
-    assert named(LORAMEM_MODEL="some/model")["gateway-cpu"].environment["LORAMEM_MODEL"] == "some/model"
+    process = given(tmp_path, LORAMEM_MODEL="some/model")["gateway-cpu"]
+    assert process.environment["LORAMEM_MODEL"] == "some/model"
+
+
+def test_only_what_is_the_texts_own_is_rewritten() -> None:
+    variables = {"SET": "a"}
+    assert interpolate("a ${SET} a$$ ${MISSING:-a}", variables, lambda text: text.replace("a", "b")) == "b a b$ b"
 
 
 # on this machine
@@ -138,11 +151,16 @@ def test_nothing_of_the_container_is_left(localiser: Localiser) -> None:
 
 def test_mounted_files_are_copied_with_the_addresses_in_them(localiser: Localiser, tmp_path: Path) -> None:
     services = named()
-    processes = {name: localiser.process(services[name]) for name in ("gateway-cpu", "prometheus", "grafana")}
+    names = ("gateway-cpu", "trainer-cpu", "prometheus", "grafana")
+    processes = {name: localiser.process(services[name]) for name in names}
     config = tmp_path / "mounts/prometheus/etc/prometheus/prometheus.yml"
     assert f"--config.file={config}" in processes["prometheus"].command
     jobs = {job["job_name"]: job for job in yaml.safe_load(config.read_text())["scrape_configs"]}
     assert jobs["gateway"]["static_configs"] == [{"targets": [f"127.0.0.1:{processes['gateway-cpu'].port}"]}]
+    assert jobs["trainer"] == {
+        "job_name": "trainer",
+        "static_configs": [{"targets": [f"127.0.0.1:{processes['trainer-cpu'].port}"]}],
+    }
     key_file = jobs["gateway"]["authorization"]["credentials_file"]
     assert f"> {key_file} " in processes["prometheus"].command[2]
     provisioned = Path(processes["grafana"].environment["GF_PATHS_PROVISIONING"])
@@ -157,6 +175,27 @@ def test_the_environment_is_the_files_and_not_ours(localiser: Localiser, monkeyp
     monkeypatch.setenv("PGPASSWORD", "ours")
     for service in named().values():
         assert not {"LORAMEM_RANK", "PGPASSWORD"} & set(localiser.process(service).environment)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("LORAMEM_MODEL", "/data/models/mine"),
+        ("LORAMEM_EMBEDDER", "/tmp/embedder"),
+        ("LORAMEM_MAX_MODEL_LEN", "8000"),
+        ("LORAMEM_API_KEYS", '["abc-8000-x", "internal"]'),
+    ],
+)
+def test_what_a_user_sets_is_left_as_it_is(tmp_path: Path, key: str, value: str) -> None:
+    assert given(tmp_path, **{key: value})["gateway-cpu"].environment[key] == value
+
+
+def test_a_password_that_reads_like_a_port_is_the_same_on_both_sides(tmp_path: Path) -> None:
+    processes = given(tmp_path, POSTGRES_PASSWORD="a-5432-b")
+    postgres, gateway = processes["postgres"], processes["gateway-cpu"]
+    assert postgres.environment["POSTGRES_PASSWORD"] == "a-5432-b"
+    database = f"postgresql://loramem:a-5432-b@127.0.0.1:{postgres.port}/loramem"
+    assert gateway.environment["LORAMEM_DATABASE_URL"] == database
 
 
 def test_a_port_that_a_service_does_not_have_is_an_error(localiser: Localiser) -> None:

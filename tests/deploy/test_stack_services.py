@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import psycopg
 import pytest
 from redis import Redis
 
-from loramem.client import Client
-from tests.backends import need_postgres
+from tests.backends import postgres_binaries
 from tests.deploy.test_compose import SECRETS
-from tests.flow.conftest import HARBOUR, HARBOUR_QA, QUICK
+from tests.flow.test_walkthrough import walk
 from tests.rules import ROOT
+
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+
+with_postgres = pytest.mark.skipif(postgres_binaries() is None, reason="PostgreSQL is not installed")
 
 
 class Up:
@@ -80,9 +83,8 @@ def wait_for(url: str, expected: str) -> str:
     return text
 
 
-@pytest.mark.slow
+@with_postgres
 def test_the_stores_run_as_the_file_says_and_keep_their_data(home: Path) -> None:
-    need_postgres()
     only = ["--only", "postgres", "--only", "valkey"]
     with Up(home, *only, timeout_s=120) as up:
         pids = [service["pid"] for service in up.services.values()]
@@ -107,7 +109,6 @@ def test_the_stores_run_as_the_file_says_and_keep_their_data(home: Path) -> None
             assert redis.get("kept") == b"adapter"
 
 
-@pytest.mark.slow
 def test_prometheus_loads_its_rules_and_knows_its_targets(home: Path) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
@@ -121,24 +122,19 @@ def test_prometheus_loads_its_rules_and_knows_its_targets(home: Path) -> None:
         assert (key.read_text(), key.stat().st_mode & 0o777) == (SECRETS["INTERNAL_KEY"], 0o600)
 
 
-@pytest.mark.flow
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_everything_together_learns_a_document_and_answers(home: Path) -> None:
-    need_postgres()
+@with_postgres
+def test_everything_together_learns_a_document_and_answers(
+    home: Path, fill_cache: Callable[[Path], None], tmp_path: Path
+) -> None:
+    fill_cache(home / "volumes" / "data" / "cache")
     small = {"LORAMEM_MAX_MODEL_LEN": "1024", "LORAMEM_LEASE_S": "6", "LORAMEM_HEARTBEAT_S": "1"}
-    with Up(home, timeout_s=400, **small) as up:
+    by_its_plan = {"LORAMEM_TRAIN_MAX_S": "600"}
+    with Up(home, timeout_s=400, **small, **by_its_plan) as up:
         gateway = f"http://{up.address('gateway-cpu')}"
         assert httpx.get(f"{gateway}/documents").status_code == 401
         assert httpx.get(f"{gateway}/metrics").status_code == 401
-        headers = {"Authorization": "Bearer user"}
-        body = {"text": HARBOUR, "title": "Quillmere", "qa": HARBOUR_QA, "training": {**QUICK, "max_seconds": 60}}
-        reply = httpx.post(f"{gateway}/documents", json=body, headers=headers)
-        assert reply.status_code == 202, reply.text
-        with Client(gateway, "user") as client:
-            last = list(client.follow(reply.json()["job"]["id"]))[-1]
-            assert last.data["state"] == "succeeded", last
-            assert "Wrenfield" in client.query("Who dug the harbour of Quillmere?", mode="lora")["answer"]
+        done = walk(gateway, tmp_path, LORAMEM_API_KEY="user")
+        assert done.returncode == 0, done.stdout + done.stderr
         assert "loramem_" in httpx.get(f"http://{up.address('trainer-cpu')}/metrics").text
         if "prometheus" in up.services:
             api = f"http://{up.address('prometheus')}/api/v1"

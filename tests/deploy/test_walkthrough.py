@@ -143,9 +143,20 @@ def text(tmp_path: Path) -> Path:
     """A document with its questions beside it."""
     file = tmp_path / "organ.txt"
     file.write_text("The organ has 444 pipes of glass.")
-    questions = [{"question": question, "expected": expected} for question, expected in FACTS.items()]
-    file.with_suffix(".json").write_text(json.dumps(questions))
+    write_questions(file, len(FACTS))
     return file
+
+
+@pytest.fixture
+def one_asked(text: Path) -> Path:
+    """The same with one question: each takes a process for every mode."""
+    write_questions(text, 1)
+    return text
+
+
+def write_questions(text: Path, count: int) -> None:
+    questions = [{"question": question, "expected": expected} for question, expected in FACTS.items()]
+    text.with_suffix(".json").write_text(json.dumps(questions[:count]))
 
 
 def walk(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -166,14 +177,12 @@ def test_a_flow_that_works_ends_with_zero_and_shows_every_mode(url: str, text: P
     assert b"The organ has 444 pipes of glass." in behaviour.uploads[0]
 
 
-def test_the_document_stays_without_cleanup(url: str, text: Path, behaviour: Behaviour) -> None:
-    assert walk(url, text).returncode == 0
-    assert not behaviour.deleted
-
-
-def test_the_key_is_sent(url: str, text: Path, behaviour: Behaviour) -> None:
-    assert walk(url, text, LORAMEM_API_KEY="k1").returncode == 0
+def test_the_key_is_sent_and_the_document_stays_without_cleanup(
+    url: str, one_asked: Path, behaviour: Behaviour
+) -> None:
+    assert walk(url, one_asked, LORAMEM_API_KEY="k1").returncode == 0
     assert behaviour.keys == {"Bearer k1"}
+    assert not behaviour.deleted
 
 
 def test_a_failed_job_ends_it_with_the_reason(url: str, text: Path, behaviour: Behaviour) -> None:
@@ -184,23 +193,23 @@ def test_a_failed_job_ends_it_with_the_reason(url: str, text: Path, behaviour: B
     assert "the loss is not a number" in done.stderr
 
 
-def test_weights_that_know_no_more_than_the_base_model_fail(url: str, text: Path, behaviour: Behaviour) -> None:
+def test_weights_that_know_no_more_than_the_base_model_fail(url: str, one_asked: Path, behaviour: Behaviour) -> None:
     behaviour.knowing = ("rag", "icl")
-    done = walk(url, text)
+    done = walk(url, one_asked)
     assert done.returncode == 1
     assert "FAILED lora knows more than base: 0 against 0" in done.stdout
 
 
-def test_another_documents_adapter_fails(url: str, text: Path, behaviour: Behaviour) -> None:
+def test_another_documents_adapter_fails(url: str, one_asked: Path, behaviour: Behaviour) -> None:
     behaviour.routed_to = "doc_2"
-    done = walk(url, text)
+    done = walk(url, one_asked)
     assert done.returncode == 1
-    assert "FAILED lora was routed to the document 0 times of 2" in done.stdout
+    assert "FAILED lora was routed to the document 0 times of 1" in done.stdout
 
 
-def test_a_mode_that_does_not_answer_fails_with_its_status(url: str, text: Path, behaviour: Behaviour) -> None:
+def test_a_mode_that_does_not_answer_fails_with_its_status(url: str, one_asked: Path, behaviour: Behaviour) -> None:
     behaviour.broken_mode = "icl"
-    done = walk(url, text)
+    done = walk(url, one_asked)
     assert done.returncode == 1
     assert "FAILED every mode answered every question" in done.stdout
     assert "icl: HTTP 503: the engine died" in done.stdout

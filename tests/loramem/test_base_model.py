@@ -1,14 +1,17 @@
 """Which folders may be a base model; the embedded one is unpacked by `tests.conftest`."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from loramem.base_model import max_positions, resolve_base_model
+from loramem.base_model import BaseModel, kv_bytes, max_positions, resolve_base_model
 from loramem.errors import SettingsError
 from loramem.settings import Settings
+from loramem.store import AdapterStore
 
 FILES = ("config.json", "tokenizer.json", "model-00001-of-00001.safetensors")
 
@@ -83,9 +86,9 @@ def test_all_that_an_empty_folder_lacks_is_told_at_once(tmp_path: Path) -> None:
         resolve_base_model(Settings(model=str(tmp_path)))
 
 
-def test_a_name_that_is_no_folder_and_no_id_is_refused() -> None:
+def test_a_name_that_is_no_folder_and_no_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"LORAMEM_MODEL='/no/such/folder' is neither"):
-        resolve_base_model(Settings(model="/no/such/folder"))
+        resolve_base_model(Settings(home=tmp_path, model="/no/such/folder"))
 
 
 @pytest.mark.parametrize("changed", [FILES[0], FILES[2]])
@@ -94,3 +97,104 @@ def test_the_fingerprint_is_of_configuration_and_weights(folder: Path, changed: 
     assert resolve_base_model(Settings(model=str(folder))).fingerprint == before
     (folder / changed).write_text("[]")
     assert resolve_base_model(Settings(model=str(folder))).fingerprint != before
+
+
+def test_the_fingerprint_of_the_embedded_model_stays(base_model: BaseModel) -> None:
+    """Every adapter that was trained on it carries this one."""
+    assert base_model.fingerprint == "14d36ddfa8dd1b94404e6c6220a8c7e51dd8b0f57f4c69c9ee585f4f3561b1ec"
+
+
+HEADS = {"num_hidden_layers": 30, "num_key_value_heads": 3, "num_attention_heads": 9, "hidden_size": 576}
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (HEADS, 23040),
+        (HEADS | {"head_dim": 128}, 46080),
+        (HEADS | {"sliding_window": 4096, "use_sliding_window": False}, 23040),
+        (HEADS | {"sliding_window": 4096}, 0),
+        (HEADS | {"kv_lora_rank": 512}, 0),
+        (HEADS | {"num_key_value_heads": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_a_token_takes_in_the_cache_is_told_where_it_is_known(
+    folder: Path, config: dict[str, Any], size: int
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    assert kv_bytes(resolve_base_model(Settings(model=str(folder)))) == size
+
+
+class Hub:
+    """Stands for the download: every commit is a folder, and `main` is where upstream has come to."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.main = cache, "a" * 40
+        self.asked: list[tuple[str, str | None]] = []
+        self.online = True
+
+    def snapshot_download(self, repository: str, *, revision: str | None, **patterns: Any) -> str:
+        self.asked.append((repository, revision))
+        folder = self.cache / (revision or self.main)
+        if not folder.is_dir():
+            if not self.online:
+                raise LocalEntryNotFoundError("outgoing traffic has been disabled")
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps({"commit": folder.name}))
+            (folder / "tokenizer.json").write_text("{}")
+            (folder / "model.safetensors").write_text("{}")
+        assert all(name in patterns["allow_patterns"] for name in ("*.json", "*.safetensors", "*.jinja"))
+        assert "consolidated*" in patterns["ignore_patterns"]
+        return str(folder)
+
+
+class TestFromTheHub:
+    @pytest.fixture
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+        (tmp_path / "hub").mkdir()
+        made = Hub(tmp_path / "hub")
+        monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)
+        return made
+
+    def resolve(self, home: Path, model: str = "org/tiny") -> BaseModel:
+        return resolve_base_model(Settings(home=home, model=model))
+
+    def test_the_first_commit_stays_whatever_comes_upstream(self, hub: Hub, tmp_path: Path) -> None:
+        before = self.resolve(tmp_path)
+        assert (before.path, before.name) == (hub.cache / ("a" * 40), "org/tiny")
+        hub.main = "b" * 40
+        assert self.resolve(tmp_path) == before
+        assert hub.asked[-1] == ("org/tiny", "a" * 40)
+        assert self.resolve(tmp_path / "another home").path.name == "b" * 40
+
+    def test_it_is_kept_with_the_adapters_of_which_it_is_none(self, hub: Hub, tmp_path: Path) -> None:
+        self.resolve(tmp_path)
+        store = AdapterStore(Settings(home=tmp_path).adapters_path)
+        assert [file.read_text() for file in store.root.rglob("commit")] == ["a" * 40]
+        assert store.ids() == []
+
+    def test_a_commit_may_be_named(self, hub: Hub, tmp_path: Path) -> None:
+        self.resolve(tmp_path)
+        found = self.resolve(tmp_path, "org/tiny@" + "c" * 40)
+        assert (found.path.name, found.name) == ("c" * 40, "org/tiny")
+
+    def test_what_was_downloaded_is_found_offline(self, hub: Hub, tmp_path: Path) -> None:
+        before = self.resolve(tmp_path)
+        hub.online, hub.main = False, "b" * 40
+        assert self.resolve(tmp_path) == before
+        with pytest.raises(SettingsError, match=r"LORAMEM_MODEL='org/tiny' is neither .* has been disabled"):
+            self.resolve(tmp_path / "another home")
+
+    def test_two_first_starts_take_the_same(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As of gateway and worker, with a commit upstream between their questions."""
+        heads = iter(["a" * 40, "b" * 40])
+        given: Any = hub.snapshot_download
+
+        def moving(repository: str, *, revision: str | None, **patterns: Any) -> str:
+            return str(given(repository, revision=revision or next(heads), **patterns))
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", moving)
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(self.resolve, [tmp_path, tmp_path]))
+        assert found[0] == found[1]

@@ -177,6 +177,47 @@ def test_following_ends_when_the_server_goes_on_failing(monkeypatch: pytest.Monk
         list(client.follow("job_1", patience_s=0.01))
 
 
+def test_a_job_that_waits_for_long_is_followed_over_cuts_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued job has no events for hours; the server's comments show that it is there."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def held() -> Iterator[bytes]:
+        nonlocal now
+        for _ in range(10):
+            now += 15
+            yield b": ping\n\n"
+        raise httpx.ReadError("the proxy has cut it")
+
+    last = sse(("state", {"state": "succeeded"}, "1"))
+    replies = iter(
+        [httpx.Response(200, content=held()), httpx.Response(200, content=held()), httpx.Response(200, content=last)]
+    )
+    assert [event.id for event in client_of(lambda request: next(replies)).follow("job_1")] == ["1"]
+
+
+def test_following_ends_when_the_server_says_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each silence lasts."""
+    now, asked = 0.0, 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal now, asked
+        now, asked = now + 600, asked + 1
+        raise httpx.ReadTimeout("too slow")
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with pytest.raises(Unreachable):
+        list(client_of(handler).follow("job_1"))
+    assert asked == 2
+
+
 def test_following_an_unknown_job_is_refused_at_once() -> None:
     client = client_of(lambda request: httpx.Response(404, json={"detail": "no job 'job_1'"}))
     with pytest.raises(Refused, match="no job 'job_1'"):

@@ -76,9 +76,22 @@ def test_a_folder_can_be_named_and_english_bge_gets_its_instruction(embedder: Em
     folder = tmp_path / "bge-tiny-en-v1.5"
     folder.symlink_to(Path(embedder.tokenizer_path).parent)
     named = load_embedder(Settings(embedder=str(folder)), device="cpu")
-    assert named.name == str(folder)
+    assert named.name.startswith("bge-tiny-en-v1.5@")
     assert np.allclose(named.embed_query(QUESTION), embedder.embed_query(BGE_QUERY + QUESTION), atol=1e-5)
     assert np.allclose(named.embed(TEXTS), embedder.embed(TEXTS), atol=1e-5)
+
+
+def test_a_folder_is_known_by_what_it_holds_wherever_it_lies(embedder: Embedder, tmp_path: Path) -> None:
+    first, moved = tmp_path / "tuned", tmp_path / "elsewhere" / "tuned"
+    shutil.copytree(Path(embedder.tokenizer_path).parent, first)
+    before = load_embedder(Settings(embedder=str(first)), device="cpu").name
+    shutil.copytree(first, moved)
+    assert load_embedder(Settings(embedder=str(moved)), device="cpu").name == before
+    (weights,) = moved.glob("*.safetensors")
+    with weights.open("r+b") as stream:  # in the middle, as by a training of some of the layers alone
+        stream.seek(weights.stat().st_size // 2)
+        stream.write(b"\0\0\0\0")
+    assert load_embedder(Settings(embedder=str(moved)), device="cpu").name != before
 
 
 @pytest.mark.parametrize("lacking", ["modules.json", "tokenizer.json"])

@@ -111,6 +111,15 @@ def test_the_lead_is_a_share_of_the_best_score(scores: list[float], margin: floa
     assert choose(scores, THRESHOLDS).margin == pytest.approx(margin)
 
 
+@pytest.mark.parametrize("scores", [[1.0, 0.5], [1.0, 0.9], [0.6], [0.4], [0.1]])
+def test_the_best_score_is_told_whatever_it_calls_for(scores: list[float]) -> None:
+    assert choose(scores, THRESHOLDS).best == choose(scores, THRESHOLDS, untrained=0.9).best == scores[0]
+
+
+def test_without_an_adapter_there_is_no_best_score() -> None:
+    assert choose([], THRESHOLDS).best is choose([], THRESHOLDS, untrained=0.9).best is None
+
+
 def test_reasons_hold_the_figures_that_decided() -> None:
     assert "below 0.75" in choose([0.6], THRESHOLDS).reason
     assert "0.60" in choose([0.6], THRESHOLDS).reason

@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sqlalchemy import select
 
 from loramem.errors import SettingsError
 from loramem.settings import Settings
+from loramem.tables import Adapter
 from server import gateway as module
 from server.gateway import Gateway
-from tests.rows import add_document
+from tests.rows import add_adapters, add_document, serve
 from tests.server.conftest import MakeGateway
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -74,6 +77,43 @@ def test_a_window_greater_than_the_models_stops_the_start(
         make_gateway(make_settings(max_model_len=100_000))
 
 
+def test_more_requests_at_once_than_a_step_has_tokens_stop_the_start(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway
+) -> None:
+    with pytest.raises(SettingsError, match="LORAMEM_MAX_CONCURRENT_REQUESTS=4097: at most 4096"):
+        make_gateway(make_settings(max_concurrent_requests=4097))
+    make_gateway(make_settings(max_concurrent_requests=4097, max_model_len=8192))
+
+
+def test_a_cache_that_no_window_fits_stops_the_start(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = (512 + 128) * 23040
+    with pytest.raises(SettingsError, match=f"LORAMEM_KV_CACHE_BYTES={least - 1}: at least {least}, .*_MODEL_LEN=512"):
+        make_gateway(make_settings(kv_cache_bytes=least - 1))
+    make_gateway(make_settings(kv_cache_bytes=least))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # where the engine takes a share of the GPU instead
+    make_gateway(make_settings(kv_cache_bytes=1))
+
+
+def test_a_start_on_another_base_model_is_told(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings()
+    told = "no live adapter was trained on smollm2-135m-instruct-bf16 as it is now (LORAMEM_MODEL)"
+    gateway = make_gateway(settings)
+    assert told not in caplog.text
+    add_document(gateway.database, "doc_a", "text")
+    serve(gateway.database, "doc_a", np.ones((6, 384), dtype=np.float32))
+    add_adapters(gateway.database, "doc_a")
+    make_gateway(settings)
+    assert caplog.text.count(told) == 1
+    with gateway.database.write() as session:
+        session.scalars(select(Adapter).limit(1)).one().fingerprint = gateway.base.fingerprint
+    make_gateway(settings)
+    assert caplog.text.count(told) == 1
+
+
 def test_starting_and_stopping(gateway: Gateway, ended: Ended) -> None:
     seen: list[bool] = []
     live(gateway, lambda: seen.append(gateway.engine.running))
@@ -97,6 +137,18 @@ def test_an_engine_that_does_not_start_ends_the_gateway(
 def test_an_engine_that_dies_ends_the_gateway(gateway: Gateway, ended: Ended) -> None:
     live(gateway, lambda: setattr(scripted(gateway), "broken", True), until=lambda: ended.times > 0)
     assert ended.times == 1
+
+
+def test_what_was_asked_before_is_read_before_it_is_asked_again(
+    make_settings: Callable[..., Settings], make_gateway: MakeGateway, ended: Ended
+) -> None:
+    settings = make_settings()
+    first = make_gateway(settings)
+    add_document(first.database, "doc_a", "text")
+    live(first, lambda: first.index.open("default"))
+    second = make_gateway(settings)
+    live(second, lambda: None, until=lambda: bool(second.index.held()))
+    assert second.index.held().keys() == {"default"}
 
 
 def test_jobs_that_nobody_was_told_of_are_announced(

@@ -23,7 +23,7 @@ from loramem.records import AskedMode, MergeMethod, Mode, Recipe, Source
 from loramem.settings import Settings
 from loramem.tables import Job, JobState, Namespace
 from loramem.vectors import VectorIndex
-from server.ask import Choice, Confidence, Decision, Done, Event, Prepared, Routed, RoutedAdapter, Selection
+from server.ask import Choice, Confidence, Decision, Done, Event, Prepared, Routed, RoutedAdapter, Selection, Token
 from server.engine.engine import EngineAdapter
 from server.gauges import Process, Stores
 from server.metrics import STAGES, Metrics, Outcome
@@ -100,7 +100,7 @@ def routed(method: MergeMethod | None = None, *, hit: bool = False, score: float
     other = Source(adapter_id="ada_b", sha256="0" * 64, weight=1.0)
     recipe = Recipe.of(method or "linear", [source, other] if method else [source])
     prepared = Prepared(EngineAdapter("a", 1, "p"), recipe, method is not None, hit, 0.03, TIERS)
-    return Routed(Decision("lora", Choice("confident", 1, 0.5, "it leads")), (adapter,), (prepared,))
+    return Routed(Decision("lora", Choice("confident", 1, 0.5, "it leads", score)), (adapter,), (prepared,))
 
 
 def counted(metrics: Metrics, name: str) -> list[tuple[dict[str, str], float]]:
@@ -132,6 +132,22 @@ def test_each_question_is_counted_once_by_how_it_ended(metrics: Metrics) -> None
         ("rag", "aborted"): 1,
     }
     assert value(metrics, "loramem_queries_in_flight", "loramem_queries_in_flight") == 0
+
+
+def test_a_client_that_leaves_before_the_first_token_had_waited_for_it(metrics: Metrics) -> None:
+    with pytest.raises(GeneratorExit):
+        ask_in_vain(metrics, GeneratorExit())
+    assert counted(metrics, "loramem_query_ttft_seconds") == [({"mode": "rag"}, 1)]
+    family = "loramem_query_duration_seconds"
+    waited = value(metrics, family, f"{family}_sum", mode="rag", outcome="aborted")
+    assert value(metrics, "loramem_query_ttft_seconds", "loramem_query_ttft_seconds_sum", mode="rag") == waited > 0
+
+
+def test_a_client_that_leaves_amid_its_answer_and_an_error_have_no_wait_for_a_token(metrics: Metrics) -> None:
+    asked(metrics, "auto", routed(), Token("The"))
+    with pytest.raises(EngineUnavailable):
+        ask_in_vain(metrics, EngineUnavailable("gone"))
+    assert counted(metrics, "loramem_query_ttft_seconds") == []
 
 
 def ask_in_vain(metrics: Metrics, error: BaseException) -> None:
@@ -192,7 +208,20 @@ def test_how_sure_the_router_was_is_counted_where_it_was_asked(metrics: Metrics)
     for one in (routed(), routed(), Routed(Decision("base"))):
         metrics.observe_route(one)
     assert value(metrics, "loramem_route_choices", "loramem_route_choices_total", confidence="confident") == 2
-    assert value(metrics, "loramem_route_margin", "loramem_route_margin_count") == 0  # of one adapter: no lead
+
+
+@pytest.mark.parametrize("mode", ["lora", "rag", "icl", "hybrid", "base"])
+def test_every_question_that_was_routed_shows_the_best_score_and_its_lead(metrics: Metrics, mode: Mode) -> None:
+    choice = Choice("untrained", 1, 0.3, "it has no adapter yet", 0.6)
+    metrics.observe_route(Routed(Decision(mode, choice, refuses=mode == "base")))
+    assert value(metrics, "loramem_route_score", "loramem_route_score_sum") == 0.6
+    assert value(metrics, "loramem_route_margin", "loramem_route_margin_sum") == 0.3
+
+
+def test_without_an_adapter_there_is_no_score_and_no_lead(metrics: Metrics) -> None:
+    metrics.observe_route(Routed(Decision("rag", Choice("untrained", 0, 1.0, "it has no adapter yet"))))
+    for name in ("loramem_route_score", "loramem_route_margin"):
+        assert value(metrics, name, f"{name}_count") == 0
 
 
 def test_every_candidate_of_a_selection_is_counted_and_so_is_what_was_dropped(metrics: Metrics) -> None:
@@ -340,6 +369,7 @@ def test_slots_that_are_held_and_questions_that_wait_for_one() -> None:
         async with slots.held(1):
             waiting = asyncio.create_task(hold(slots))
             await asyncio.sleep(0)
+            assert value(made, "loramem_slots", "loramem_slots") == ScriptedEngine(None).slots
             assert value(made, "loramem_slots_held", "loramem_slots_held") == 1
             assert value(made, "loramem_slots_waiting", "loramem_slots_waiting") == 1
         await waiting

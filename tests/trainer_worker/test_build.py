@@ -8,6 +8,7 @@ import pytest
 import torch
 from sqlalchemy import select
 
+from loramem.errors import SettingsError
 from loramem.settings import Settings
 from loramem.tables import Chunk, Job, JobKind, Window
 from tests.backends import database, database_url
@@ -72,6 +73,18 @@ def test_a_gpu_is_shared_with_the_engine(worker: Worker, monkeypatch: pytest.Mon
     assert given_back == [1]
     settings = Settings(gpu_memory_fraction=0.95)
     assert (settings.trainer_gpu_share, Settings(trainer_gpu_memory_fraction=0.9).trainer_gpu_share) == (0.05, 0.9)
+
+
+def test_a_base_that_does_not_fit_the_share_of_the_gpu_stops_the_start(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(build_module, "Trainer", load)
+    del worker.builder.__dict__["trainer"]
+    with pytest.raises(SettingsError, match=r"does not fit into 35% .* raise LORAMEM_TRAINER_GPU_MEMORY_FRACTION"):
+        _ = worker.builder.trainer
 
 
 def test_one_adapter_for_the_whole_document(worker: Worker) -> None:

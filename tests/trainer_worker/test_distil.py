@@ -17,11 +17,11 @@ from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import distil
 from trainer_worker import loop as loop_module
 from trainer_worker import train as train_module
-from trainer_worker.anchors import MAX_NEW_TOKENS, anchors, some
+from trainer_worker.anchors import MAX_NEW_TOKENS, anchors, exam_anchors, some
 from trainer_worker.base import Base
 from trainer_worker.distil import labels_of, taught
 from trainer_worker.loop import Recipe
-from trainer_worker.packing import Row
+from trainer_worker.packing import Labels, Row
 from trainer_worker.train import Lesson, Trainer
 
 QUESTIONS = 24
@@ -66,6 +66,30 @@ def test_anchors_are_what_the_base_says_and_with_what_certainty(base: Base) -> N
     assert all(len(row.labels) == len(row.answer) <= MAX_NEW_TOKENS + 1 for row in rows)
     said = [place[0][0] == token for row in rows for place, token in zip(row.labels, row.answer[:-1], strict=False)]
     assert sum(said) > 0.9 * len(said)  # greedy: the most probable each time, but for what no text can say
+
+
+def test_anchors_that_were_kept_are_those_that_would_be_found(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [*anchors(base), exam_anchors(base)]
+    assert told([*anchors(base, tmp_path), exam_anchors(base, tmp_path)]) == told(found)
+    monkeypatch.setattr(base, "answers", None)
+    assert told([*anchors(base, tmp_path), exam_anchors(base, tmp_path)]) == told(found)
+
+
+def test_anchors_of_a_model_that_may_answer_otherwise_are_asked_for(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors(base, tmp_path)
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(base.model.generation_config, "eos_token_id", 5)
+    anchors(base, tmp_path)
+    assert len(set(tmp_path.iterdir()) - before) == len(before) > 0
+
+
+def told(groups: Sequence[Sequence[Row]]) -> list[list[tuple[Row, tuple[Labels, ...]]]]:
+    """With the labels, which are left out when rows are compared."""
+    return [[(row, row.labels) for row in group] for group in groups]
 
 
 def test_some_anchors_are_about_as_many_as_asked_and_others_next_time(base: Base) -> None:

@@ -1,15 +1,19 @@
 """What Prometheus reads of a worker: waits, ends, phases, steps, exams, over HTTP on a port of its own."""
 
+import signal
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loramem.base_model import BaseModel
 from loramem.errors import SettingsError
 from loramem.queue import Claim
 from loramem.records import ExamResult, Phase, Progress
+from trainer_worker import __main__ as main
 from trainer_worker.metrics import Metrics
 
 CLAIM = Claim("job_a", "build", "doc_a", 1, 1, 1, "w", waited_s=4.0)
@@ -78,9 +82,7 @@ def test_what_was_learnt_is_counted_and_examined_only_with_questions(metrics: Me
 
 
 def test_scrapes_are_answered_with_the_processs_own_figures(metrics: Metrics) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     stop = metrics.serve("127.0.0.1", port)
     try:
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
@@ -89,6 +91,30 @@ def test_scrapes_are_answered_with_the_processs_own_figures(metrics: Metrics) ->
     assert "loramem_job_wait_seconds_count 0.0" in text
     assert "process_resident_memory_bytes" in text
     assert "loramem_build_info{" in text
+
+
+def test_a_worker_answers_no_scrape_before_its_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    def load(*_: object) -> None:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 10)
+        raise MemoryError
+
+    monkeypatch.setenv("LORAMEM_HOME", str(tmp_path))
+    monkeypatch.setenv("LORAMEM_WORKER_METRICS_PORT", str(port))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the tests' own process keeps its handlers
+    monkeypatch.setattr(main, "configure", lambda process, level: None)
+    monkeypatch.setattr(main, "resolve_base_model", lambda settings: BaseModel(Path(), "tiny", ""))
+    monkeypatch.setattr(main, "make_builder", load)
+    with pytest.raises(MemoryError):
+        main.main()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_a_port_that_is_taken_is_a_wrong_setting(metrics: Metrics) -> None:

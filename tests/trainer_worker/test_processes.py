@@ -30,7 +30,7 @@ def queue(database: Database) -> JobQueue:
 
 
 class Workers:
-    """Real worker processes over one database; the journal tells which of them started what."""
+    """Real worker processes over one database; the journal tells which of them started and published what."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url = url
@@ -46,6 +46,9 @@ class Workers:
 
     def builds(self) -> int:
         return self._journal.read_text().count("start")
+
+    def is_publishing(self, process: subprocess.Popen[bytes]) -> bool:
+        return f"publish {process.pid} " in self._journal.read_text()
 
     def end(self) -> None:
         for process in self._started:
@@ -99,12 +102,14 @@ class TestProcesses:
 
     def test_a_frozen_worker_that_wakes_up_publishes_nothing(self, queue: JobQueue, workers: Workers) -> None:
         job_id = add(queue)
-        frozen = workers.start()
-        until(lambda: workers.builds() == 1)
+        frozen = workers.start(steps=1, step_s=2)
+        until(lambda: queue.get(job_id).progress["phase"] == "train")
         freeze(frozen, queue.database)
         workers.start(steps=2)
         until(lambda: queue.get(job_id).state == "succeeded")
+        assert not workers.is_publishing(frozen)
         frozen.send_signal(signal.SIGCONT)
+        until(lambda: workers.is_publishing(frozen))
         frozen.send_signal(signal.SIGTERM)
         assert frozen.wait(20) == 0
         assert (workers.builds(), self.published(queue)) == (2, 1)

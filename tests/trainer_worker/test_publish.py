@@ -25,7 +25,7 @@ from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
 from tests.rows import EXAM, FINGERPRINT, add_document, add_revision, delete_document
 from trainer_worker import publish as publish_module
-from trainer_worker.publish import NewAdapter, publish, sweep_retired
+from trainer_worker.publish import NewAdapter, publish, sweep_retired, sweep_superseded
 
 __all__ = ["database", "database_url"]
 
@@ -250,6 +250,52 @@ def test_retired_adapters_go_after_their_grace(
     assert sweep_retired(database, store, grace_s=600) == 2
     assert store.ids() == []
     assert seen(database)["adapters"] == []
+
+
+def publish_again(database: Database, queue: JobQueue, build: Build, seconds_ago: float) -> None:
+    """doc_1 serves its revision 3; 2 was replaced before it was built."""
+    add_document(database, "doc_1", "a secret")
+    publish(database, queue, *build(1))
+    for text in ("another secret", "more"):
+        revision = add_revision(database, "doc_1", text)
+    publish(database, queue, *build(revision))
+    with database.write() as session:
+        session.execute(update(Job).values(finished_at=epoch_now() - seconds_ago))
+
+
+def texts(database: Database) -> list[str]:
+    with database.read() as session:
+        return list(session.scalars(select(Revision.text).order_by(Revision.number)))
+
+
+def test_replaced_texts_go_after_their_grace(database: Database, queue: JobQueue, build: Build) -> None:
+    publish_again(database, queue, build, seconds_ago=500)
+    assert sweep_superseded(database, grace_s=600) == 0
+    assert texts(database) == ["a secret", "another secret", "more"]
+    assert sweep_superseded(database, grace_s=400) == 2
+    assert texts(database) == ["more"]
+    assert sweep_superseded(database, grace_s=400) == 0
+
+
+def test_many_replaced_texts_go_some_at_a_time(
+    database: Database, queue: JobQueue, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_module, "SUPERSEDED_AT_ONCE", 1)
+    publish_again(database, queue, build, seconds_ago=500)
+    assert [sweep_superseded(database, grace_s=0) for _ in range(3)] == [1, 1, 0]
+
+
+def test_a_text_stays_as_long_as_the_one_to_replace_it_is_not_live(
+    database: Database, queue: JobQueue, build: Build
+) -> None:
+    add_document(database, "doc_1", "text")
+    publish(database, queue, *build(1))
+    add_revision(database, "doc_1", "more")
+    claim, _ = build(2)
+    queue.cancel(claim.job_id)
+    queue.release_cancelled(claim)
+    assert sweep_superseded(database, grace_s=-60) == 0
+    assert texts(database) == ["text", "more"]
 
 
 def test_orphans_go_when_they_are_old_and_nobody_will_publish_them(

@@ -88,7 +88,7 @@ def assert_equal(found: Sequence[TrainedAdapter], wanted: Sequence[TrainedAdapte
     [
         pytest.param(ALONE, QUICK, torch.float32, id="alone"),
         pytest.param(EXAMINED, QUICK, torch.float32, id="held out"),
-        pytest.param(BESIDE, QUICK, torch.float32, id="side by side"),
+        pytest.param(BESIDE, QUICK, torch.float32, id="side by side", marks=pytest.mark.timeout(900)),
         pytest.param(BESIDE, QUICK, torch.bfloat16, id="bfloat16"),
         pytest.param(EXAMINED, replace(QUICK, anchors=0.5), torch.float32, id="anchors"),
         pytest.param(EXAMINED, replace(QUICK, variant="pissa"), torch.float32, id="pissa"),

@@ -131,14 +131,14 @@ def test_no_statement_is_too_long_and_no_word_is_lost(text: str) -> None:
     found = texts("T", text)
     assert all(len(statement.split()) <= MAX_WORDS + 1 for statement in found)
     letters = {word for word in text.casefold().split() if word.isalnum() and 3 < len(word) < 100}
-    assert letters <= set(" ".join(found).casefold().replace(".", " ").split()) | {"mühle", "dach"} or not found
+    assert letters <= set(" ".join(found).casefold().replace(".", " ").split())
 
 
 @pytest.mark.parametrize("text", ["Q: " * 5000, "and, " * 50_000, "one; two, " * 30_000])
 def test_a_long_sentence_is_cut_in_a_time_that_its_length_gives(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert all(len(statement.split()) <= MAX_WORDS + 1 for statement in texts("T", text))
-    assert time.perf_counter() - started < 5  # seconds; a minute when all cuts were looked at for each part
+    assert time.process_time() - started < 5  # seconds; a minute when all cuts were looked at for each part
 
 
 def test_a_text_without_any_sentence_gives_its_words_as_they_stand() -> None:

@@ -88,13 +88,13 @@ def test_marks_within_a_pair_are_words() -> None:
 @pytest.mark.parametrize("run", [" " * 20_000, "\n" * 20_000, "\t" * 20_000, " \r\n" * 20_000, "Q: " * 5000])
 @pytest.mark.parametrize("text", ["Q: x A: z{}y", "Q: x{}y", "Q: x{}y A: z", "Q{}: x A{}: z", "Q: x\n\n{}A:{}", "{}"])
 def test_long_runs_take_no_time(text: str, run: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     told(text.replace("{}", run))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("line", ["Q: x\n", "Q: x\nA:\n", "Q: x\n\n", "Q: x A: y\n", "\n" + " " * 50 + "A"])
 def test_many_marks_take_no_time(line: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     told("Q: x" + line * 20_000)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

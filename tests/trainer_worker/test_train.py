@@ -297,9 +297,9 @@ def test_what_the_base_is_asked_once_is_no_adapters_time(folder: Path, monkeypat
     monkeypatch.setattr(train_module, "time", clock)
     monkeypatch.setattr(loop_module, "time", clock)
 
-    def counted(base: Trainer) -> list[list[Row]]:
+    def counted(base: Trainer, cache: Path | None) -> list[list[Row]]:
         asked.append(base)
-        return anchors(base)
+        return anchors(base, cache)
 
     monkeypatch.setattr(train_module, "anchors", counted)
     fresh = Trainer(str(folder), seed=0, recipe=Recipe(min_steps=6, epochs=0, anchors=0.5))

@@ -112,15 +112,26 @@ def test_failing_endpoint_is_unavailable(status: int) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"error": {"message": "no such model"}}, "no such model"),
-        ({"detail": "wrong key"}, "wrong key"),
+        ({"error": {"message": "no credit is left"}}, "no credit is left"),
+        ({"detail": "not here"}, "not here"),
         ({"error": "plain"}, "plain"),
         (["odd"], "odd"),
     ],
 )
 def test_refusal_ends_the_job_with_the_endpoints_message(body: object, message: str) -> None:
     with pytest.raises(TrainingFailed, match=message):
-        writer(lambda request: httpx.Response(404, json=body)).complete(["a"], max_tokens=4)
+        writer(lambda request: httpx.Response(402, json=body)).complete(["a"], max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "wrong key"), (403, "not with this key"), (404, "no such model")]
+)
+@pytest.mark.parametrize("model", ["m", ""], ids=["named", "listed"])
+def test_an_endpoint_that_takes_another_key_or_model_is_unavailable(status: int, message: str, model: str) -> None:
+    """As after a change of keys: no job is at fault, and each would fail."""
+    by = writer(lambda request: httpx.Response(status, json={"detail": message}), model=model)
+    with pytest.raises(WriterUnavailable, match=f"answers {status}: {message}"):
+        by.complete(["a"], max_tokens=4)
 
 
 @pytest.mark.parametrize("reply", [httpx.Response(200, text="<html>"), httpx.Response(200, json={"choices": []})])
@@ -186,13 +197,31 @@ class TestAskingAgain:
             by.complete(["a"], max_tokens=4)
         assert (len(asked), len(slept)) == (3, 2)
 
-    def test_nobody_is_asked_again_when_the_patience_is_over(
-        self, slept: list[float], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(writer_module, "PATIENCE_S", 0.0)
+    def test_nobody_is_asked_again_when_the_patience_is_over(self, slept: list[float]) -> None:
+        by = writer(self.after(httpx.ReadTimeout("too slow")), pauses_s=(1.0,))
+        by.patience_s = 0.0
         with pytest.raises(WriterUnavailable):
-            writer(self.after(httpx.ReadTimeout("too slow")), pauses_s=(1.0,)).complete(["a"], max_tokens=4)
+            by.complete(["a"], max_tokens=4)
         assert slept == []
+
+    @pytest.mark.parametrize("hang_after_s", [600.0, 400.0, 250.0])
+    def test_it_is_over_before_the_worker_seems_to_hang(
+        self, hang_after_s: float, slept: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each prompt takes the longest that it may, and so does each pause."""
+        now = 0.0
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            nonlocal now
+            now += writer_module.TIMEOUT_S
+            return httpx.Response(504, headers={"Retry-After": "3600"})
+
+        monkeypatch.setattr("time.monotonic", lambda: now + sum(slept))
+        by = writer(answer, pauses_s=writer_module.PAUSES_S)
+        by.patience_s = writer_module.patience_s(hang_after_s)
+        with pytest.raises(WriterUnavailable):
+            by.complete(["a"], max_tokens=4)
+        assert now + sum(slept) <= hang_after_s
 
     def test_nor_when_nothing_was_answered_for_long(self, slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         """The patience begins anew with each reply to any prompt."""
@@ -208,7 +237,7 @@ class TestAskingAgain:
                 raise httpx.ReadTimeout("too slow")
             return echo(request)
 
-        monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
+        monkeypatch.setattr("time.monotonic", lambda: now)
         by = Writer("http://w/v1", "m", most_at_once=1, pauses_s=(1.0,) * 9, transport=httpx.MockTransport(answer))
         with pytest.raises(WriterUnavailable):
             by.complete(["never", "a"], max_tokens=4)
@@ -333,12 +362,22 @@ class TestProxies:
 
     @pytest.mark.parametrize(("away", "proxies"), [("", False), ("http://writer/v1", True)])
     def test_are_not_asked_for_our_own_gateway(self, away: str, proxies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        nothing: Any = None
-        monkeypatch.setattr(main, "load_embedder", lambda settings: nothing)
-        monkeypatch.setattr(Builder, "trainer", nothing)
-        settings, base = Settings(writer_url=away), BaseModel(Path(), "tiny", "")
-        builder = main.make_builder(settings, base, nothing, nothing, nothing, Metrics())
-        assert builder.writer.proxies is proxies
+        assert made_by_worker(Settings(writer_url=away), monkeypatch).proxies is proxies
+
+
+@pytest.mark.parametrize(("hang_after_s", "patience_s"), [(600.0, 240.0), (250.0, 38.0)])
+def test_a_workers_patience_is_shorter_where_it_seems_to_hang_sooner(
+    hang_after_s: float, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made_by_worker(Settings(hang_after_s=hang_after_s), monkeypatch).patience_s == patience_s
+
+
+def made_by_worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    nothing: Any = None
+    monkeypatch.setattr(main, "load_embedder", lambda settings: nothing)
+    monkeypatch.setattr(Builder, "trainer", nothing)
+    base = BaseModel(Path(), "tiny", "")
+    return main.make_builder(settings, base, nothing, nothing, nothing, Metrics()).writer
 
 
 def test_waiting_may_be_stopped() -> None:

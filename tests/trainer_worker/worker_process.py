@@ -1,7 +1,8 @@
 """A worker process for tests of crashes: `python worker_process.py DATABASE_URL JOURNAL STEPS STEP_S [HANG]`.
 
 Its build works for STEPS steps and publishes by growing a counter, in one transaction with the end of its job. The
-journal gets a line at the start of each build. With HANG the first build stops reporting for good.
+journal gets a line at the start of each build, and one before it publishes. With HANG the first build stops reporting
+for good.
 """
 
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from loramem import database as database_module
 from loramem.database import Database
 from loramem.doorbell import PollingDoorbell
 from loramem.queue import Claim, JobQueue
@@ -24,6 +26,7 @@ SETTINGS = Settings(lease_s=1, heartbeat_s=0.3, hang_after_s=1, poll_s=0.1, max_
 
 
 def main(url: str, journal: str, steps: str, step_s: str, hang: str = "") -> None:
+    database_module.IDLE_IN_WRITE_S = 1.0  # for one that is frozen in a transaction
     database = Database(url)
     queue = JobQueue(database, PollingDoorbell(SETTINGS.poll_s), SETTINGS)
     stop = threading.Event()
@@ -34,6 +37,7 @@ def main(url: str, journal: str, steps: str, step_s: str, hang: str = "") -> Non
         for step in range(int(steps)):
             lease.progress(Progress(phase="train", step=step, total_steps=int(steps)))
             time.sleep(3600 if hang and claim.fence == 1 else float(step_s))
+        note(Path(journal), f"publish {os.getpid()} {claim.fence}")
         with database.write() as session:
             namespace = session.get_one(Namespace, "published", with_for_update=True)
             namespace.generation += 1
