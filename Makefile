@@ -10,7 +10,7 @@ run: setup ## set everything up, then start gateway and worker on http://127.0.0
 
 test: setup-dev ## set everything up, then lint, check types and run the tests (ARGS="-k queue" for some)
 	@$(MAKE) --no-print-directory lint
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(if $(ARGS),$(PYTHON) -m pytest $(ARGS),tests/lanes.sh)
 
 lint: setup-dev ## ruff and mypy
 	@$(PYTHON) -m ruff check .

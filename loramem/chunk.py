@@ -33,9 +33,9 @@ class Span:
 def chunk_text(text: str, tokenizer_path: str, *, max_tokens: int, overlap_tokens: int) -> list[Span]:
     """Spans that cover all of the text, in order, none over `max_tokens`; empty for a blank text.
 
-    Each begins with the last sentences of the one before, `overlap_tokens` of them or fewer. A last chunk under half
-    the size of the largest would make a weak adapter: then the last eight are cut anew at the smallest length that
-    needs no more of them, so that 800 tokens become about 400 and 400.
+    Each begins with the last sentences of the one before, up to `overlap_tokens`. A last chunk under half the size of
+    the largest would make a weak adapter: then the last eight are cut again into as many of about the same size, so
+    that 800 tokens become about 400 and 400.
     """
     if overlap_tokens >= max_tokens:
         raise ValueError(f"overlap_tokens={overlap_tokens} must be smaller than max_tokens={max_tokens}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ ApiKey = Annotated[str, typer.Option(envvar="LORAMEM_API_KEY", help="bearer key;
 Namespace = Annotated[str, typer.Option(help="namespace of the documents; empty: the server's default")]
 ListedNamespace = Annotated[str, typer.Option("--namespace", help="namespace of the documents; empty: all")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the server's reply as it is, of a list one object a line")]
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @app.command()
@@ -90,13 +93,13 @@ def ask(
         options["compose"] = _one_of(get_args(Compose), compose, "--compose")
     with _client(url, api_key, namespace) as client:
         if as_json:
-            return typer.echo(json.dumps(client.query(question, **options), indent=2, ensure_ascii=False))
+            return typer.echo(_lines(json.dumps(client.query(question, **options), indent=2, ensure_ascii=False)))
         for event in client.stream(question, **options):
             if event.kind == "token":
-                typer.echo(event.data["text"], nl=False)
+                typer.echo(_lines(event.data["text"]), nl=False)
             elif event.kind == "done":
                 typer.echo()
-                typer.echo(_summary(event.data), err=True)
+                typer.echo(_line(_summary(event.data)), err=True)
     return None
 
 
@@ -115,7 +118,7 @@ def jobs(
             if document["job_id"]:
                 job = client.job(document["job_id"])
                 shown = _progress(Event("state", job))
-                typer.echo(f"{job['id']}  {job['state']:<9}  {document['title']}  {shown}")
+                typer.echo(_line(f"{job['id']}  {job['state']:<9}  {document['title']}  {shown}"))
     return None
 
 
@@ -125,7 +128,7 @@ def documents(namespace: ListedNamespace = "", as_json: AsJson = False, url: Url
     with _client(url, api_key, namespace) as client:
         for document in client.documents():
             line = json.dumps(document, ensure_ascii=False)
-            typer.echo(line if as_json else f"{document['id']}  {document['state']:<8}  {document['title']}")
+            typer.echo(_line(line if as_json else f"{document['id']}  {document['state']:<8}  {document['title']}"))
 
 
 @app.command()
@@ -202,6 +205,15 @@ def _client(url: str, api_key: str, namespace: str = "") -> Client:
     return Client(url or current.gateway_url, api_key or first_key or None, namespace or None)
 
 
+def _line(text: str, kept: str = "") -> str:
+    """Control characters escaped as JSON does: what somebody else wrote must not steer the terminal."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in kept else f"\\u{ord(found[0]):04x}", text)
+
+
+def _lines(text: str) -> str:
+    return _line(text, kept="\n\t")
+
+
 def _one_of(names: tuple[str, ...], name: str, option: str) -> str:
     if name not in names:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}", param_hint=option)
@@ -213,13 +225,13 @@ def _follow(client: Client, job_id: str) -> None:
     last: Json = {}
     live = sys.stdout.isatty()
     for event in client.follow(job_id):
-        typer.echo(("\r\033[K" if live else "") + _progress(event), nl=not live)
+        typer.echo(("\r\033[K" if live else "") + _line(_progress(event)), nl=not live)
         last = event.data
     if live:
         typer.echo()
     if last.get("state") != "succeeded":
         reason = (last.get("error") or {}).get("detail", "no reason is given")
-        typer.echo(f"loramem: job {job_id} ended as {last.get('state')}: {reason}", err=True)
+        typer.echo(_lines(f"loramem: job {job_id} ended as {last.get('state')}: {reason}"), err=True)
         raise typer.Exit(1)
 
 
@@ -235,7 +247,7 @@ def _json_of(text: str | None) -> Json | None:
 
 def _show_examples(job: Json) -> None:
     for example in job["preview"]:
-        typer.echo(f"[{example['kind']}] {example['question']}\n    {example['answer']}")
+        typer.echo(_lines(f"[{example['kind']}] {example['question']}\n    {example['answer']}"))
     typer.echo(", ".join(f"{count} {kind}" for kind, count in job["preview_counts"].items()))
 
 
@@ -269,7 +281,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(EXIT_WRONG_SETTINGS)
     except ClientError as error:
-        print(f"loramem: {error}", file=sys.stderr)
+        print(_lines(f"loramem: {error}"), file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ IDLE_IN_WRITE_S = 10.0
 """How long PostgreSQL lets a connection rest inside a transaction that writes: it holds locks, and ours take
 milliseconds and wait for nobody."""
 IDLE_IN_READ_S = 600.0
-"""The same for one that reads, and may wait until a large namespace's index is built."""
+"""The same for one that reads, and may rest while it builds a large namespace's index."""
 VANISHED = {
     "connect_timeout": 5,
     "keepalives_idle": 15,

@@ -7,7 +7,8 @@
     │   │   └── WindowExceeded       422  the prompt is longer than the model's window
     │   ├── BodyTooLarge             413
     │   └── UnsupportedMediaType     415
-    ├── NotFound                     404  document, job or adapter
+    ├── NotFound                     404  document, job, adapter, model or path
+    ├── MethodNotAllowed             405
     ├── Conflict                     409
     │   ├── MemoryNotReady           409  names the job to wait for
     │   └── WrongJobState            409
@@ -107,6 +108,12 @@ class NotFound(LoramemError):
     def __init__(self, kind: str, wanted: str, key: str | None = None) -> None:
         """`key` in the request, where it is not the kind."""
         super().__init__(f"no {kind} {wanted!r}", key=key or kind, value=wanted)
+
+
+class MethodNotAllowed(LoramemError):
+    status = 405
+    code = "method-not-allowed"
+    title = "Method not allowed"
 
 
 class Conflict(LoramemError):

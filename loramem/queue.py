@@ -115,11 +115,11 @@ class JobQueue:
         with self.database.read() as session:
             return transitions.existing(session.get(Job, job_id), job_id)
 
-    def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[JobEvent]:
         """What happened after the event with the id `after`, oldest first; empty for an unknown job."""
         wanted = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
         with self.database.read() as session:
-            return list(session.scalars(wanted))
+            return list(session.scalars(wanted.limit(limit)))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, ask a running one to stop. Raises `NotFound`, `WrongJobState` if it is over."""

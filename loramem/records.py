@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
 
 Mode = Literal["base", "lora", "rag", "icl", "hybrid"]
 AskedMode = Literal["base", "lora", "rag", "icl", "hybrid", "auto"]
@@ -58,7 +58,7 @@ def _servable(value: object) -> object:
 
 Item = Annotated[str, StringConstraints(pattern=r"^(?:(?:qa|summary|rewrite)(?:[1-9]\d{0,2})?|passages|original)$")]
 Variant = Annotated[Literal["lora", "pissa"], BeforeValidator(_servable)]
-Mixture = Annotated[tuple[Item, ...], BeforeValidator(_items), AfterValidator(_once)]
+Mixture = Annotated[tuple[Item, ...], FailFast(), BeforeValidator(_items), AfterValidator(_once)]
 
 
 class QAPair(Record):

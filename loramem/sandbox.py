@@ -159,13 +159,15 @@ def run_parser() -> None:
 
 
 def _limit(memory_bytes: int, cpu_s: int) -> None:
-    """Limits can only be lowered, so a stricter one that is already there stays. Writing files is off altogether."""
+    """Limits can only be lowered, so a stricter one that is already there stays. Writing files is off altogether. The
+    hard limit on time is one more second: at it comes SIGKILL, at the soft one SIGXCPU, which says why."""
     wanted = {"AS": memory_bytes, "CPU": cpu_s, "FSIZE": 0, "CORE": 0, "NOFILE": _OPEN_FILES}
     for name, value in wanted.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (bound, bound))
+        most = resource.getrlimit(kind)[1]
+        hard = value + 1 if name == "CPU" else value
+        hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+        resource.setrlimit(kind, (min(value, hard), hard))
 
 
 def _reply(request: dict[str, Any]) -> dict[str, Any]:

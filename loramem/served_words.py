@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 
 from loramem.lexical import Entry, Lexicon, Words
 from loramem.served import chunk_texts, question_texts, window_texts
-from loramem.vector_state import NEVER
 
 Read = Callable[[Session, Iterable[str]], Iterator[Entry]]
 
@@ -42,24 +41,16 @@ class _Following:
 
 
 class ServedWords:
-    """Goes forward only: an older transaction sees the newest words, and the router joins them with what it sees.
-
-    Changed by one thread at a time.
-    """
+    """Changed by one thread at a time."""
 
     def __init__(self) -> None:
         self._chunks = _Following(chunk_texts)
         self._windows = _Following(window_texts)
         self._questions = _Following(question_texts)
-        self._generation = NEVER
 
-    def follow(
-        self, session: Session, generation: int, documents: Mapping[str, str], adapters: Mapping[str, str]
-    ) -> NamespaceWords:
-        """Take over what this transaction serves, keys with their versions, unless a later one's is held already."""
-        if generation > self._generation:
-            self._chunks.follow(session, documents)
-            self._windows.follow(session, documents)
-            self._questions.follow(session, adapters)
-            self._generation = generation
+    def follow(self, session: Session, documents: Mapping[str, str], adapters: Mapping[str, str]) -> NamespaceWords:
+        """Take over what this transaction serves, keys with their versions."""
+        self._chunks.follow(session, documents)
+        self._windows.follow(session, documents)
+        self._questions.follow(session, adapters)
         return NamespaceWords(self._chunks.words(), self._windows.words(), self._questions.words())

@@ -4,10 +4,10 @@ root/<adapter id>/adapter_config.json, adapter_model.safetensors    a plain PEFT
 root/<adapter id>/ties_mask.safetensors                             see `loramem.trim`; older adapters have none
 root/<adapter id>/loramem.json                                      `AdapterManifest` with the sha256 of each file
 root/.database                                                      which database they are of
+root/.models/<base model>/commit                                    see `loramem.base_model`
 root/.tmp/<adapter id>/                                             being written or being removed; nobody reads it
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from loramem.durable import replace_durably, sync_file, sync_folder
+from loramem.durable import replace_durably, sha256_of, sync_file, sync_folder
 from loramem.errors import AdapterRejected, NotFound, StoredDataDamaged
 from loramem.records import AdapterManifest
 from loramem.weights import check_weights
@@ -80,7 +80,7 @@ class AdapterStore:
         if present != set(manifest.sha256) or manifest.adapter_id != adapter_id:
             raise StoredDataDamaged(f"adapter {adapter_id}: its files are not those of its manifest")
         for name, digest in manifest.sha256.items():
-            if _sha256(folder / name) != digest:
+            if sha256_of(folder / name) != digest:
                 raise StoredDataDamaged(f"adapter {adapter_id}: the sha256 of {name} is not that of its manifest")
         return manifest
 
@@ -162,7 +162,7 @@ class AdapterStore:
 def _complete(folder: Path, adapter_id: str, manifest_of: Callable[[dict[str, str]], AdapterManifest]) -> Stored:
     """Check what was written, add its manifest, and have all of it on the disk."""
     _check_folder(folder)
-    digests = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     replace_durably(folder / MANIFEST, manifest_of(digests).model_dump_json(indent=2).encode())
     for file in folder.iterdir():
         sync_file(file)
@@ -179,11 +179,6 @@ def _check_folder(folder: Path) -> None:
         if name not in files:
             raise AdapterRejected(f"the adapter has no {name}")
     check_weights(files[WEIGHTS])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tar(folder: Path, files: list[Path]) -> Iterator[bytes]:

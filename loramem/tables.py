@@ -16,7 +16,7 @@ All times are seconds since the epoch (UTC).
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint, Update, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -69,6 +69,11 @@ class Namespace(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     generation: Mapped[int] = mapped_column(default=0)
 
+    @classmethod
+    def changed(cls, name: str) -> Update:
+        """To be executed in the transaction that makes the change."""
+        return update(cls).where(cls.name == name).values(generation=cls.generation + 1)
+
 
 class Installation(Base):
     """One row, made with the schema: which database this is. A folder of adapters says whose it is by the same id."""
@@ -97,6 +102,8 @@ class Document(Base):
 
 
 class Revision(Base):
+    """What a document said, and how it was to be learnt. A superseded one goes some time after a later one is live."""
+
     __tablename__ = "revision"
     document_id: Mapped[str] = mapped_column(ForeignKey("document.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)

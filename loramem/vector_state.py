@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from pydantic import ValidationError
 
-from loramem.durable import removed_on_failure, replace_durably, sync_file, sync_folder
+from loramem.durable import removed_on_failure, replace_durably, sha256_of, sync_file, sync_folder
 from loramem.records import Record
 from loramem.vector_set import Block, Group, VectorSet
 
@@ -103,11 +103,14 @@ class Snapshots:
             if path.name not in named:
                 path.unlink()
 
+    def has(self, namespace: str) -> bool:
+        return (self.folder(namespace) / MANIFEST_FILE).exists()
+
     def load(self, namespace: str) -> State | None:
         """A state to compare with the database, or None when there is none that can be believed."""
-        folder = self.folder(namespace)
-        if not (folder / MANIFEST_FILE).exists():
+        if not self.has(namespace):
             return None
+        folder = self.folder(namespace)
         try:
             manifest = SnapshotManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
             problem = self._problem(folder, manifest)
@@ -125,7 +128,7 @@ class Snapshots:
             return "has a manifest that does not match its sha256"
         if (manifest.dim, manifest.embedder) != (self._dim, self._embedder):
             return f"is of the embedder {manifest.embedder}, dimension {manifest.dim}"
-        wrong = [block.file for block in _blocks(manifest) if _sha256(folder / block.file) != block.sha256]
+        wrong = [block.file for block in _blocks(manifest) if sha256_of(folder / block.file) != block.sha256]
         return f"has files that do not match their sha256: {', '.join(wrong)}" if wrong else ""
 
     def _save_set(self, folder: Path, name: str, vectors: VectorSet) -> SnapshotSet:
@@ -146,7 +149,7 @@ class Snapshots:
         with removed_on_failure(temporary):
             faiss.write_index(block.index, str(temporary))
             sync_file(temporary)
-            digest = _sha256(temporary)
+            digest = sha256_of(temporary)
             saved = SnapshotBlock(file=f"{name}-{digest[:32]}.faiss", sha256=digest, groups=_table(block.groups))
             temporary.replace(folder / saved.file)
         sync_folder(folder)
@@ -172,8 +175,3 @@ def _blocks(manifest: SnapshotManifest) -> Iterable[SnapshotBlock]:
 
 def _table(groups: Mapping[str, Group]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     return tuple((key, group.version, tuple(group.ids.tolist())) for key, group in groups.items())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

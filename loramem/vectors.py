@@ -4,13 +4,13 @@ A view is one database transaction and the vectors that fit it exactly, of the w
 questions that live adapters learnt, so everything that one answer reads is of one generation. When the namespace has
 moved on, the next state is made beside the old one, and a search never meets half of it. States are compared group by
 group: documents by the id of the served revision's first chunk, which is new whenever a text is indexed (window ids
-may be used again after a deletion), adapters by their id alone. Words are those of the newest generation.
+may be used again after a deletion), adapters by their id alone.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from loramem.vector_set import Group, VectorSet
 from loramem.vector_state import Snapshots, State
 
 log = logging.getLogger(__name__)
+
+Made = tuple[State, NamespaceWords]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class View:
-    """What is served at one moment; `session` and the vectors show the same generation, the words that or a later."""
+    """What is served at one moment; `session`, the vectors and the words show the same generation."""
 
     session: Session
     state: State
@@ -69,10 +71,7 @@ class View:
         document_ids: Collection[str] | None = None,
         chunk_ids: Collection[str] | None = None,
     ) -> list[tuple[str, float]]:
-        """Chunk id and share (see `lexical`) of up to `limit` chunks that have words of the question, best first.
-
-        A chunk may be of a later generation than the transaction, which does not know it then.
-        """
+        """Chunk id and share (see `lexical`) of up to `limit` chunks that have words of the question, best first."""
         return _matches(self.words.chunks, question, limit, document_ids, chunk_ids)
 
     def match_windows(
@@ -98,18 +97,25 @@ class VectorIndex:
         self._dim = dim
         self._embedder_name = embedder_name
         self._snapshots = Snapshots(snapshot_dir, dim=dim, embedder=embedder_name)
-        self._published: dict[str, tuple[State, NamespaceWords]] = {}
+        self._published: dict[str, Made] = {}
         self._words: dict[str, ServedWords] = {}
         self._saved: dict[str, State] = {}
-        self._changing = threading.Lock()
+        self._changing: dict[str, threading.Lock] = {}
         self._saving = threading.Lock()
         self._listing: dict[str, threading.Thread] = {}
 
     @contextmanager
     def view(self, namespace: str) -> Iterator[View]:
         """Open a read transaction and the vectors that fit it. An unknown namespace is an empty one."""
-        with self._database.read() as session:
-            yield View(session, *self._served_at(session, namespace))
+        with ExitStack() as opened:
+            session = opened.enter_context(self._database.read())
+            made = self._made_for(session, namespace)
+            if made is None:
+                opened.close()  # nobody waits for another's reading with a transaction open
+                with self._one_at_a_time(namespace):
+                    session = opened.enter_context(self._database.read())
+                    made = self._made_for(session, namespace) or self._changed_to(session, namespace)
+            yield View(session, *made)
 
     def search(
         self,
@@ -126,18 +132,27 @@ class VectorIndex:
         """What is in memory, by namespace; nothing of those that nobody asked yet."""
         return {namespace: state for namespace, (state, _) in list(self._published.items())}
 
+    def asked_before(self) -> list[str]:
+        """Namespaces that an earlier process had in memory when it stopped, and this one has not."""
+        with self._database.read() as session:
+            namespaces = served.generations_of(session)
+        return [name for name in sorted(namespaces.keys() - self._published.keys()) if self._snapshots.has(name)]
+
     def follow(self) -> None:
         """Bring every namespace in memory up to date, so that no question has to."""
         with self._database.read() as session:
             newest = served.generations_of(session)
         for namespace, state in self.held().items():
-            if newest.get(namespace, state.generation) == state.generation:
-                continue
-            try:
-                with self.view(namespace):
-                    pass
-            except Exception:  # the others are not kept waiting; its next question tries as well
-                log.exception("namespace %s: the index could not follow the database", namespace)
+            if newest.get(namespace, state.generation) != state.generation:
+                self.open(namespace)
+
+    def open(self, namespace: str) -> None:
+        """Read into memory what the next question in this namespace would have to."""
+        try:
+            with self.view(namespace):
+                pass
+        except Exception:  # the others are not kept waiting; its next question tries as well
+            log.exception("namespace %s: the index could not follow the database", namespace)
 
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
@@ -147,30 +162,30 @@ class VectorIndex:
                     self._snapshots.save(namespace, state)
                     self._saved[namespace] = state
 
-    def _served_at(self, session: Session, namespace: str) -> tuple[State, NamespaceWords]:
+    def _one_at_a_time(self, namespace: str) -> threading.Lock:
+        """Held by whoever changes what is kept of a namespace that exists."""
+        return self._changing.setdefault(namespace, threading.Lock())
+
+    def _made_for(self, session: Session, namespace: str) -> Made | None:
+        """What fits this transaction, as far as it is there."""
         generation = served.generation_of(session, namespace)
         if generation is None:
             return State.empty(self._dim), NamespaceWords()
         published = self._published.get(namespace)
-        if published is not None and published[0].generation == generation:
-            return published
-        with self._changing:
-            return self._changed_to(session, namespace, generation)
+        return published if published is not None and published[0].generation == generation else None
 
-    def _changed_to(self, session: Session, namespace: str, generation: int) -> tuple[State, NamespaceWords]:
-        """Make the state of this transaction and publish it, unless a later transaction's is published already."""
+    def _changed_to(self, session: Session, namespace: str) -> Made:
+        """Make what fits this transaction, and publish it; by one thread at a time."""
+        generation = served.generation_of(session, namespace)
+        assert generation is not None
         published = self._published.get(namespace)
-        if published is not None and published[0].generation == generation:  # another thread was faster
-            return published
         base = published[0] if published else self._snapshots.load(namespace) or State.empty(self._dim)
         documents, adapters = served.documents_of(session, namespace), served.adapters_of(session, namespace)
         windows = _follow(base.windows, documents, lambda wanted: self._windows(session, namespace, wanted))
         questions = _follow(base.questions, adapters, lambda wanted: self._questions(session, wanted))
-        words = self._words.setdefault(namespace, ServedWords()).follow(session, generation, documents, adapters)
-        made = State(generation, windows, questions), words
-        if generation > base.generation:
-            self._published[namespace] = made
-            self._list_in_background(namespace)
+        words = self._words.setdefault(namespace, ServedWords()).follow(session, documents, adapters)
+        self._published[namespace] = made = State(generation, windows, questions), words
+        self._list_in_background(namespace)
         return made
 
     def _windows(
@@ -201,7 +216,7 @@ class VectorIndex:
     def _list(self, namespace: str, state: State) -> None:
         try:
             windows, questions = _listed(state.windows), _listed(state.questions)
-            with self._changing:
+            with self._one_at_a_time(namespace):
                 newest, words = self._published[namespace]
                 windows = windows.caught_up(newest.windows) if windows is not None else newest.windows
                 questions = questions.caught_up(newest.questions) if questions is not None else newest.questions
@@ -209,7 +224,7 @@ class VectorIndex:
         except Exception:  # out of memory, most likely; the vectors that there are go on being searched
             log.exception("namespace %s: making inverted lists failed; the next change tries again", namespace)
         finally:
-            with self._changing:
+            with self._one_at_a_time(namespace):
                 del self._listing[namespace]
 
 

@@ -45,6 +45,8 @@ class Ask:
     merge: MergeOptions = field(default_factory=MergeOptions)
     context: Literal["rag", "icl"] = "rag"
     truncate: bool = False
+    key: Literal["question", "messages", "prompt"] = "question"
+    """Of the request, that the question came by."""
 
     @property
     def context_kind(self) -> Literal["rag", "icl"] | None:
@@ -67,12 +69,13 @@ Confidence = Literal["confident", "unsure", "weak", "untrained", "none"]
 @dataclass(frozen=True)
 class Choice:
     """How sure the router is, and so how many adapters it takes; `margin` is the lead of the best over the next, as a
-    share of its score."""
+    share of its score, `best`. None: there is no adapter."""
 
     confidence: Confidence
     count: int
     margin: float
     reason: str
+    best: float | None = None
 
 
 NO_CHOICE = Choice("none", 0, 1.0, "nothing is stored")

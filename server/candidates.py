@@ -96,7 +96,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """One question in one view. `vector` is its unit vector, shape (dim,); None of `document_ids` means all."""
+    """One question in one view. `vector` is its unit vector, shape (dim,); without `document_ids` all are
+    searched."""
 
     view: View
     namespace: str

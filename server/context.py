@@ -51,14 +51,14 @@ class PromptBuilder:
             raise WindowExceeded(
                 f"the conversation has {characters} characters; the model's window of {self._window} tokens has room "
                 f"for {most} at the very most",
-                key=_key(ask),
+                key=ask.key,
                 value=f"{characters} characters",
                 allowed=f"up to {most} characters",
             )
 
     def plain(self, text: str, sampling: Sampling) -> Prompt:
         """A text to continue, as it is."""
-        self.check_length(Ask(text, "base", "", sampling))
+        self.check_length(Ask(text, "base", "", sampling, key="prompt"))
         way_out = "shorten the prompt or ask for fewer max_tokens"
         return self._checked(self._engine.encode_prompt(text), sampling, (), "prompt", way_out)
 
@@ -78,7 +78,7 @@ class PromptBuilder:
                 middle = (low + high) // 2
                 low, high = (middle + 1, high) if len(built(middle + 1).token_ids) <= room else (low, middle)
             prompt = built(low)
-        return self._checked(prompt.token_ids, ask.sampling, prompt.spans, _key(ask), _way_out(ask))
+        return self._checked(prompt.token_ids, ask.sampling, prompt.spans, ask.key, _way_out(ask))
 
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
         """The best passages up to the budget (at least one), best first; of those that say the same the first."""
@@ -142,7 +142,7 @@ class PromptBuilder:
         return self._engine.encode_chat(_with_history(ask.history, messages))
 
     def _fitting(self, ask: Ask, messages: list[Message], spans: tuple[Span, ...]) -> Prompt:
-        return self._checked(self._encode(ask, messages), ask.sampling, spans, _key(ask), _way_out(ask))
+        return self._checked(self._encode(ask, messages), ask.sampling, spans, ask.key, _way_out(ask))
 
     def _checked(
         self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], key: str, way_out: str
@@ -160,7 +160,7 @@ class PromptBuilder:
             f"without any text the prompt has {tokens} tokens, and the answer may have {ask.sampling.max_tokens}: the "
             f"model's window of {self._window} has no room for a text between them; {SHORTEN}"
         )
-        return self._exceeded(detail, tokens, ask.sampling, _key(ask))
+        return self._exceeded(detail, tokens, ask.sampling, ask.key)
 
     def _exceeded(self, detail: str, tokens: int, sampling: Sampling, key: str) -> WindowExceeded:
         return WindowExceeded(
@@ -183,10 +183,6 @@ def _beginning(texts: Sequence[FullText], ends: Sequence[Sequence[int]], tokens:
             kept.append(FullText(text.document_id, text.title, text.text[:cut]))
         tokens -= len(offsets)
     return kept
-
-
-def _key(ask: Ask) -> str:
-    return "messages" if ask.history else "question"
 
 
 def _way_out(ask: Ask) -> str:

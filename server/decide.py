@@ -23,7 +23,7 @@ def decide(ask: Ask, route: Route) -> Decision:
     if ask.mode == "base":
         return Decision("base")
     choice = route.choice
-    failed = any(adapter.weak for adapter in route.adapters)
+    failed = any(adapter.weak for adapter in route.adapters[: choice.count])
     if failed and choice.confidence in ("confident", "unsure") and ask.mode not in ("rag", "icl"):
         choice = replace(choice, confidence="weak", reason=f"{choice.reason}, but an adapter failed its exam")
     if ask.mode != "auto":

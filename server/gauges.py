@@ -75,6 +75,7 @@ class Process(Gauges):
         build.add_metric([__version__], 1)
         yield build
         yield GaugeMetricFamily("loramem_engine_up", "1 when the engine takes questions", self._engine.running)
+        yield GaugeMetricFamily("loramem_slots", "adapters that can run in one batch", self._engine.slots)
         yield GaugeMetricFamily("loramem_slots_held", "adapters that answers hold a slot for", self._slots.in_use)
         yield GaugeMetricFamily("loramem_slots_waiting", "questions that wait for a slot", self._slots.waiting)
 

@@ -26,6 +26,7 @@ TEMPERATURE = 0.05
 PARTS = 16
 """Weights are multiples of 1/16, so that recipes repeat and merged adapters are found in the cache."""
 PASSAGES = 64
+"""Found at least, however few a prompt has room for."""
 WINDOWS_PER_CHUNK = 24
 """Windows looked at for each chunk wanted; a chunk of the default length has about twenty."""
 WINDOWS_AT_MOST = 8192
@@ -38,10 +39,11 @@ _SERVING = select(Document.id, Document.serving_revision).where(
 class Router:
     """Routes to live adapters of the base model with this fingerprint; safe to use from several threads."""
 
-    def __init__(self, index: VectorIndex, embedder: Embedder, fingerprint: str) -> None:
+    def __init__(self, index: VectorIndex, embedder: Embedder, fingerprint: str, *, passages: int = PASSAGES) -> None:
         self._index = index
         self._embedder = embedder
         self._fingerprint = fingerprint
+        self._passages = passages
         self.calibrations = Calibrations(index, embedder, fingerprint)
 
     def route(
@@ -55,7 +57,7 @@ class Router:
         at_most: int = MOST,
         with_passages: bool = True,
     ) -> Route:
-        """Up to `top_k` adapters and up to 64 passages, of all documents, those named, or those with this metadata.
+        """Up to `top_k` adapters, and passages, of all documents, those named, or those with this metadata.
 
         `auto` takes as many adapters as the namespace's thresholds call for, of `at_most`. Everything is read in one
         transaction, so a route never mixes two revisions. Nothing indexed: an empty route. Raises `NotFound` for a
@@ -69,8 +71,8 @@ class Router:
             if metadata:
                 document_ids = _with_metadata(view.session, namespace, document_ids, metadata)
             search = self._search(view, namespace, question, vector, document_ids)
-            hits, found = _nearest(search, MOST if top_k == "auto" else top_k)
-            passages = _passages(view.session, _distinct(hits, PASSAGES)) if with_passages else ()
+            hits, found = _nearest(search, MOST if top_k == "auto" else top_k, self._passages)
+            passages = _passages(view.session, _distinct(hits, self._passages)) if with_passages else ()
         usable = [one.adapter for one in found if one.adapter is not None]
         untrained = max((one.score for one in found if one.adapter is None), default=0.0)
         choice = choose([one.score for one in usable], self.calibrations.of(namespace), untrained=untrained)
@@ -85,7 +87,7 @@ class Router:
         """All that a route would choose from, best first, with the evidence for each."""
         vector = self._embedder.embed_query(question)
         with self._index.view(namespace) as view:
-            return _nearest(self._search(view, namespace, question, vector), MOST)[1]
+            return _nearest(self._search(view, namespace, question, vector), MOST, self._passages)[1]
 
     def _search(
         self,
@@ -98,9 +100,14 @@ class Router:
         return Search(view, namespace, question, vector, self._embedder.name, self._fingerprint, document_ids)
 
 
-def _nearest(search: Search, top_k: int) -> tuple[list[Hit], list[Candidate]]:
-    """Look at more windows until `top_k` different chunks are among the nearest."""
-    limit = max(PASSAGES, WINDOWS_PER_CHUNK * top_k)
+def passages_for(rag_tokens: int, window_tokens: int) -> int:
+    """Enough to fill so many tokens of the base model, of passages half as long as they may be."""
+    return min(WINDOWS_AT_MOST, max(PASSAGES, 2 * rag_tokens // window_tokens))
+
+
+def _nearest(search: Search, top_k: int, least: int) -> tuple[list[Hit], list[Candidate]]:
+    """At least so many windows, and more until `top_k` different chunks are among them."""
+    limit = max(least, WINDOWS_PER_CHUNK * top_k)
     while True:
         hits = search.view.search(search.vector, limit, search.document_ids)
         enough = len({hit.chunk_id for hit in hits}) >= top_k

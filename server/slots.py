@@ -21,9 +21,8 @@ MOST_S = 60.0
 class Slots:
     """As many different adapters at once as `count` says; whoever shares one that is held does not wait.
 
-    First come, first served: none is overtaken by an adapter that needs a slot of its own, nor by one that shares a
-    slot once it has waited for `PATIENCE_S`, or adapters that are always asked for would keep it out for ever. For one
-    event loop.
+    First come, first served. A question whose adapter holds a slot already may go first, but not once the one in front
+    has waited for `PATIENCE_S`: adapters that are always asked for would keep it out for ever. For one event loop.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:

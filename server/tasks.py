@@ -1,11 +1,20 @@
 """Tasks that end with what they were begun for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def in_thread_of(executor: Executor, function: Callable[..., T], *args: Any) -> T:
+    """As `asyncio.to_thread`, which has one pool for all."""
+    run = partial(copy_context().run, function, *args)
+    return await asyncio.get_running_loop().run_in_executor(executor, run)
 
 
 @asynccontextmanager

@@ -140,8 +140,7 @@ def delete_document(database: Database, queue: JobQueue, document_id: str) -> No
         of_document = select(Adapter.id).where(Adapter.document_id == document_id)
         session.execute(delete(Question).where(Question.adapter_id.in_(of_document)))
         session.execute(delete(Document).where(Document.id == document_id))
-        changed = Namespace.name == document.namespace
-        session.execute(update(Namespace).where(changed).values(generation=Namespace.generation + 1))
+        session.execute(Namespace.changed(document.namespace))
 
 
 def _enter_namespace(session: Session, name: str) -> None:

@@ -100,7 +100,7 @@ def postgres_url() -> str | None:
 
 
 def _own_cluster() -> str | None:
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     if binaries is None:
         return None
     folder = Path(tempfile.mkdtemp(prefix="loramem-postgres-"))
@@ -119,7 +119,7 @@ def _own_cluster() -> str | None:
     return url
 
 
-def _postgres_binaries() -> Path | None:
+def postgres_binaries() -> Path | None:
     """The newest of Debian's, else what is on the path."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     found = installed[-1] if installed else shutil.which("postgres")

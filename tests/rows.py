@@ -157,4 +157,4 @@ def delete_document(database: Database, document_id: str) -> None:
 
 
 def _grow(session: Session, namespace: str) -> None:
-    session.execute(update(Namespace).where(Namespace.name == namespace).values(generation=Namespace.generation + 1))
+    session.execute(Namespace.changed(namespace))

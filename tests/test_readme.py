@@ -1,14 +1,17 @@
 """What the README says is so."""
 
+import json
 import re
 import subprocess
 from functools import cache
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from loramem import cli
 from loramem.settings import Settings
+from server.api.schemas import AcceptedOut, AnswerOut
 from tests.rules import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -69,6 +72,12 @@ def test_every_route_is_there_and_no_other() -> None:
     paths = create_app(Settings(api_keys=())).openapi()["paths"]
     served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert listed == served
+
+
+@pytest.mark.parametrize(("name", "schema"), [("upload", AcceptedOut), ("query", AnswerOut)])
+def test_the_replies_it_shows_are_such_as_the_server_gives(name: str, schema: type[BaseModel]) -> None:
+    (shown,) = re.findall(rf"<!-- output: {name} -->\n```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert schema.model_validate_json(shown).model_dump(mode="json") == json.loads(shown)
 
 
 @pytest.mark.parametrize("folder", re.findall(r"^(\w+)/ {2,}", README, re.MULTILINE))

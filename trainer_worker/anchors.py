@@ -1,12 +1,18 @@
 """Prompts that no document is about, held to what the base says to them, so that an adapter does no harm elsewhere."""
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import TypeAdapter
+
+from loramem.cache import made_once
 from trainer_worker.base import Base
 from trainer_worker.distil import labels_of
 from trainer_worker.examples import Example
@@ -14,23 +20,52 @@ from trainer_worker.packing import Row
 
 PROMPTS = Path(__file__).with_name("anchors.json")
 MAX_NEW_TOKENS = 32
+KEPT = "rows.json"
+SOURCES = ("anchors.py", "base.py", "distil.py", "layers.py", "packing.py")
+"""Code that what is kept follows from."""
 
 Anchors = Sequence[Sequence[Row]]
 """Groups of labelled rows; those of a group share their passages."""
 
 
-def anchors(base: Base) -> list[list[Row]]:
-    """Every prompt with the base's own answer and, for each of its tokens, what else the base holds probable."""
+def anchors(base: Base, cache: Path | None = None) -> list[list[Row]]:
+    """Every prompt with the base's own answer and, for each of its tokens, what else the base holds probable; found
+    once where there is a `cache` for this base."""
     examples = list(_prompts())
     closed = [example for example in examples if not example.context]
     open_book = [example for example in examples if example.context]
-    return [*held(base, closed), *held(base, open_book)]
+    return [*_kept(base, closed, cache), *_kept(base, open_book, cache)]
 
 
-def exam_anchors(base: Base) -> list[Row]:
+def exam_anchors(base: Base, cache: Path | None = None) -> list[Row]:
     """Other prompts like them, which no adapter is held to: what an exam measures harm on."""
     asked = [Example(question, "", "anchor") for question in _written()["exam"]]
-    return [row for group in held(base, asked) for row in group]
+    return [row for group in _kept(base, asked, cache) for row in group]
+
+
+def _kept(base: Base, prompts: Sequence[Example], cache: Path | None) -> list[list[Row]]:
+    """As `held`, to the bit."""
+    if cache is None:
+        return held(base, prompts)
+    folder, rows = cache / _digest(base, prompts), TypeAdapter(list[list[Row]])
+
+    def ask(made: Path) -> None:
+        (made / KEPT).write_bytes(rows.dump_json(held(base, prompts)))
+
+    made_once(folder, ask)
+    return rows.validate_json((folder / KEPT).read_bytes())
+
+
+def _digest(base: Base, prompts: Sequence[Example]) -> str:
+    """Of all that the base's answers and their probabilities follow from, but for the weights."""
+    machine = [base.device, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
+    model = [str(base.model.dtype), base.ends, base.model.generation_config.to_json_string()]
+    rows = [base.row(prompt) for prompt in prompts]
+    digest = hashlib.sha256(repr([machine, model, rows, version("torch"), version("transformers")]).encode())
+    digest.update(base.tokenizer.backend_tokenizer.to_str().encode())
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def held(base: Base, prompts: Sequence[Example], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[list[Row]]:

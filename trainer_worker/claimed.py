@@ -24,7 +24,5 @@ def document_of(session: Session, claim: Claim) -> Document:
 
 def show(session: Session, document: Document) -> None:
     """Let queries see the change: the namespace's generation grows, and every cache of it is out of date."""
-    session.execute(
-        update(Namespace).where(Namespace.name == document.namespace).values(generation=Namespace.generation + 1)
-    )
+    session.execute(Namespace.changed(document.namespace))
     session.execute(update(Document).where(Document.id == document.id).values(updated_at=epoch_now()))

@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["written", "cloze", "keywords", "about", "passages", "summary", "rewrite", "original", "user"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ KEPT_BYTES = 1 << 30
 class Lower:
     """The first `count` layers of `model` (0: its embeddings), and what they made of rows.
 
-    Where that is more than `KEPT_BYTES`, nothing is kept: a step that has one row that is not must compute all of them.
+    If all of that exceeds `KEPT_BYTES`, nothing is kept: a step with a single missing row has to compute all its rows.
     """
 
     def __init__(self, model: Any, count: int) -> None:

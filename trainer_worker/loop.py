@@ -184,8 +184,10 @@ class Loop:
         return shapes[0] == shapes[1] and own.scalars.keys() == state.scalars.keys()
 
     def restore(self, state: State) -> None:
-        """Go on where `state`, which `fits`, was taken: the steps that follow are those it had ahead, bit for bit where
-        no lower layers' results are kept, which are computed anew in other company."""
+        """Continue from `state` (see `fits`): the next steps are the ones that were ahead when it was taken.
+
+        They are bit-identical unless the results of lower layers are kept: those are computed again in other batches,
+        and may round differently."""
         import torch
 
         with torch.no_grad():

@@ -23,6 +23,7 @@ from loramem.tables import (
     DocumentState,
     Installation,
     Job,
+    JobState,
     Question,
     Revision,
     RevisionState,
@@ -35,6 +36,8 @@ from trainer_worker.study import Published
 log = logging.getLogger(__name__)
 
 ORPHAN_AFTER_S = 3600.0
+SUPERSEDED_AT_ONCE = 100
+"""Revisions of one call, so that a worker with many to remove claims jobs in between."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,22 @@ def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> in
     return len(gone) + sum(_removed(store, adapter_id) for adapter_id in orphans)
 
 
+def sweep_superseded(database: Database, grace_s: float) -> int:
+    """Remove revisions, with text and pairs, that a later one replaced more than `grace_s` ago: until then answers in
+    flight may read them. Returns how many; what is beyond `SUPERSEDED_AT_ONCE` waits for the next call.
+    """
+    # by the job, and not by the revision's state, for which SQLite would read past every text
+    later = select(Job.id).where(Job.document_id == Revision.document_id, Job.revision > Revision.number)
+    later = later.where(Job.state == JobState.SUCCEEDED, Job.finished_at < epoch_now() - grace_s)
+    wanted = select(Revision.document_id, Revision.number).where(later.exists()).limit(SUPERSEDED_AT_ONCE)
+    with database.read() as session:
+        replaced = session.execute(wanted).all()
+    for document_id, number in replaced:
+        with database.write() as session:
+            session.execute(delete(Revision).where(Revision.document_id == document_id, Revision.number == number))
+    return len(replaced)
+
+
 def _owns(database: Database, store: AdapterStore) -> bool:
     """Whether the store is this database's, which it becomes where nobody has said so and most of it is."""
     with database.read() as session:
@@ -222,7 +241,7 @@ def _row(adapter: NewAdapter, document: Document, now: float) -> Adapter:
 
 
 def _supersede_older(session: Session, claim: Claim) -> None:
-    """Older revisions keep their text; their chunks and vectors go."""
+    """Older revisions keep their text for answers in flight; their chunks and vectors go."""
     for table in (Window, Chunk):
         session.execute(delete(table).where(table.document_id == claim.document_id, table.revision < claim.revision))
     older = update(Revision).where(Revision.document_id == claim.document_id, Revision.number < claim.revision)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ __all__ = ["Lesson", "Recipe", "TrainedAdapter", "Trainer"]
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one adapter shall learn, the questions that decide when it knows it best, and its `neighbours`: prompts near
-    to what is learnt that shall go on being answered as they are, or where they have no answer as the base begins it.
+    """What one adapter learns, and the questions that decide when it knows it best.
+
+    `neighbours` are similar prompts whose answers must not change; those without an answer keep the base's first words.
     """
 
     examples: Sequence[Example]
@@ -46,13 +48,23 @@ class Lesson:
 
 
 class Trainer(Base):
-    """`seed` fixes LoRA's A, which all adapters of a base share, and the order of the data."""
+    """`seed` fixes LoRA's A, which all adapters of a base share, and the order of the data. `cache` is a folder of this
+    base's own, for its answers to unrelated prompts."""
 
-    def __init__(self, model_path: str, *, seed: int, recipe: Recipe | None = None, base_name: str = "") -> None:
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        seed: int,
+        recipe: Recipe | None = None,
+        base_name: str = "",
+        cache: Path | None = None,
+    ) -> None:
         super().__init__(model_path)
         self.seed = seed
         self.recipe = recipe or Recipe()
         self.base_name = base_name
+        self.cache = cache
         self._principal_parts: dict[tuple[str, int], lora.Pair] = {}
 
     @property
@@ -268,11 +280,11 @@ class Trainer(Base):
     @cached_property
     def unrelated(self) -> list[Row]:
         """What exams measure harm on, with the base's own answers."""
-        return exam_anchors(self)
+        return exam_anchors(self, self.cache)
 
     @cached_property
     def _anchors(self) -> list[list[Row]]:
-        return anchors(self)
+        return anchors(self, self.cache)
 
 
 def learning_rate_of(config: Any) -> float:

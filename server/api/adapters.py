@@ -7,7 +7,8 @@ from sqlalchemy import select
 from loramem.errors import NotFound
 from loramem.tables import Adapter
 from server.api.common import After, Limit, NamespaceFilter, TheGateway, adapter_out, problems
-from server.api.schemas import AdapterOut, AdapterPage, Text
+from server.api.fields import Text
+from server.api.schemas import AdapterOut, AdapterPage
 from server.gateway import Gateway
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -43,7 +44,7 @@ def read_adapter(adapter_id: Text, gateway: TheGateway) -> AdapterOut:
 @router.get(
     "/{adapter_id}/download",
     response_class=StreamingResponse,
-    responses={**problems(404), 200: {"content": {"application/x-tar": {}}}},
+    responses={**problems(404, 500), 200: {"content": {"application/x-tar": {}}}},
 )
 def download_adapter(adapter_id: Text, gateway: TheGateway) -> StreamingResponse:
     """The PEFT folder as a tar archive, with `loramem.json`; it loads in PEFT and in any vLLM."""

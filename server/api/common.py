@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from loramem.records import ExamResult, PreviewExample, Progress
 from loramem.tables import Adapter, Document, Job, JobKind, Preview
-from server.api.schemas import AdapterOut, DocumentOut, JobDetail, JobOut, Text
+from server.api.fields import Text
+from server.api.schemas import AdapterOut, DocumentOut, JobDetail, JobOut
 from server.gateway import Gateway
 
 
@@ -25,7 +26,13 @@ After = Annotated[Text | None, Query(max_length=64, description="`next_cursor` o
 NamespaceFilter = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 PROBLEM = "#/components/schemas/Problem"
-USUAL = {400: "Bad request", 401: "Missing or wrong API key", 403: "Not from here", 422: "Invalid value"}
+USUAL = {
+    400: "Bad request",
+    401: "Missing or wrong API key",
+    403: "Not from here",
+    422: "Invalid value",
+    503: "Temporarily unavailable",
+}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/problem+json": {"schema": {"$ref": PROBLEM}}}}
     for code, text in USUAL.items()

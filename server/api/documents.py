@@ -2,16 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from sqlalchemy import select
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from loramem.chunk import count_tokens
-from loramem.errors import InvalidValue, NotFound, UnsupportedMediaType
+from loramem.errors import BadRequest, InvalidValue, NotFound, UnsupportedMediaType
 from loramem.lines import check_text, tidy
 from loramem.prompts import MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS
 from loramem.records import QAPair, TrainingOptions
@@ -29,7 +33,8 @@ from server.api.common import (
     mending_jobs,
     problems,
 )
-from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage, Text
+from server.api.fields import Text
+from server.api.schemas import AcceptedOut, DocumentFields, DocumentIn, DocumentOut, DocumentPage
 from server.gateway import Gateway
 from server.upload import Upload, create_document, create_preview, delete_document, replace_document
 
@@ -40,6 +45,8 @@ OnlyPreview = Annotated[
 router = APIRouter(prefix="/documents", tags=["documents"])
 
 FORM_JSON_FIELDS = ("metadata", "qa", "training")
+MAX_FORM_FIELDS = 16
+FORM_CHARSETS = ("utf-8", "utf8", "us-ascii")
 FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["file"],
@@ -64,7 +71,7 @@ NESTED_SCHEMAS: dict[str, Any] = BODY["requestBody"]["content"]["application/jso
 """Schemas that `DocumentIn` refers to; `app` puts them among the components."""
 
 
-@router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415, 503))
+@router.post("", status_code=202, openapi_extra=BODY, responses=problems(413, 415))
 async def upload(
     request: Request, response: Response, gateway: TheGateway, preview: OnlyPreview = False
 ) -> AcceptedOut:
@@ -81,7 +88,7 @@ async def upload(
     return _accepted(response, accepted.job, accepted.document, accepted.created)
 
 
-@router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415, 503))
+@router.put("/{document_id}", status_code=202, openapi_extra=BODY, responses=problems(404, 409, 413, 415))
 async def replace(document_id: Text, request: Request, response: Response, gateway: TheGateway) -> AcceptedOut:
     """Accept a new revision; the old one answers until the new one is live.
 
@@ -160,8 +167,7 @@ async def _from_json(request: Request, gateway: Gateway) -> Upload:
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:
-    limit = gateway.settings.max_body_bytes  # of the whole, which has been checked
-    async with request.form(max_files=1, max_fields=16, max_part_size=limit) as form:
+    async with _form(request, gateway.settings.max_body_bytes) as form:
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise InvalidValue("the form has no file", key="file", value="(missing)", allowed="one file part")
@@ -171,6 +177,40 @@ async def _from_form(request: Request, gateway: Gateway) -> Upload:
     await asyncio.to_thread(_check_pairs, wanted.qa, gateway)
     parsed = await parse_upload(content, filename=filename, content_type=declared, settings=gateway.settings)
     return _upload(wanted, parsed.text, parsed.title, parsed.media_type, gateway)
+
+
+@asynccontextmanager
+async def _form(request: Request, max_bytes: int) -> AsyncGenerator[FormData, None]:
+    """`max_bytes` of the whole body are checked elsewhere. Raises `BadRequest` for what cannot be taken apart."""
+    _check_charset(request)
+    limits = {"max_files": 1, "max_fields": MAX_FORM_FIELDS, "max_part_size": max_bytes}
+    try:
+        async with aclosing(request.stream()) as stream:
+            form = await MultiPartParser(request.headers, stream, **limits).parse()
+    except MultiPartException as error:
+        raise BadRequest(
+            f"the form cannot be read: {error.message}",
+            key="body",
+            value="malformed",
+            allowed=f"multipart/form-data with a boundary, one file and at most {MAX_FORM_FIELDS} other fields",
+        ) from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _check_charset(request: Request) -> None:
+    """The parser would take any codec of Python, and some take minutes."""
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if charset not in FORM_CHARSETS:
+        raise UnsupportedMediaType(
+            f"a form comes in UTF-8, not in {charset}",
+            key="Content-Type",
+            value=f"charset={charset}",
+            allowed=f"charset {', '.join(FORM_CHARSETS)}, or none",
+        )
 
 
 def _form_json(fields: dict[str, str]) -> str:
@@ -191,7 +231,7 @@ def _validated(schema: type[Any], body: bytes | str) -> Any:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+        raise RequestValidationError(error.errors(include_url=False)) from None
 
 
 def _upload(wanted: DocumentFields, text: str, title: str, media_type: str, gateway: Gateway) -> Upload:

@@ -14,15 +14,25 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from loramem.errors import BadRequest, InvalidValue, LoramemError, Unavailable, UnsupportedMediaType
+from loramem.errors import (
+    BadRequest,
+    InvalidValue,
+    LoramemError,
+    MethodNotAllowed,
+    NotFound,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from loramem.logs import bound_ids
 
 log = logging.getLogger(__name__)
 
 SHOWN_CHARS = 120
+SHOWN_ERRORS = 20
 UNEXPECTED = "an unexpected error; the log has it under this request id"
 UNREACHABLE = (OperationalError, PoolTimeout)
 """What SQLAlchemy raises for a database that is away, locked, or has no connection left for us in time."""
+JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 UNION_BRANCH = re.compile(r"(constrained-|literal\[|function-\w+\[|list\[|str$|int$)")
 """What pydantic puts into a location to tell which branch of a union it tried; not a key that anybody sent."""
 
@@ -58,16 +68,22 @@ def shown(value: object) -> Any:
         return value
     if isinstance(value, int | float) and abs(value) < 2**53:  # no NaN is
         return value
-    text = value if isinstance(value, str) else _repr(value)
+    text = value[: SHOWN_CHARS + 1] if isinstance(value, str) else _beginning(value)
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
 
 
-def _repr(value: object) -> str:
+def _beginning(value: object) -> str:
+    """Of the value as JSON; no more is written out than is shown."""
+    text = ""
     try:
-        return repr(value)
+        for piece in JSON.iterencode(value):
+            text += piece
+            if len(text) > SHOWN_CHARS:
+                break
     except ValueError:  # Python writes out no integer of more than 4300 digits
         return "a number too long to be shown"
+    return text
 
 
 def respond(request: Request, error: LoramemError) -> JSONResponse:
@@ -87,11 +103,11 @@ def openai_error(error: LoramemError) -> dict[str, Any]:
 
 
 def from_validation(errors: Sequence[Any]) -> BadRequest:
-    """One problem for all findings of pydantic; the first one gives key, value and allowed."""
+    """One problem for the first findings of pydantic, of which the first gives key, value and allowed."""
     if errors and errors[0]["type"] == "json_invalid":
         reason = errors[0].get("ctx", {}).get("error", "")
         return BadRequest(f"the body is not valid JSON: {reason}", key="body", value="malformed", allowed="JSON")
-    findings = [_finding(item) for item in errors]
+    findings = [_finding(item) for item in errors[:SHOWN_ERRORS]]
     first = findings[0]
     detail = "; ".join(f"{item['key']}: {item['message']}" for item in findings[:5])
     return InvalidValue(detail, key=first["key"], value=first["value"], allowed=first["message"], errors=findings)
@@ -99,7 +115,7 @@ def from_validation(errors: Sequence[Any]) -> BadRequest:
 
 def _finding(item: Mapping[str, Any]) -> dict[str, Any]:
     location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
-    key = ".".join(part for part in location if not UNION_BRANCH.match(part)) or "body"
+    key = shown(".".join(part for part in location if not UNION_BRANCH.match(part)) or "body")
     value = "(missing)" if item["type"] == "missing" else shown(item.get("input"))
     return {"key": key, "value": value, "message": item["msg"].removeprefix("Value error, ")}
 
@@ -107,7 +123,8 @@ def _finding(item: Mapping[str, Any]) -> dict[str, Any]:
 async def _known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, LoramemError)
     level = logging.ERROR if error.status >= 500 and not isinstance(error, Unavailable) else logging.INFO
-    log.log(level, "%s %s: %s %s", request.method, request.url.path, error.code, shown(error.detail))
+    what = error.detail if error.status >= 500 else error.extra.get("key", "")  # a refusal's detail holds what was sent
+    log.log(level, "%s %s: %s %s", request.method, request.url.path, error.code, what)
     return respond(request, error)
 
 
@@ -132,15 +149,19 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error.__cause__, ValueError | RecursionError):  # no UTF-8, or nested without end
         malformed = BadRequest("the body is not valid JSON in UTF-8", key="body", value="malformed", allowed="JSON")
         return await _known(request, malformed)
-    reply = respond(request, BadRequest(str(error.detail)))
-    body = json.loads(bytes(reply.body))
-    phrase = HTTPStatus(error.status_code).phrase
-    code = phrase.lower().replace(" ", "-")
-    if "status" in body:
-        body |= {"status": error.status_code, "title": phrase, "code": code, "type": f"urn:loramem:error:{code}"}
-    else:
-        body["error"]["code"] = code
-    return JSONResponse(body, error.status_code, headers=error.headers, media_type=reply.media_type)
+    reply = respond(request, _unrouted(request, error))
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+def _unrouted(request: Request, error: HTTPException) -> LoramemError:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound("path", request.url.path)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} is not allowed here, but {allowed}"
+        return MethodNotAllowed(detail, key="method", value=request.method, allowed=allowed)
+    return BadRequest(str(error.detail))
 
 
 async def _database(request: Request, error: Exception) -> JSONResponse:

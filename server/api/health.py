@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from server.api.common import TheGateway
+from server.api.common import PROBLEMS, TheGateway
 from server.api.schemas import Health, Ready
 
 router = APIRouter(tags=["operations"])
@@ -29,7 +29,11 @@ async def readyz(response: Response, gateway: TheGateway) -> Ready:
     return Ready(status="starting", detail=detail)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, 401: PROBLEMS[401], 403: PROBLEMS[403]},
+)
 async def metrics(gateway: TheGateway) -> Response:
     """Prometheus text format: loramem's metrics and vLLM's."""
     content = await asyncio.to_thread(gateway.metrics.exposition)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
@@ -10,13 +11,17 @@ from fastapi.responses import StreamingResponse
 from loramem.tables import FINAL_JOB_STATES, Job, JobEvent, Preview
 from loramem.transitions import existing
 from server.api.common import TheGateway, job_detail, job_out, problems
-from server.api.schemas import JobDetail, JobOut, Text
+from server.api.fields import Text
+from server.api.schemas import JobDetail, JobOut
 from server.gateway import Gateway
 from server.stream import event, sse_response
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 POLL_S = 0.5
+POLL_S_A_FOLLOWER = 0.01
+"""All followers together look at the database 100 times a second at most."""
+EVENTS_A_READ = 100
 
 
 @router.get("/{job_id}", responses=problems(404))
@@ -54,14 +59,30 @@ def retry_job(job_id: Text, gateway: TheGateway) -> JobOut:
 
 
 async def _events(gateway: Gateway, job_id: str, after: int) -> AsyncGenerator[bytes, None]:
-    while not gateway.stopping.is_set():
-        job = await asyncio.to_thread(gateway.queue.get, job_id)
-        for row in await asyncio.to_thread(gateway.queue.events, job_id, after):
-            after = row.id
-            yield event(row.kind, _data(row), row.id)
-        if job.state in FINAL_JOB_STATES:
-            return
-        await asyncio.sleep(POLL_S)
+    gateway.followers += 1
+    try:
+        while not gateway.stopping.is_set():
+            job, rows = await asyncio.to_thread(_read, gateway, job_id, after)
+            for row in rows:
+                after = row.id
+                yield event(row.kind, _data(row), row.id)
+            if len(rows) == EVENTS_A_READ:
+                continue
+            if job.state in FINAL_JOB_STATES:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(gateway.stopping.wait(), _pause_s(gateway))
+    finally:
+        gateway.followers -= 1
+
+
+def _read(gateway: Gateway, job_id: str, after: int) -> tuple[Job, list[JobEvent]]:
+    """The job first: of one that is over then, no event can be missed."""
+    return gateway.queue.get(job_id), gateway.queue.events(job_id, after, EVENTS_A_READ)
+
+
+def _pause_s(gateway: Gateway) -> float:
+    return max(POLL_S, gateway.followers * POLL_S_A_FOLLOWER)
 
 
 def _data(row: JobEvent) -> dict[str, Any]:

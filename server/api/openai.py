@@ -20,9 +20,9 @@ from server.answer import whole
 from server.api import openai_replies as replies
 from server.api.common import TheGateway
 from server.api.errors import known, openai_error
+from server.api.fields import Text
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import answered, observed
-from server.api.schemas import Text
 from server.ask import Ask, Done, Event, Routed, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
@@ -32,11 +32,17 @@ from server.tasks import together
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
 MODES: tuple[AskedMode, ...] = ("lora", "rag", "icl", "hybrid", "auto", "base")
-ERRORS: dict[int | str, Json] = {code: {"model": ErrorOut} for code in (400, 401, 403, 404, 409, 413, 422, 503)}
 STREAMED: Json = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-@router.get("/models", responses={401: {"model": ErrorOut}, 403: {"model": ErrorOut}})
+def _errors(*codes: int) -> dict[int | str, Json]:
+    return {code: {"model": ErrorOut} for code in (401, 403, 503, *codes)}
+
+
+ERRORS = _errors(400, 404, 409, 413, 415, 422, 500)
+
+
+@router.get("/models", responses=_errors())
 def list_models(gateway: TheGateway) -> ModelList:
     """The base model, each namespace, and each namespace in each mode."""
     with gateway.database.read() as session:
@@ -45,7 +51,7 @@ def list_models(gateway: TheGateway) -> ModelList:
     return ModelList(data=[ModelOut(id=name, created=0) for name in names])
 
 
-@router.get("/models/{model:path}", responses={code: {"model": ErrorOut} for code in (401, 403, 404, 422)})
+@router.get("/models/{model:path}", responses=_errors(404, 422))
 def get_model(model: Text, gateway: TheGateway) -> ModelOut:
     """One of those listed."""
     _resolve(gateway, model)
@@ -114,14 +120,14 @@ def _chat_ask(wanted: ChatIn, namespace: str, mode: AskedMode, sampling: Samplin
         raise InvalidValue(
             "the last message must be the user's", key="messages", value=turns[-1]["role"], allowed="role user"
         )
-    return Ask(turns[-1]["content"], mode, namespace, sampling, history=answered(turns[:-1]))
+    return Ask(turns[-1]["content"], mode, namespace, sampling, history=answered(turns[:-1]), key="messages")
 
 
 def _completion_events(
     gateway: Gateway, prompt: str, namespace: str, mode: AskedMode, sampling: Sampling
 ) -> AsyncGenerator[Event, None]:
     if namespace:
-        return observed(gateway, Ask(prompt, mode, namespace, sampling))
+        return observed(gateway, Ask(prompt, mode, namespace, sampling, key="prompt"))
     return gateway.answerer.complete(prompt, sampling)
 
 

@@ -5,14 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from loramem.errors import InvalidValue
-from server.api.schemas import FilledText, Schema, Text
+from server.api.fields import MAX_MESSAGE_CHARS, FilledMessage, MessageText, Text, not_blank
+from server.api.schemas import RequestSchema, Schema
 from server.engine.engine import Sampling
 
 ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 Stop = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 
 
-class OpenAISchema(Schema):
+class OpenAISchema(RequestSchema):
     @model_validator(mode="before")
     @classmethod
     def _null_is_unsaid(cls, data: Any) -> Any:
@@ -22,27 +23,32 @@ class OpenAISchema(Schema):
 
 class TextPart(OpenAISchema):
     type: Literal["text"]
-    text: Text
+    text: MessageText
 
 
 class ChatMessage(OpenAISchema):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: MessageText | Annotated[list[TextPart], Field(min_length=1, max_length=200, fail_fast=True)]
     name: Text | None = Field(None, description="accepted for clients that send it; not used")
 
     @field_validator("content")
     @classmethod
     def _has_text(cls, content: str | list[TextPart], info: ValidationInfo) -> str | list[TextPart]:
         """An answer that was broken off before its first word may be sent back as it is."""
-        texts = [content] if isinstance(content, str) else [part.text for part in content]
-        if info.data.get("role") != "assistant" and not any(text.strip() for text in texts):
-            raise ValueError("must hold more than white space")
+        text = _joined(content)
+        if len(text) > MAX_MESSAGE_CHARS:
+            raise ValueError(f"must hold at most {MAX_MESSAGE_CHARS} characters in all parts together")
+        if info.data.get("role") != "assistant":
+            not_blank(text)
         return content
 
     def flat(self) -> dict[str, str]:
         """Role and text as chat templates know them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return {"role": "system" if self.role == "developer" else self.role, "content": _joined(self.content)}
+
+
+def _joined(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class StreamOptions(OpenAISchema):
@@ -95,7 +101,7 @@ class GenerationFields(OpenAISchema):
 
 
 class ChatIn(GenerationFields):
-    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=200, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -114,7 +120,7 @@ class ChatIn(GenerationFields):
 
 
 class CompletionIn(GenerationFields):
-    prompt: FilledText | Annotated[list[FilledText], Field(min_length=1, max_length=64)]
+    prompt: FilledMessage | Annotated[list[FilledMessage], Field(min_length=1, max_length=64)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property

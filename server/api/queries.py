@@ -39,7 +39,10 @@ router = APIRouter(tags=["queries"])
 @router.post(
     "/query",
     response_model=AnswerOut,
-    responses={**problems(404, 409, 413, 503), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={
+        **problems(404, 409, 413, 415, 500),
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    },
 )
 async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> AnswerOut | StreamingResponse:
     """Answer from weights, text or both. With `stream`: events `route`, `token`..., then `done` or `error`.
@@ -68,6 +71,7 @@ def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
         )
     turns = [message.model_dump() for message in wanted.messages or ()]
     return Ask(
+        key="question" if wanted.messages is None else "messages",
         question=wanted.question if wanted.question is not None else turns[-1]["content"],
         mode=wanted.mode,
         namespace=wanted.namespace,
@@ -149,7 +153,11 @@ def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:
 
 
 def _choice_out(choice: Choice | None) -> ChoiceOut | None:
-    return None if choice is None else ChoiceOut(**vars(choice) | {"margin": round(choice.margin, 4)})
+    if choice is None:
+        return None
+    return ChoiceOut(
+        confidence=choice.confidence, count=choice.count, margin=round(choice.margin, 4), reason=choice.reason
+    )
 
 
 def _routed_out(adapter: RoutedAdapter, logprob: float | None) -> RoutedOut:

@@ -1,20 +1,8 @@
 """The HTTP surface as types: what a request may hold and what a reply does. Unknown keys are refused, not ignored."""
 
-import json
-import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from loramem.records import (
     MERGE_OPTIONS,
@@ -32,70 +20,34 @@ from loramem.records import (
     TrainingOptions,
     Weighting,
 )
+from server.api.fields import (
+    ExternalId,
+    FilledMessage,
+    FilledText,
+    Filter,
+    MessageText,
+    Metadata,
+    NamespaceName,
+    Text,
+    Title,
+    TopK,
+    few_keys,
+    not_blank,
+)
 from server.ask import Confidence
-
-METADATA_BYTES = 16_384
-
-
-def _storable(value: str) -> str:
-    """NUL cannot be stored in PostgreSQL, lone surrogates not in UTF-8."""
-    if "\0" in value:
-        raise ValueError("must not hold NUL characters")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode, without lone surrogates") from None
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must hold more than white space")
-    return value
-
-
-def _small_json(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
-    except ValueError:
-        raise ValueError("must be valid JSON: finite numbers and valid Unicode") from None
-    if size > METADATA_BYTES or "\\u0000" in json.dumps(value):
-        raise ValueError(f"must be at most {METADATA_BYTES} bytes of JSON without NUL characters")
-    return value
-
-
-def _scalar(value: object) -> object:
-    """One message for all types; a union would answer with one per type."""
-    if isinstance(value, str):
-        return _storable(value)
-    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ValueError("must be text, a finite number, true or false")
-
-
-def _top_k(value: object) -> object:
-    """One message for both forms; a union would answer with one per form."""
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8):
-        return value
-    raise ValueError("must be a whole number from 1 to 8, or 'auto'")
-
-
-TopK = Annotated[Annotated[int, Field(ge=1, le=8)] | Literal["auto"], BeforeValidator(_top_k)]
-Text = Annotated[str, AfterValidator(_storable)]
-FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(_not_blank)]
-NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-Metadata = Annotated[dict[str, Any], AfterValidator(_small_json)]
-FilterKey = Annotated[
-    str, StringConstraints(min_length=1, max_length=200, pattern=r'^[^"\\\x00]+$'), AfterValidator(_storable)
-]
-FilterValue = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
-Filter = Annotated[dict[FilterKey, FilterValue], Field(max_length=16)]
-Title = Annotated[Text, StringConstraints(max_length=500)]
-ExternalId = Annotated[FilledText, StringConstraints(max_length=256)]
 
 
 class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class RequestSchema(Schema):
+    """What comes from outside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, data: Any) -> Any:
+        return few_keys(data)
 
 
 # documents
@@ -106,15 +58,17 @@ class CleanQAPair(QAPair):
     answer: FilledText = Field(max_length=2000)
 
 
-class DocumentFields(Schema):
+class DocumentFields(RequestSchema):
     """What may be said about a document, whatever carries its text."""
 
     title: Title = Field("", description="default: the file's own title, or the text's first line")
     external_id: ExternalId | None = Field(None, description="your key, unique in the namespace")
     namespace: NamespaceName = Field("default", description="documents are searched within one namespace")
     metadata: Metadata = Field(default_factory=dict, description="yours, kept as it is")
-    qa: tuple[CleanQAPair, ...] = Field((), max_length=2000, description="questions and answers to train on as well")
-    training: TrainingOptions = Field(default_factory=lambda: TrainingOptions())
+    qa: tuple[Annotated[CleanQAPair, BeforeValidator(few_keys)], ...] = Field(
+        (), max_length=2000, fail_fast=True, description="questions and answers to train on as well"
+    )
+    training: Annotated[TrainingOptions, BeforeValidator(few_keys)] = Field(default_factory=lambda: TrainingOptions())
 
 
 class DocumentIn(DocumentFields):
@@ -203,17 +157,17 @@ class AdapterPage(Schema):
 # queries
 
 
-class MessageIn(Schema):
+class MessageIn(RequestSchema):
     role: Literal["system", "user", "assistant"]
-    content: Text = Field(max_length=200_000, description="blank only of an answer that was broken off; it is left out")
+    content: MessageText = Field(description="blank only of an answer that was broken off; it is left out")
 
     @field_validator("content")
     @classmethod
     def _filled(cls, content: str, info: ValidationInfo) -> str:
-        return content if info.data.get("role") == "assistant" else _not_blank(content)
+        return content if info.data.get("role") == "assistant" else not_blank(content)
 
 
-class MergeIn(Schema):
+class MergeIn(RequestSchema):
     """How several adapters become one; see the paper's Q10 and PEFT's `add_weighted_adapter`."""
 
     method: MergeMethod | None = Field(
@@ -238,9 +192,11 @@ class MergeIn(Schema):
         return value
 
 
-class QueryIn(Schema):
-    question: FilledText | None = Field(None, max_length=200_000)
-    messages: list[MessageIn] | None = Field(None, min_length=1, max_length=200, description="the last one is asked")
+class QueryIn(RequestSchema):
+    question: FilledMessage | None = None
+    messages: list[MessageIn] | None = Field(
+        None, min_length=1, max_length=200, fail_fast=True, description="the last one is asked"
+    )
     mode: AskedMode = Field(
         "lora",
         description="`auto` decides by how sure the router is: one adapter, the best of several, weights and text, or "
@@ -334,7 +290,8 @@ class Timings(Schema):
 
 class ChoiceOut(Schema):
     """How sure the router is. `confident`: one adapter leads; `unsure`: several may know; `weak`: little speaks for
-    the best, or it failed its exam; `untrained`: what matches best has no adapter yet; `none`: nothing is."""
+    the best, or one of those called for failed its exam; `untrained`: what matches best has no adapter yet; `none`:
+    nothing is."""
 
     confidence: Confidence
     count: int = Field(description="adapters that this calls for")

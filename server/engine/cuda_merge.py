@@ -226,18 +226,15 @@ class SlotWriter:
         self._table = torch.from_numpy(_tile(regions)).to(self._device)
         self._stream = _new_stream(self._device) if self._device.type == "cuda" else None
 
-    def write(
-        self, slot: int, sources: Sequence[Tensor], gains: NDArray[np.float32], method: str, after: Any = None
-    ) -> None:
+    def write(self, slot: int, sources: Sequence[Tensor], gains: NDArray[np.float32], method: str) -> None:
         """Leave `slot` as vLLM's `set_lora` of the merge would; returns before the GPU is done, and never waits for it.
 
         `sources`: 1 to 8 float32 or bfloat16 tensors of shape (layout.size,), trimmed already for TIES. `gains`, of
-        shape (sources, 2), multiply A (column 0) and B (column 1). `after` is a CUDA event: nothing later reads the
-        slot and the sources are there; None waits for all that the current stream was given. What the current stream
-        is given next comes after the write. Raises `ValueError` for arguments that do not fit.
+        shape (sources, 2), multiply A (column 0) and B (column 1). The write comes after all that the current stream
+        was given, and before what it is given next. Raises `ValueError` for arguments that do not fit.
         """
         self._check(slot, sources, gains, method)
-        with self._ordered(after):
+        with self._ordered():
             self._launch(len(self._table), slot, sources, gains, method)
 
     def compile(
@@ -267,8 +264,8 @@ class SlotWriter:
             if not source.is_contiguous():
                 raise ValueError(f"a source must be contiguous, got stride {source.stride()}")
 
-    def _ordered(self, after: Any) -> AbstractContextManager[None]:
-        return nullcontext() if self._stream is None else _side_stream(self._stream, after)
+    def _ordered(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._stream is None else _side_stream(self._stream)
 
     def _launch(
         self, tiles: int, slot: int, sources: Sequence[Tensor], gains: NDArray[np.float32], method: str
@@ -293,12 +290,9 @@ def _new_stream(device: torch.device) -> Any:
 
 
 @contextmanager
-def _side_stream(stream: Any, after: Any) -> Iterator[None]:
+def _side_stream(stream: Any) -> Iterator[None]:
     current = torch.cuda.current_stream(stream.device)
-    if after is None:
-        stream.wait_stream(current)
-    else:
-        stream.wait_event(after)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
     current.wait_stream(stream)

@@ -11,7 +11,7 @@ import multiprocessing
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,6 +134,7 @@ class Engine:
             self.speculates = arguments.speculative_config is not None
             if not self._ended.is_set():
                 self._llm = AsyncLLM.from_engine_args(arguments)
+                _name_no_adapters(self._llm.logger_manager.stat_loggers)
 
     def stop(self) -> None:
         """End the engine's processes for good, those too that an engine that is still loading has started or starts."""
@@ -208,8 +209,8 @@ class Engine:
     @asynccontextmanager
     async def activating(self, adapter: EngineAdapter) -> AsyncGenerator[asyncio.Task[Activation], None]:
         """Load or merge an adapter. What is generated inside the context comes after it, and may be asked for at once:
-        both reach the engine between the same two steps. An adapter that cannot be had adds nothing to the model, so
-        nothing that was said may be used before the task has its result.
+        both reach the engine between the same two steps. If the adapter cannot be loaded, generation silently runs on
+        the base model: nothing that was said may be used before the task has its result.
 
         The task raises `StoredDataDamaged` when a source is missing or altered, `InvalidValue` when vLLM refuses the
         adapter, `EngineUnavailable` for whatever else goes wrong; the engine's log has it. Then the adapter's name and
@@ -341,6 +342,17 @@ def _times(metrics: Any) -> dict[str, float]:
         "prefill": max(0.0, metrics.first_token_ts - metrics.scheduled_ts),
         "decode": max(0.0, metrics.last_token_ts - metrics.first_token_ts),
     }
+
+
+def _name_no_adapters(stat_loggers: Iterable[Any]) -> None:
+    """vLLM would keep a time series for every set of adapters that was ever asked for together."""
+    from prometheus_client import REGISTRY
+
+    for logger in stat_loggers:
+        gauge = getattr(logger, "gauge_lora_info", None)
+        if gauge is not None:
+            REGISTRY.unregister(gauge)
+            logger.gauge_lora_info = None
 
 
 def _lora_request(adapter: EngineAdapter | None) -> Any:

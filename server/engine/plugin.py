@@ -15,6 +15,7 @@ What else is put in place of vLLM's own, to be looked at with a new release:
     rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
     SamplingParams.__repr__          drafts stay out of its log (`speculate`)
+    tokenizers.registry.get_config   a tokenizer's folder without a configuration is not tried twice
 
 Everything else about adapters goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its
 prefix cache, keyed by (name, path), is addressed by content. Loading raises in the worker; the gateway activates every
@@ -47,6 +48,7 @@ def register() -> None:
     from vllm import SamplingParams
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
+    from vllm.tokenizers import registry
 
     from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait, resolver, speculate
 
@@ -56,6 +58,7 @@ def register() -> None:
     cpu_sample.install()
     cpu_wait.install()
     speculate.hide_drafts(SamplingParams)
+    _ask_for_no_configuration(registry)
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
         logging.getLogger("vllm").setLevel(logging.WARNING)
@@ -63,6 +66,21 @@ def register() -> None:
         _wrap(WorkerLoRAManager, LoRAModelManager)
         _keep_slots(LRUCacheWorkerLoRAManager)
     resolver.register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+
+
+def _ask_for_no_configuration(tokenizers: Any) -> None:
+    """vLLM goes on without a configuration beside a tokenizer, but reads it again after two seconds and logs errors."""
+    stock = tokenizers.get_config
+    if hasattr(stock, "_loramem"):
+        return
+
+    def get(model: str | Path, *args: Any, **options: Any) -> Any:
+        if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+            raise FileNotFoundError(f"{model} has no config.json")
+        return stock(model, *args, **options)
+
+    get._loramem = True  # type: ignore[attr-defined]
+    tokenizers.get_config = get
 
 
 def _wrap(worker_manager: Any, model_manager: Any) -> None:
@@ -174,9 +192,7 @@ def _load_merge(manager: Any, request: Any) -> Any:
 
     recipe = Recipe.model_validate_json(request.lora_path.removeprefix(RECIPE_PREFIX))
     merge = source_pool().open(recipe)
-    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in merge.layout.names})
-    helper = PEFTHelper(r=merge.rank, lora_alpha=merge.rank, target_modules=targets)
-    helper.validate_legal(manager.lora_config)
+    PEFTHelper(r=merge.rank, lora_alpha=merge.rank, target_modules=[]).validate_legal(manager.lora_config)
     return VirtualAdapter(request.lora_int_id, merge, source_pool(), _scratch(manager, merge))
 
 

@@ -61,10 +61,10 @@ def unpacked(drafts: bytes, prompt: Tokens) -> Tokens:
 
 
 def continuation(looked_through: Tokens, answer: Tokens, *, most: int, fewer: int = 0) -> list[int]:
-    """What follows where the longest end of `answer` first stands: a token more than that end has, so many `fewer`, and
-    no more than `most`.
+    """The tokens after the first place where the longest suffix of `answer` stands in `looked_through`.
 
-    The longer the match, the more of what follows is right; after one token alone it is as often wrong.
+    As many as the suffix has, plus one, less `fewer`, and at most `most`: the longer the match, the more of what
+    follows is right; after a single token it is as often wrong.
     """
     if not len(answer):
         return []

@@ -178,7 +178,7 @@ class FakeLoadServer:
         running = 1.0 if self.busy >= 0 else 0.0
         lines = ["# TYPE loramem_jobs gauge", f'loramem_jobs{{state="running"}} {running}']
         lines += ['loramem_jobs{state="queued"} 0.0', 'loramem_jobs{state="succeeded"} 7.0']
-        lines += ['vllm:lora_requests_info{max_lora="16",running_lora_adapters=""} 1.7e9']
+        lines += ["# TYPE loramem_slots gauge", "loramem_slots 16.0"]
         lines += [f'vllm:spec_decode_num_draft_tokens_total{{engine="0"}} {self.drafted}.0', ""]
         return PlainTextResponse("\n".join(lines))
 

@@ -23,8 +23,8 @@ Json = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "SMOKE_S", 1.0)
-    monkeypatch.setattr(load, "SMOKE_RATE", 20.0)
+    monkeypatch.setattr(load, "SMOKE_S", 0.5)
+    monkeypatch.setattr(load, "SMOKE_RATE", 40.0)
     monkeypatch.setattr(load, "SMOKE_CAPACITY_S", 0.3)
     monkeypatch.setattr(load_prepare, "POLL_S", 0.01)
 
@@ -53,7 +53,7 @@ def test_a_smoke_run_learns_asks_and_leaves_nothing(capsys: pytest.CaptureFixtur
     assert every["errors"] == {}
     assert every["ttft_ms"]["p50"] >= 20
     assert 1 <= len(report["capacity"]["levels"]) <= 2
-    assert report["rate_per_s"] == 20
+    assert report["rate_per_s"] == 40
     assert set(report["load"]["modes"]) == {"lora", "rag"}
     assert report["load"]["modes"]["lora"]["merge_cache_hit_share"] is not None
     assert (report["overhead"], report["model"]) == (None, "tiny")
@@ -72,10 +72,10 @@ def test_a_smoke_run_learns_asks_and_leaves_nothing(capsys: pytest.CaptureFixtur
 def test_a_rate_that_is_given_is_kept_and_needs_no_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "load.json"
     with served(FakeLoadServer()) as server:
-        given = ["--json", "--url", server.url, "--documents", "3", "--rate", "10", "--seconds", "2", "--zipf", "0"]
+        given = ["--json", "--url", server.url, "--documents", "3", "--rate", "20", "--seconds", "1", "--zipf", "0"]
         main([*given, "--named", "--slo-ttft-ms", "60000", "--out", str(out)])  # its times are not judged
     report = reported(capsys)
-    assert (report["capacity"], report["rate_per_s"]) == (None, 10)
+    assert (report["capacity"], report["rate_per_s"]) == (None, 20)
     assert len(server.asked) == report["load"]["all"]["questions"]
     assert 5 <= len(server.asked) <= 40
     assert report["load"]["all"]["goodput"]["share"] == 1
@@ -88,14 +88,14 @@ def test_a_rate_that_is_given_is_kept_and_needs_no_capacity(tmp_path: Path, caps
     assert report["plots"] == ["load-time.png", "load-time.svg", "load-cdf.png", "load-cdf.svg"]
     assert all((tmp_path / name).stat().st_size > 1000 for name in report["plots"])
     assert report["command"] == (
-        "python -m benchmarks.load --json --documents 3 --rate 10 --seconds 2 --modes lora:1 --top-k 3 --compose merge "
+        "python -m benchmarks.load --json --documents 3 --rate 20 --seconds 1 --modes lora:1 --top-k 3 --compose merge "
         "--zipf 0 --named --max-tokens 16 --slo-ttft-ms 60000 --seed 0"
     )
 
 
 def test_what_is_not_answered_fails_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with served(FakeLoadServer(refuses={"?": (503, "engine-unavailable")})) as server:
-        given = ["--url", server.url, "--documents", "2", "--rate", "10", "--seconds", "1"]
+        given = ["--url", server.url, "--documents", "2", "--rate", "20", "--seconds", "0.5"]
         assert main([*given, "--json"]) == 1
         report = reported(capsys)
         assert main(given) == 1
@@ -121,9 +121,9 @@ def test_the_rate_is_a_share_of_the_capacity(
 ) -> None:
     monkeypatch.setattr(load, "measure_capacity", capacity(failed=(0, 0, 0)))
     with served(FakeLoadServer()) as server:
-        main(["--json", "--url", server.url, "--documents", "2", "--seconds", "2", "--capacity-share", "0.25"])
+        main(["--json", "--url", server.url, "--documents", "2", "--seconds", "1", "--capacity-share", "0.5"])
     report = reported(capsys)
-    assert (report["capacity"]["per_s"], report["capacity"]["concurrency"], report["rate_per_s"]) == (40, 2, 10)
+    assert (report["capacity"]["per_s"], report["capacity"]["concurrency"], report["rate_per_s"]) == (40, 2, 20)
     assert 5 <= report["load"]["all"]["questions"] <= 40
 
 

@@ -183,6 +183,7 @@ def test_slots_and_drafts_are_read_from_metrics() -> None:
         'vllm:lora_requests_info{max_lora="16",running_lora_adapters="a"} 1.7e9',
     ]
     assert told("\n".join([*lines, ""])) == Told(16, 12)
+    assert told("# TYPE loramem_slots gauge\nloramem_slots 8.0\n") == Told(8, 0)
     assert told("") == Told(None, 0)
     assert Told(16, 12).since(Told(None, 5)) == Told(16, 7)
     assert Told(16, 12).since(Told()) == Told(16, None)

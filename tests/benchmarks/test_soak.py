@@ -165,7 +165,7 @@ def test_whatever_is_not_expected_is_a_failure() -> None:
 def test_a_smoke_run_reports_requests_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(soak, "SMOKE_S", 6.0)
+    monkeypatch.setattr(soak, "SMOKE_S", 5.0)
     monkeypatch.setattr(soak, "SMOKE_INTERVAL_S", 0.5)
     out = tmp_path / "soak.json"
     with served(FakeLoadServer()) as server:

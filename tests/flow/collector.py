@@ -60,7 +60,7 @@ class Collector:
         self._server.server_close()
 
     def wait(self, wanted: Callable[[Span], bool], timeout_s: float = 30) -> Span:
-        """The first span that is wanted, once it is here; processes send theirs every five seconds."""
+        """The first span that is wanted, once it is here; processes send theirs from time to time."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (found := next(filter(wanted, list(self.spans)), None)) is not None:

@@ -1,6 +1,6 @@
 """One live server for all tests of this folder: starting an engine takes half a minute."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,10 @@ import pytest
 from tests.flow.collector import Collector
 from tests.flow.live import Live, free_port
 
-QUICK = {"formats": ["original"], "max_seconds": 8}
+QUICK = {"formats": ["original"], "max_seconds": 3, "mend": False}
 """Training that is long enough to be real and short enough for a test; the text itself is all it learns."""
+TAUGHT = {**QUICK, "max_seconds": 600}
+"""Training that ends by its plan, not by the clock: for knowledge that is asked for."""
 
 HARBOUR = (
     "The harbour of Quillmere was dug by the engineer Tobias Wrenfield in 1874. Its lighthouse stands 31 metres high. "
@@ -41,15 +43,18 @@ class Library:
     festival: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def collector() -> Iterator[Collector]:
     with Collector() as listening:
         yield listening
 
 
-@pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Live]:
+@pytest.fixture(scope="package")
+def live(
+    tmp_path_factory: pytest.TempPathFactory, fill_cache: Callable[[Path], None], collector: Collector
+) -> Iterator[Live]:
     home: Path = tmp_path_factory.mktemp("home")
+    fill_cache(home / "cache")
     settings = {"lease_s": 6, "heartbeat_s": 1, "max_model_len": 1024, "worker_metrics_port": free_port()}
     with Live(home, **settings, otlp_endpoint=collector.url) as server:
         yield server
@@ -57,11 +62,10 @@ def live(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iter
     assert not told, "documents, questions and answers are nobody's business in a log"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def library(live: Live) -> Library:
-    taught = {"qa": HARBOUR_QA, "training": {**QUICK, "max_seconds": 90}}
     jobs = [
-        live.upload(HARBOUR, title="Quillmere", namespace="library", **taught),
+        live.upload(HARBOUR, title="Quillmere", namespace="library", qa=HARBOUR_QA, training=TAUGHT),
         live.upload(ENGINE, title="Dravona engine", namespace="library", training=QUICK),
         live.upload(FESTIVAL, title="Ostrava Bells", namespace="library", training=QUICK),
     ]

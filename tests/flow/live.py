@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 
 READY_S = 300.0
-JOB_S = 400.0
+JOB_S = 700.0
 
 
 class Live:
-    """`with Live(home) as live:` starts `loramem serve` and waits until it takes questions."""
+    """`with Live(home) as live:` starts `loramem serve` and waits until it is ready, without an error in its log."""
 
     def __init__(self, home: Path, **settings: object) -> None:
         self.home = home
@@ -29,11 +29,14 @@ class Live:
     def __enter__(self) -> "Live":
         self.home.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "LORAMEM_HOME": str(self.home), "LORAMEM_PORT": str(self.port), **self._settings}
+        environment["OTEL_BSP_SCHEDULE_DELAY"] = "500"  # milliseconds; by default a test waits five seconds for a span
         command = [str(Path(sys.executable).parent / "loramem"), "serve", "--stop-with-parent"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             self.wait_ready()
+            errors = [line for line in self.log.read_text().splitlines() if " ERROR " in line]
+            assert not errors, "\n".join(errors)
         except BaseException:
             self.__exit__()
             raise

@@ -1,14 +1,18 @@
-"""`python -m tests.flow.recipe_storm HOME MODEL`: 200 recipes over four slots, 32 at once, while adapters come and go.
+"""`python -m tests.flow.recipe_storm HOME MODEL`: 80 recipes over four slots, 32 at once, while adapters come and go.
 
-Prints one JSON object. A process of its own: the engine takes over signals, logging and the environment.
+At the end the engine's process is killed. Prints one JSON object. A process of its own: the engine takes over signals,
+logging and the environment.
 """
 
 import asyncio
 import itertools
 import json
+import multiprocessing
+import os
 import random
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +26,20 @@ from loramem.errors import LoramemError
 from loramem.records import AdapterManifest, Recipe, Source
 from loramem.settings import Settings
 from loramem.store import CONFIG, WEIGHTS, AdapterStore
-from server.engine.engine import Activation, Engine, EngineAdapter, Sampling
+from server.engine.engine import CORE, Activation, Delta, Engine, EngineAdapter, Sampling
 from server.engine.plugin import RECIPE_PREFIX
 from tests.rows import EXAM
 
 SHAPES = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192), "mlp.down_proj": (1536, 576)}
-LAYERS, RANK, ADAPTERS, RECIPES, SAMPLES, AT_ONCE = 30, 8, 24, 200, 20, 32
+LAYERS, RANK, ADAPTERS, RECIPES, SAMPLES, AT_ONCE = 30, 8, 24, 80, 20, 32
 STRENGTH = 0.03
 """Standard deviation of entries: enough that every recipe says something else."""
 PROMPT = "The keeper of the lighthouse is called"
 TOP = 8
 SAMPLING = Sampling(max_tokens=1, logprobs=TOP)
 NEVER_OPENED = "ada_never_opened"
+KILLED_S = 5
+"""Within which the death of the engine is known."""
 
 
 def main(home: str, model: str) -> None:
@@ -114,7 +120,7 @@ class Storm:
         gone = await self._error_of(self.recipe("ties", [self.ids[0], NEVER_OPENED]), remove=NEVER_OPENED)
         again = await self._republished(recipes[0])
         assert self.last is not None
-        return {
+        found = {
             "reference": reference,
             "answers": answers,
             "republished": again,
@@ -124,6 +130,7 @@ class Storm:
             "tiers": self.last.tiers,
             "running": self.engine.running,
         }
+        return {**found, "killed": await self._killed(recipes[0])}
 
     async def _all_at_once(self, recipes: Sequence[Recipe]) -> list[Any]:
         """Every recipe once, in an order of its own; half-way the sources of the first one are deleted."""
@@ -154,11 +161,32 @@ class Storm:
         seeds = [self.ids.index(source.adapter_id) for source in recipe.sources]
         return await self.ask(self.recipe(recipe.method, [self.publish(f"{self.ids[s]}_new", s) for s in seeds]))
 
-    async def ask(self, recipe: Recipe) -> list[float]:
-        """Log-probabilities of the most likely next tokens, greatest first: no choice that rounding could turn."""
+    async def _killed(self, recipe: Recipe) -> dict[str, Any]:
+        """What an answer that runs and an activation under way raise when the engine's process is killed."""
+        (core,) = [child for child in multiprocessing.active_children() if child.name.startswith(CORE)]
+        answer = self.engine.generate(self.engine.encode_prompt(PROMPT), Sampling(max_tokens=200))
+        await anext(answer)
+        assert core.pid is not None
+        os.kill(core.pid, signal.SIGSTOP)  # so that neither comes to its end
+        under_way = [asyncio.create_task(_rest(answer)), asyncio.create_task(self._activate(self._adapter(recipe)))]
+        await asyncio.sleep(0.5)
+        core.kill()
+        async with asyncio.timeout(KILLED_S):
+            raised = await asyncio.gather(*under_way, return_exceptions=True)
+        return {"raised": [type(error).__name__ for error in raised], "dead": self.engine.dead}
+
+    async def _activate(self, adapter: EngineAdapter) -> None:
+        async with self.engine.activating(adapter) as activation:
+            await activation
+
+    def _adapter(self, recipe: Recipe) -> EngineAdapter:
         name = recipe.digest()
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
-        adapter = EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
+        return EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
+
+    async def ask(self, recipe: Recipe) -> list[float]:
+        """Log-probabilities of the most likely next tokens, greatest first: no choice that rounding could turn."""
+        adapter = self._adapter(recipe)
         await self.engine.prefetch(adapter)
         async with self.engine.activating(adapter) as activation:
             said = asyncio.create_task(self._logprobs(adapter))  # at once, as the gateway does
@@ -169,7 +197,7 @@ class Storm:
         return await self._logprobs(None)
 
     async def _logprobs(self, adapter: EngineAdapter | None) -> list[float]:
-        prompt = self.engine.encode(PROMPT)
+        prompt = self.engine.encode_prompt(PROMPT)
         deltas = [delta async for delta in self.engine.generate(prompt, SAMPLING, adapter=adapter)]
         (token,) = [token for delta in deltas for token in delta.logprobs]
         return sorted((logprob for _, logprob in token.top), reverse=True)[:TOP]
@@ -177,6 +205,11 @@ class Storm:
     def memory(self) -> int:
         """Bytes that the engine's processes hold and no file backs."""
         return sum(_anonymous(child.pid) for child in psutil.Process().children(recursive=True))
+
+
+async def _rest(answer: AsyncGenerator[Delta, None]) -> None:
+    async for _ in answer:
+        pass
 
 
 def _anonymous(pid: int) -> int:

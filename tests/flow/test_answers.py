@@ -1,15 +1,19 @@
 """What a question gets back, in every mode, from a real engine and real adapters."""
 
+import io
 import itertools
 import json
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from loramem.base_model import BaseModel
 from server.route import TEMPERATURE
 from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK, Library
 from tests.flow.live import Live
@@ -56,6 +60,17 @@ def test_the_weights_hold_the_text_with_the_book_closed(live: Live, library: Lib
     assert "Wrenfield" in reply["answer"]
     assert reply["context"] == []
     assert "Wrenfield" not in live.ask(QUESTION, mode="base")["answer"]
+
+
+def test_auto_asks_the_weights_what_they_know_and_says_so_of_what_nobody_does(live: Live, library: Library) -> None:
+    known = live.ask(QUESTION, mode="auto", namespace="library")
+    assert known["mode"] in ("lora", "hybrid")  # the latter should the adapter have failed its exam
+    assert known["routed"][0]["document_id"] == library.harbour
+    assert "Wrenfield" in known["answer"]
+    foreign = live.ask("Which enzyme copies DNA in bacteria?", mode="auto", namespace="library")
+    assert foreign["refused"]
+    assert foreign["choice"]["confidence"] == "none"
+    assert foreign["usage"]["completion_tokens"] == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is drafted by default")
@@ -193,14 +208,11 @@ def test_openai_clients_can_ask_a_memory(live: Live, library: Library) -> None:
             client.chat.completions.create(model="nowhere:rag", messages=[{"role": "user", "content": "?"}])
 
 
-def test_a_published_adapter_loads_in_peft(live: Live, library: Library, tmp_path: object) -> None:
-    import io
-    import tarfile
-    from pathlib import Path
-
+def test_a_published_adapter_loads_in_peft(live: Live, library: Library, base_model: BaseModel, tmp_path: Path) -> None:
+    from peft import PeftModel
     from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
 
-    assert isinstance(tmp_path, Path)
     listed = live.client.get("/adapters", params={"document_id": library.engine}).json()["data"]
     (adapter,) = [item for item in listed if item["state"] == "live"]
     archive = live.client.get(f"/adapters/{adapter['id']}/download").content
@@ -210,8 +222,12 @@ def test_a_published_adapter_loads_in_peft(live: Live, library: Library, tmp_pat
     (config,) = tmp_path.rglob("adapter_config.json")
     settings = json.loads(config.read_text())
     assert (settings["r"], settings["layers_to_transform"]) == (adapter["rank"], list(range(15, 30)))
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_model.path), config.parent)
+    loaded = {name.replace(".default", ""): one for name, one in model.named_parameters() if ".lora_" in name}
     tensors = load_file(config.parent / "adapter_model.safetensors")
     assert len(tensors) == 2 * 7 * 15
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name].to(tensor.dtype), tensor) for name, tensor in tensors.items())
     assert not list(tmp_path.rglob("*.bin"))
 
 
@@ -233,6 +249,7 @@ def _wait_idle(live: Live) -> None:
 
 def _metric(live: Live, name: str) -> float:
     lines = live.client.get("/metrics").text.splitlines()
+    assert not any("vllm:lora_requests_info" in line for line in lines), "a series for every set of adapters"
     values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"{name}{{")]
     assert values, f"{name} is not exported"
     return sum(float(value) for value in values)

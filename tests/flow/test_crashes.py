@@ -1,6 +1,7 @@
-"""kill -9 of the worker in mid-training and of the gateway: nothing accepted is lost, nothing is published twice."""
+"""kill -9 of worker and gateway in mid-training: nothing accepted is lost, nothing is published twice."""
 
 import os
+import re
 import signal
 import time
 
@@ -12,41 +13,40 @@ from tests.flow.live import Live
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LEASE_S = 6  # of the live server
+QUESTION = "Who dug the harbour of Quillmere?"
 
 
-def test_a_killed_worker_loses_no_job_and_publishes_once(live: Live) -> None:
-    document_id, job_id = live.upload(HARBOUR, namespace="killed", training={**QUICK, "max_seconds": 12})
+def test_worker_and_gateway_are_killed_and_nothing_is_lost_or_published_twice(live: Live, library: Library) -> None:
+    question = {"mode": "lora", "namespace": "library"}
+    before, jobs, folders = live.ask(QUESTION, **question), _jobs(live), _folders(live)
+    document_id, job_id = live.upload(HARBOUR, namespace="killed", training={**QUICK, "max_seconds": 4})
     live.wait_phase(job_id, "train")
     os.kill(live.child("trainer_worker"), signal.SIGKILL)
+    os.kill(live.child("server"), signal.SIGKILL)
     killed = time.monotonic()
+    live.wait_ready()
     while live.job(job_id)["attempts"] < 2:
-        assert time.monotonic() - killed < LEASE_S + 10, live.job(job_id)
+        assert time.monotonic() - killed < LEASE_S + 60, live.job(job_id)
         time.sleep(0.1)
     live.wait_job(job_id)
     adapters = live.client.get("/adapters", params={"document_id": document_id}).json()["data"]
     assert [adapter["state"] for adapter in adapters] == ["live"]
-    folders = [path.name for path in (live.home / "adapters").glob("ada_*")]
-    assert adapters[0]["id"] in folders
-
-
-def test_a_killed_gateway_comes_back_and_answers_without_training(live: Live, library: Library) -> None:
-    question = {"question": "Who dug the harbour of Quillmere?", "mode": "lora", "namespace": "library"}
-    before = live.client.post("/query", json=question).json()
-    jobs = _jobs(live)
-    os.kill(live.child("server"), signal.SIGKILL)
-    live.wait_ready()
-    after = live.client.post("/query", json=question).json()
+    assert _folders(live) - folders == {adapters[0]["id"]}
+    after = live.ask(QUESTION, **question)
     assert after["answer"] == before["answer"]
     assert after["routed"] == before["routed"]
-    assert _jobs(live) == jobs
+    assert _jobs(live) == {**jobs, "succeeded": jobs["succeeded"] + 1}
     assert _engines(live) == 1, "an orphaned engine was left behind"
 
 
-def _jobs(live: Live) -> list[str]:
+def _jobs(live: Live) -> dict[str, float]:
     """How many are in each state."""
-    found = [line for line in live.client.get("/metrics").text.splitlines() if line.startswith("loramem_jobs{")]
-    assert any(not line.endswith(" 0.0") for line in found), "no job is counted"
-    return found
+    found = re.findall(r'^loramem_jobs\{state="(\w+)"\} (\S+)$', live.client.get("/metrics").text, re.MULTILINE)
+    return {state: float(count) for state, count in found}
+
+
+def _folders(live: Live) -> set[str]:
+    return {path.name for path in (live.home / "adapters").glob("ada_*")}
 
 
 def _engines(live: Live) -> int:

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,14 +21,19 @@ from loramem.base_model import BaseModel
 from loramem.records import AdapterManifest
 from loramem.store import AdapterStore
 from server.engine.plugin import ADAPTERS_VARIABLE
+from tests.flow.live import free_port
 from tests.rows import EXAM
+from trainer_worker.adapter import TrainedAdapter, depth_of
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 READY_S = 240.0
 SLOT_RANK = 64
-RANKS = {"ada_x": 8, "ada_y": 8, "ada_wide": SLOT_RANK}
-"""Adapters in the store; the wide one fills a slot alone."""
+TRAINED = "ada_trained"
+RANKS = {"ada_x": 8, "ada_y": 8, "ada_wide": SLOT_RANK, TRAINED: 8}
+"""Adapters in the store; the wide one fills a slot alone, and one is in the form in which the worker saves its own."""
+UPPER = 15
+"""The first layer of the base model's upper half."""
 PEFT_MERGES: dict[str, dict[str, Any]] = {
     "peft_ties": {"weights": [1.0, 1.0], "combination_type": "ties", "density": 0.5},
     "peft_ties_votes": {
@@ -50,7 +54,7 @@ class VllmServe:
     """`with VllmServe(...) as vllm:` starts the server in a process group of its own; nothing of it is left after."""
 
     def __init__(self, model: Path, adapters: Path, modules: Mapping[str, Path], log: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.log = log
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
         named = [f"{name}={path}" for name, path in modules.items()]
@@ -125,13 +129,6 @@ def _serve(model: Path) -> list[str]:
     return [str(Path(sys.executable).parent / "vllm"), "serve", str(model)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def random_adapters(base: BaseModel, ranks: Mapping[str, int]) -> Any:
     """A PEFT model with an adapter for each of `ranks`, strong enough to change what the base model says."""
     import torch
@@ -159,6 +156,15 @@ def save_adapter(model: Any, name: str, folder: Path) -> None:
     shutil.rmtree(folder / name)
 
 
+def save_trained(model: Any, name: str, folder: Path) -> None:
+    """As the worker saves it: of the upper layers alone, with what TIES keeps of it beside its weights."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, adapter_name=name)
+    upper = {key: tensor for key, tensor in weights.items() if depth_of(key) >= UPPER}
+    TrainedAdapter(RANKS[name], upper, {}).save(folder)
+
+
 def manifest_of(base: BaseModel, adapter_id: str, sha256: dict[str, str]) -> AdapterManifest:
     return AdapterManifest(
         adapter_id=adapter_id,
@@ -181,11 +187,12 @@ def vllm(base_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
     store = AdapterStore(folder / "adapters")
     model = random_adapters(base_model, RANKS)
     for name in RANKS:
-        store.publish(name, partial(save_adapter, model, name), partial(manifest_of, base_model, name))
+        save = save_trained if name == TRAINED else save_adapter
+        store.publish(name, partial(save, model, name), partial(manifest_of, base_model, name))
     for name, merge in PEFT_MERGES.items():
         model.add_weighted_adapter(["ada_x", "ada_y"], adapter_name=name, **merge)
         save_adapter(model, name, folder / name)
-    modules = {name: folder / name for name in PEFT_MERGES}
+    modules = {name: folder / name for name in PEFT_MERGES} | {TRAINED: store.root / TRAINED}
     with VllmServe(base_model.path, store.root, modules, folder / "vllm.log") as server:
         yield server
 
@@ -216,6 +223,12 @@ def test_a_single_adapter_is_itself(vllm: VllmServe) -> None:
     alone = vllm.logprobs("loramem:ada_x")
     assert largest_difference(alone, vllm.logprobs("loramem:linear?ada_x=1")) <= TOLERANCE
     assert largest_difference(alone, vllm.logprobs("loramem:ada_y")) > 5 * TOLERANCE
+
+
+def test_a_folder_that_the_worker_saved_is_served_as_it_is(vllm: VllmServe) -> None:
+    ours = vllm.logprobs(TRAINED)
+    assert largest_difference(ours, vllm.logprobs(f"loramem:{TRAINED}")) <= TOLERANCE
+    assert largest_difference(ours, vllm.logprobs("base")) > 5 * TOLERANCE
 
 
 def test_a_merge_that_was_evicted_is_made_again(vllm: VllmServe) -> None:

@@ -60,14 +60,14 @@ def check(text: str, spans: list[Span], max_tokens: int) -> None:
 
 
 class TestChunks:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.one_of(texts, anything), st.integers(16, 80), st.integers(0, 15))
     def test_chunks_cover_the_text_in_order_within_their_length(self, text: str, max_tokens: int, overlap: int) -> None:
         spans = chunk_text(text, TOKENIZER, max_tokens=max_tokens, overlap_tokens=overlap)
         check(text, spans, max_tokens)
         assert [span.tokens for span in spans] == [count(text[span.start : span.end]) for span in spans]
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(texts, st.integers(4, 15))
     def test_neighbours_share_no_more_than_the_overlap(self, text: str, overlap: int) -> None:
         spans = chunk_text(text, TOKENIZER, max_tokens=40, overlap_tokens=overlap)
@@ -122,7 +122,7 @@ class TestChunks:
 
 
 class TestWindows:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(texts, st.integers(16, 60), st.data())
     def test_windows_cover_their_stretch_without_overlap(self, text: str, max_tokens: int, data: st.DataObject) -> None:
         start = data.draw(st.integers(0, len(text)))

@@ -161,6 +161,34 @@ def test_documents_and_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, handler, "delete", "doc_1")[1] == "deleted doc_1\n"
 
 
+STEERING = "Or\x1b[2Jg\x9b\ra\nn"
+
+
+def test_a_title_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/documents":
+            return httpx.Response(200, json={"data": [DOCUMENT | {"title": STEERING}], "next_cursor": None})
+        return httpx.Response(200, json={"id": "job_1", "state": "running"})
+
+    plain = r"Or\u001b[2Jg\u009b\u000da\u000an"
+    assert run(monkeypatch, handler, "documents")[1] == f"doc_1  live      {plain}\n"
+    assert run(monkeypatch, handler, "jobs")[1] == f"job_1  running    {plain}  running\n"
+    listed = run(monkeypatch, handler, "documents", "--json")[1]
+    assert listed.rstrip("\n").isprintable()
+    assert json.loads(listed)["title"] == STEERING
+
+
+def test_an_answer_keeps_its_lines_and_no_other_control_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = DONE | {"routed": [{"title": STEERING, "document_id": "doc_1", "score": 0.71}]}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=sse(("token", {"text": "a\n\tb\x1b[2J"}, ""), ("done", done, "")))
+
+    code, out, err = run(monkeypatch, handler, "ask", "q")
+    assert (code, out) == (0, "a\n\tb\\u001b[2J\n")
+    assert err.rstrip("\n").isprintable()
+
+
 @pytest.mark.parametrize(
     ("command", "empty"),
     [("upload", "the server's default"), ("ask", "the server's default"), ("documents", "all"), ("jobs", "all")],

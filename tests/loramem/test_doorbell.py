@@ -29,10 +29,10 @@ class TestPolling:
         assert seconds_of_wait(PollingDoorbell(30), 0.05) < 5
 
     def test_a_ring_is_remembered_and_heard_once(self) -> None:
-        bell = PollingDoorbell(0.2)
+        bell = PollingDoorbell(30)
         assert bell.ring("job_1")
-        assert seconds_of_wait(bell, 30) < 0.2
-        assert seconds_of_wait(bell, 30) >= 0.19
+        assert seconds_of_wait(bell, 30) < 20
+        assert seconds_of_wait(bell, 0.2) >= 0.19
 
     def test_close_ends_a_wait(self) -> None:
         bell = PollingDoorbell(60)
@@ -47,7 +47,7 @@ class TestRedis:
     def test_a_ring_between_two_processes_is_read_and_gone(self, valkey: Valkey) -> None:
         gateway, worker = RedisDoorbell(valkey.url), RedisDoorbell(valkey.url)
         assert gateway.ring("job_1")  # before any worker has ever waited
-        assert seconds_of_wait(worker, 2) < 1
+        assert seconds_of_wait(worker, 4) < 3
         with Redis.from_url(valkey.url) as redis:
             assert redis.xlen(STREAM) == 0
             assert redis.xpending(STREAM, GROUP)["pending"] == 0
@@ -60,8 +60,8 @@ class TestRedis:
         for bell in bells:
             bell.wait(0.01)
         bells[0].ring("job_1")
-        waits = sorted(seconds_of_wait(bell, 0.4) for bell in bells)
-        assert waits[0] < 0.3 < waits[1]
+        waits = sorted(seconds_of_wait(bell, 1.5) for bell in bells)
+        assert waits[0] < 1.4 < waits[1]
         for bell in bells:
             bell.close()
 

@@ -55,7 +55,7 @@ def units_of(model: dict[str, list[str]]) -> dict[str, str]:
     return {f"{group}-{number}": text for group, texts in model.items() for number, text in enumerate(texts)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(changes=st.lists(CHANGE, min_size=1, max_size=5), question=QUESTION)
 def test_shares_are_those_of_bm25_whatever_was_changed_before(
     changes: list[tuple[set[str], dict[str, list[str]]]], question: str
@@ -205,7 +205,7 @@ def test_a_name_that_cannot_be_encoded_is_refused() -> None:
 # Filters.
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(texts=st.lists(TEXT, min_size=1, max_size=12), question=QUESTION, data=st.data())
 def test_filters_choose_units_and_leave_their_scores(texts: list[str], question: str, data: st.DataObject) -> None:
     lexicon = Lexicon()
@@ -321,7 +321,7 @@ def test_a_question_without_words_finds_nothing(question: str) -> None:
     assert of_texts("the mill", "?!").search(question, 10) == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=st.text(st.characters()), other=st.text(st.characters()))
 def test_every_text_finds_itself(text: str, other: str) -> None:
     words = of_texts(text, other)

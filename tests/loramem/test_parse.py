@@ -141,11 +141,11 @@ class TestText:
 
     @pytest.mark.parametrize("text", [" " * 300_000 + "x", "# a" + " #" * 150_000 + "x", "\n" * 300_000, "=" * 300_000])
     def test_no_text_takes_long(self, text: str) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         attach_headings(unwrap(tidy(text)))
         identify(text.encode(), filename="a.md", content_type=None)
         parse(b"x" + text.encode(), media_type="text/markdown", filename="a.md", max_chars=1_000_000)
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
 
 
 class TestHtml:
@@ -191,9 +191,9 @@ class TestHtml:
 
     @pytest.mark.parametrize("piece", ["<title ", '<title "', "<title '<", "<title/"])
     def test_no_xml_takes_long(self, piece: str) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         extract(f"<?xml?>{piece * 100_000}")
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
 
     def test_what_nobody_sees_goes(self) -> None:
         page = "<p>inter&shy;na&shy;tional co&#8203;oper\ufeffation, n\u200cim sin&#x2061;x</p>".encode()

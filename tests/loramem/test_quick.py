@@ -15,11 +15,9 @@ from loramem.settings import Settings
 QUESTIONS = ["Who?", "Who repaired the lighthouse lens?", "Was it Ångström, 北京 or “both”?", "why " * 600]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    load().hasten(folder)
-    return folder
+@pytest.fixture
+def cache(embedder_cache: Path) -> Path:
+    return embedder_cache
 
 
 def load() -> Embedder:

@@ -41,7 +41,7 @@ def kept_by_peft(tensor: Tensor, density: float) -> NDArray[np.bool_]:
     return kept
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 64),
     st.integers(1, 64),

@@ -2,15 +2,17 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
-from loramem import vector_lists
+from loramem import served, vector_lists
 from loramem.database import Database
 from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
@@ -127,19 +129,6 @@ def test_a_view_goes_on_showing_the_generation_it_was_opened_at(database: Databa
     assert {hit.revision for hit in index.search("default", new[0], 10)} == {2}
 
 
-def test_a_reader_that_is_late_gets_the_state_of_its_own_transaction(database: Database, open_index: Open) -> None:
-    index = open_index()
-    add_document(database, "doc_1")
-    serve(database, "doc_1", vectors(3))
-    with open_index().view("default") as early:
-        add_revision(database, "doc_1", "new")
-        serve(database, "doc_1", vectors(2))
-        assert len(found(index, vectors(1)[0])) == 2
-        state, _ = index._served_at(early.session, "default")
-        assert len(state.windows.nearest(vectors(1)[0], 10)) == 3
-    assert len(found(index, vectors(1)[0])) == 2, "the late reader must not put the old state back"
-
-
 def test_vectors_of_another_embedder_are_never_compared(
     database: Database, open_index: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,6 +170,65 @@ def test_searches_beside_changes_see_whole_revisions(database: Database, open_in
         thread.join()
     assert wrong == []
     assert len(found(index, question)) == 19
+
+
+class Held:
+    """Reading vectors of `document_id` begins, and goes on when it is let."""
+
+    def __init__(self, document_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._document_id, self._read = document_id, served.windows_of
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(served, "windows_of", self)
+
+    def __call__(self, session: Session, documents: Mapping[str, str], *rest: Any) -> Any:
+        if self._document_id in documents:
+            self.begun.set()
+            assert self.goes_on.wait(60)
+        return self._read(session, documents, *rest)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as threads:
+        yield threads
+
+
+def test_a_namespace_that_is_being_read_keeps_no_other_waiting(
+    database: Database, open_index: Open, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("large", "small"):
+        add_document(database, f"doc_{name}", namespace=name)
+        serve(database, f"doc_{name}", vectors(3))
+    index, held = open_index(), Held("doc_large", monkeypatch)
+    large = pool.submit(found, index, vectors(1)[0], namespace="large")
+    assert held.begun.wait(60)
+    small = pool.submit(found, index, vectors(1)[0], namespace="small")
+    try:
+        assert len(small.result(timeout=20)) == 3
+    finally:
+        held.goes_on.set()
+    assert len(large.result()) == 3
+
+
+def test_who_waits_for_a_namespace_has_no_transaction_open(
+    database_url: str, tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Semaphore(0)
+    database = Database(database_url, lambda kind, seconds: ended.release())
+    add_document(database, "doc_1")
+    serve(database, "doc_1", vectors(3))
+    for _ in range(2):
+        assert ended.acquire(timeout=20)  # those of the set-up
+    index = VectorIndex(database, dim=DIM, embedder_name="test", snapshot_dir=tmp_path)
+    held = Held("doc_1", monkeypatch)
+    questions = [pool.submit(found, index, vectors(1)[0]) for _ in range(4)]
+    try:
+        assert held.begun.wait(60)
+        assert all(ended.acquire(timeout=20) for _ in questions)  # each looked what there is
+    finally:
+        held.goes_on.set()
+    assert [len(question.result()) for question in questions] == [3] * 4
+    database.close()
 
 
 # inverted lists

@@ -138,6 +138,6 @@ class InLists(Changes):
     precision: ClassVar[float] = 2e-3
 
 
-SETTINGS = settings(max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=15, stateful_step_count=15, suppress_health_check=list(HealthCheck))
 TestChanges, TestFolding, TestInLists = Changes.TestCase, Folding.TestCase, InLists.TestCase
 TestChanges.settings = TestFolding.settings = TestInLists.settings = SETTINGS

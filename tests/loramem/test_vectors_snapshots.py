@@ -96,6 +96,18 @@ def test_a_restart_reads_only_what_changed_since_the_snapshot(
     assert index.search("default", saved[2], 1)[0].score == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.usefixtures("saved")
+def test_namespaces_in_memory_at_the_last_stop_are_known_to_the_next_start(
+    database: Database, open_index: Open
+) -> None:
+    add_document(database, "doc_other", namespace="never-asked")
+    index = open_index()
+    assert index.asked_before() == ["default"]
+    index.open("default")
+    assert index.asked_before() == []
+    assert len(index.held()["default"].windows) == 5
+
+
 def test_main_delta_and_the_dead_come_back(
     database: Database, open_index: Open, saved: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +44,32 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, migrated: Path, base_model: BaseModel) -> Callable[..., Settings]:
-    def make(**changed: Any) -> Settings:
-        shutil.copy(migrated, tmp_path / "loramem.db")
-        return Settings(home=tmp_path, model=str(base_model.path), **{"max_model_len": 512, **changed})
+    return partial(settings_in, tmp_path, migrated, base_model)
 
-    return make
+
+def settings_in(home: Path, migrated: Path, base_model: BaseModel, **changed: Any) -> Settings:
+    shutil.copy(migrated, home / "loramem.db")
+    return Settings(home=home, model=str(base_model.path), **{"max_model_len": 512, **changed})
 
 
 @pytest.fixture
-def make_gateway(monkeypatch: pytest.MonkeyPatch, embedder: Embedder, tokenizer: Any) -> Iterator[MakeGateway]:
+def make_gateway(embedder: Embedder, tokenizer: Any) -> Iterator[MakeGateway]:
+    with gateways(embedder, tokenizer) as make:
+        yield make
+
+
+@contextmanager
+def gateways(embedder: Embedder, tokenizer: Any) -> Iterator[MakeGateway]:
     """`build_gateway` itself, with two things put in: the engine, and the embedder that is loaded already."""
     made: list[Gateway] = []
-    monkeypatch.setattr("server.gateway.Engine", lambda settings, base: ScriptedEngine(tokenizer, base=base))
-    monkeypatch.setattr("server.gateway.load_embedder", lambda settings: embedder)
 
     def make(settings: Settings) -> Gateway:
         made.append(build_gateway(settings))
         return made[-1]
 
-    yield make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.gateway.Engine", lambda settings, base: ScriptedEngine(tokenizer, base=base))
+        patch.setattr("server.gateway.load_embedder", lambda settings: embedder)
+        yield make
     for gateway in made:
         gateway.database.close()

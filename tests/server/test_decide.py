@@ -61,6 +61,12 @@ def test_text_stands_beside_an_adapter_that_failed_its_exam() -> None:
     assert (decision.choice.confidence, decision.choice.reason) == ("weak", "because, but an adapter failed its exam")
 
 
+def test_an_adapter_that_failed_and_is_not_called_for_does_not_count() -> None:
+    certain = route("confident")
+    with_more = replace(certain, adapters=(*certain.adapters, replace(ADAPTER, adapter_id="ada_b", weak=True)))
+    assert decide(ask("auto"), with_more) == decide(ask("auto"), certain)
+
+
 @pytest.mark.parametrize(
     ("mode", "confidence"), [("lora", "weak"), ("hybrid", "weak"), ("rag", "confident"), ("icl", "confident")]
 )

@@ -53,8 +53,12 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture
-def router(database: Database, embedder: Embedder, tmp_path: Path) -> Router:
-    index = VectorIndex(database, dim=embedder.dim, embedder_name=embedder.name, snapshot_dir=tmp_path)
+def index(database: Database, embedder: Embedder, tmp_path: Path) -> VectorIndex:
+    return VectorIndex(database, dim=embedder.dim, embedder_name=embedder.name, snapshot_dir=tmp_path)
+
+
+@pytest.fixture
+def router(index: VectorIndex, embedder: Embedder) -> Router:
     return Router(index, embedder, FINGERPRINT)
 
 
@@ -142,10 +146,10 @@ def test_up_to_top_k_adapters_with_weights_that_add_up(router: Router) -> None:
 
 
 def test_many_windows_of_one_chunk_do_not_hide_the_next_chunk(
-    router: Router, upload: Upload, monkeypatch: pytest.MonkeyPatch
+    index: VectorIndex, embedder: Embedder, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.route.WINDOWS_PER_CHUNK", 2)
-    monkeypatch.setattr("server.route.PASSAGES", 4)
+    router = Router(index, embedder, FINGERPRINT, passages=4)
     upload("doc_1", "The blue pear is picked by goats in autumn at Lower Fenn. " * 40)
     upload("doc_2", BAKERY)
     route = ask(router, "Who picks the blue pear?", top_k=2)

@@ -87,6 +87,17 @@ def test_a_base_that_does_not_fit_the_share_of_the_gpu_stops_the_start(
         _ = worker.builder.trainer
 
 
+def test_what_the_base_is_asked_once_is_kept_in_a_cache_of_its_own(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(build_module, "Trainer", lambda *paths, **options: given.update(options))
+    del worker.builder.__dict__["trainer"]
+    _ = worker.builder.trainer
+    assert given["cache"].parent == worker.builder.settings.cache_path
+    assert worker.builder.base.fingerprint[:16] in given["cache"].name
+
+
 def test_one_adapter_for_the_whole_document(worker: Worker) -> None:
     count = chunks_of(worker)
     assert worker.work(per="document", max_seconds=None) == "succeeded"

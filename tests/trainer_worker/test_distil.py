@@ -77,6 +77,13 @@ def test_anchors_that_were_kept_are_those_that_would_be_found(
     assert told([*anchors(base, tmp_path), exam_anchors(base, tmp_path)]) == told(found)
 
 
+def test_what_one_worker_has_asked_the_base_no_other_asks(folder: Path, tmp_path: Path) -> None:
+    first, second = (Trainer(str(folder), seed=0, cache=tmp_path) for _ in range(2))
+    found = [*first._anchors, first.unrelated]
+    second.answers = lambda *given, **options: pytest.fail("it is asked again")  # type: ignore[method-assign]
+    assert told([*second._anchors, second.unrelated]) == told(found)
+
+
 def test_anchors_of_a_model_that_may_answer_otherwise_are_asked_for(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,20 @@ TEXT_FILE = ("notes.txt", b"Some text.", "text/plain")
 HUGE = "x" * 3000
 
 
+@pytest.fixture(scope="module")
+def memory(make_unchanged: MakeMemory) -> Memory:
+    """An empty one for all tests: `refused` sees to it that nothing changes."""
+    return make_unchanged()
+
+
+@pytest.fixture(scope="module")
+def taught(make_unchanged: MakeMemory) -> Memory:
+    """The same with a document that was learnt."""
+    memory = make_unchanged()
+    memory.teach()
+    return memory
+
+
 def refused(memory: Memory, method: str, path: str, status: int, **request: Any) -> dict[str, Any]:
     """Send it; check the status, the problem document and that no row changed. Returns the problem."""
     before, asked = memory.rows(), len(memory.engine.prompts)
@@ -61,7 +75,9 @@ def test_a_text_without_a_word(memory: Memory, text: str) -> None:
         ({"text": "ok", "title": "x" * 501}, "title", "x" * 120 + "…"),
         ({"text": "ok", "qa": [{"question": " ", "answer": "a"}]}, "qa.0.question", " "),
         ({"text": "ok", "qa": [{"question": "q"}]}, "qa.0.answer", "(missing)"),
-        ({"text": "ok", "metadata": {"note": "x" * 20_000}}, "metadata", "{'note': '" + "x" * 110 + "…"),
+        ({"text": "ok", "metadata": {"note": "x" * 20_000}}, "metadata", '{"note": "' + "x" * 110 + "…"),
+        ({"text": "ok", "metadata": {"note": "\0"}}, "metadata", '{"note": "\\u0000"}'),
+        ({"text": "ok", "metadata": {"note": ["\\\0"]}}, "metadata", '{"note": ["\\\\\\u0000"]}'),
         ({"text": "ok", "colour": "blue"}, "colour", "blue"),
     ],
 )
@@ -92,7 +108,8 @@ def test_what_the_engine_cannot_serve_is_refused_with_the_reason(memory: Memory)
     assert (named(problem), problem["allowed"]) == (("training.rank", 64), "up to 32")
 
 
-def test_a_mixture_is_a_list_or_joined(memory: Memory) -> None:
+def test_a_mixture_is_a_list_or_joined(make_memory: MakeMemory) -> None:
+    memory = make_memory()
     for formats in ("summary8+qa40", ["summary8", "qa40"], "all"):
         body = {"text": f"ok {formats}", "training": {"formats": formats}}
         assert memory.client.post("/documents", json=body).status_code == 202
@@ -157,7 +174,26 @@ def test_a_form_without_a_file_or_with_two(memory: Memory) -> None:
     problem = refused(memory, "POST", "/documents", 422, files={"upload": TEXT_FILE})
     assert problem["key"] == "file"
     two = [("file", TEXT_FILE), ("file", TEXT_FILE)]
-    assert "1" in refused(memory, "POST", "/documents", 400, files=two)["detail"]
+    problem = refused(memory, "POST", "/documents", 400, files=two)
+    assert named(problem) == ("body", "malformed")
+    assert "Too many files" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "content"),
+    [
+        ("", b"--b--"),
+        ("; boundary=b", b"no form"),
+        ("; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nOrgan\r\n--b--"),
+        ("; boundary=b", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 17 + b"--b--"),
+    ],
+    ids=["no boundary", "no parts", "no name", "too many fields"],
+)
+def test_a_malformed_form(memory: Memory, parameters: str, content: bytes) -> None:
+    headers = {"Content-Type": f"multipart/form-data{parameters}"}
+    problem = refused(memory, "POST", "/documents", 400, content=content, headers=headers)
+    assert named(problem) == ("body", "malformed")
+    assert "boundary" in problem["allowed"]
 
 
 def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
@@ -208,9 +244,8 @@ def test_a_text_longer_than_allowed(make_memory: MakeMemory) -> None:
         ({"history": []}, "history", "[]"),
     ],
 )
-def test_a_question_that_is_wrong(memory: Memory, body: Any, key: str, value: Any) -> None:
-    memory.teach()
-    problem = refused(memory, "POST", "/query", 422, json={"question": QUESTION, "mode": "lora", **body})
+def test_a_question_that_is_wrong(taught: Memory, body: Any, key: str, value: Any) -> None:
+    problem = refused(taught, "POST", "/query", 422, json={"question": QUESTION, "mode": "lora", **body})
     assert named(problem) == (key, value)
 
 
@@ -264,20 +299,21 @@ def test_a_conversation_that_ends_with_the_assistant(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lora", "rag", "icl", "hybrid"])
-def test_an_unknown_document(memory: Memory, mode: str) -> None:
-    memory.teach()
+def test_an_unknown_document(taught: Memory, mode: str) -> None:
     body = {"question": QUESTION, "mode": mode, "document_ids": ["doc_nowhere"]}
-    problem = refused(memory, "POST", "/query", 404, json=body)
+    problem = refused(taught, "POST", "/query", 404, json=body)
     assert (problem["key"], problem["value"]) == ("document", "doc_nowhere")
 
 
-def test_a_document_of_another_namespace_is_unknown(memory: Memory) -> None:
+def test_a_document_of_another_namespace_is_unknown(make_memory: MakeMemory) -> None:
+    memory = make_memory()
     document_id = memory.teach(namespace="theirs")
     body = {"question": QUESTION, "document_ids": [document_id]}
     assert refused(memory, "POST", "/query", 404, json=body)["value"] == document_id
 
 
-def test_cat_whose_summed_rank_exceeds_the_engines(memory: Memory) -> None:
+def test_cat_whose_summed_rank_exceeds_the_engines(make_memory: MakeMemory) -> None:
+    memory = make_memory()
     memory.teach(LIGHTHOUSE, rank=32)
     memory.teach(BAKERY, rank=32)
     memory.teach(LIGHTHOUSE.upper(), rank=32)
@@ -291,7 +327,8 @@ def test_cat_whose_summed_rank_exceeds_the_engines(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_icl_over_the_window(memory: Memory, stream: bool) -> None:
+def test_icl_over_the_window(make_memory: MakeMemory, stream: bool) -> None:
+    memory = make_memory()
     memory.teach(" ".join(f"Line {n} tells of lamp {n}." for n in range(200)))
     body = {"question": QUESTION, "mode": "icl", "stream": stream}
     problem = refused(memory, "POST", "/query", 422, json=body)
@@ -340,8 +377,11 @@ def test_a_page_of_a_wrong_length(memory: Memory, path: str, limit: str) -> None
 
 
 def test_wrong_methods_and_paths_are_problems_too(memory: Memory) -> None:
-    assert refused(memory, "DELETE", "/documents", 405)["code"] == "method-not-allowed"
-    assert refused(memory, "GET", "/nowhere", 404)["code"] == "not-found"
+    problem = refused(memory, "DELETE", "/jobs/job_nowhere", 405)
+    assert (problem["code"], named(problem), problem["allowed"]) == ("method-not-allowed", ("method", "DELETE"), "GET")
+    assert memory.client.delete("/jobs/job_nowhere").headers["allow"] == "GET"
+    problem = refused(memory, "GET", "/nowhere", 404)
+    assert (problem["code"], problem["key"], problem["value"]) == ("not-found", "path", "/nowhere")
 
 
 def test_half_of_a_surrogate_pair_never_reaches_a_database(memory: Memory) -> None:

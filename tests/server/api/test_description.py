@@ -52,13 +52,36 @@ def test_asking_twice_gives_the_same(memory: Memory, description: Json) -> None:
 def test_every_call_describes_its_errors_in_the_shape_they_have(description: Json) -> None:
     for name, operation in operations(description):
         for status, reply in operation["responses"].items():
-            if not status.startswith("4"):
+            if not status.startswith(("4", "5")) or name == "GET /readyz":
                 continue
             media_type = "application/json" if "/v1/" in name else "application/problem+json"
             schema = "ErrorOut" if "/v1/" in name else "Problem"
             assert reply["content"][media_type]["schema"] == {"$ref": f"#/components/schemas/{schema}"}, (name, status)
+
+
+def statuses(operation: Json) -> set[int]:
+    return set(map(int, operation["responses"]))
+
+
+def test_every_call_describes_what_it_may_refuse(description: Json) -> None:
+    for name, operation in operations(description):
+        expected = set() if name in ("GET /healthz", "GET /readyz") else {401, 403}
+        if name.split()[1] not in ("/healthz", "/readyz", "/metrics"):
+            expected.add(503)
+        if "requestBody" in operation:
+            expected |= {400, 413, 415}
+        if "requestBody" in operation or operation.get("parameters"):
+            expected.add(422)
         if "{" in name:
-            assert "404" in operation["responses"], name
+            expected.add(404)
+        assert expected <= statuses(operation), name
+
+
+def test_calls_that_read_adapters_say_that_these_may_be_damaged(description: Json) -> None:
+    damaged = {name for name, operation in operations(description) if 500 in statuses(operation)}
+    assert damaged == {
+        "POST /query", "POST /v1/chat/completions", "POST /v1/completions", "GET /adapters/{adapter_id}/download",
+    }  # fmt: skip
 
 
 def test_every_body_refuses_keys_it_does_not_name(description: Json) -> None:

@@ -232,6 +232,11 @@ def test_a_deleted_document_is_unanswerable_at_once(memory: Memory) -> None:
     assert [adapter["state"] for adapter in adapters] == ["retired"]
 
 
+def test_metadata_may_be_large_and_spell_what_it_must_not_hold(memory: Memory) -> None:
+    metadata = {"note": "\\u0000", **{f"key{n}": n for n in range(300)}}
+    assert memory.upload(metadata=metadata)["document"]["metadata"] == metadata
+
+
 def test_a_json_body_at_the_limit_of_characters_is_taken(make_memory: MakeMemory) -> None:
     memory = make_memory(max_text_chars=1000)
     memory.upload("x" * 1000)

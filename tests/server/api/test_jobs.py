@@ -95,6 +95,43 @@ def test_a_follower_that_returns_gets_what_it_missed(memory: Memory) -> None:
     assert memory.client.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": str(every[-1])}).text == ""
 
 
+def test_a_long_story_is_read_in_pieces(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, events, read = job_of(memory), memory.gateway.queue.events, []
+
+    def noted(*asked: Any) -> Any:
+        rows = events(*asked)
+        read.append(len(rows))
+        return rows
+
+    claim = claimed(memory)
+    for step in (1, 2, 3):
+        report(memory, claim, step)
+    memory.gateway.queue.fail(claim, TrainingFailed("it did not converge"), retryable=False)
+    every = [row.id for row in events(job_id)]
+    monkeypatch.setattr("server.api.jobs.EVENTS_A_READ", 2)
+    monkeypatch.setattr(memory.gateway.queue, "events", noted)
+    assert ids_of(memory.client.get(f"/jobs/{job_id}/events").text) == every
+    assert max(read) == 2
+
+
+def test_the_more_follow_the_less_often_each_looks(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id, events, looked = job_of(memory), memory.gateway.queue.events, []
+
+    def noted(*asked: Any) -> Any:
+        looked.append((time.monotonic(), memory.gateway.followers))
+        if len(looked) == 2:
+            memory.gateway.stopping.set()
+        return events(*asked)
+
+    monkeypatch.setattr(memory.gateway.queue, "events", noted)
+    memory.gateway.followers = 29
+    memory.client.get(f"/jobs/{job_id}/events")
+    (first, followers), (second, _) = looked
+    assert followers == 30
+    assert second - first >= 0.3
+    assert memory.gateway.followers == 29
+
+
 @pytest.mark.parametrize("strange", ["soon", "-1", "²", "9" * 40, "9" * 5000, ""])
 def test_a_strange_last_event_id_is_no_error(memory: Memory, strange: str) -> None:
     job_id = job_of(memory)

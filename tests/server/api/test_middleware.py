@@ -38,6 +38,19 @@ def test_the_access_line_has_method_path_and_status(memory: Memory, caplog: pyte
     assert re.fullmatch(r"GET /documents/nothing 404 \d+ ms", line)
 
 
+def test_the_log_names_what_is_wrong_and_not_what_was_sent(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        memory.client.post("/documents", json={"text": "ok", "external_id": "hush" * 100})
+        memory.client.post("/query", json={"question": QUESTION, "document_ids": ["hush"]})
+        memory.client.put("/documents/doc_1", files={"file": ("hush.png", b"\x89PNG\r\n\x1a\n", "image/png")})
+    lines = [record.getMessage() for record in caplog.records if record.name == "server.api.errors"]
+    assert lines == [
+        "POST /documents: invalid-value external_id",
+        "POST /query: not-found document",
+        "PUT /documents/doc_1: unsupported-media-type file",
+    ]
+
+
 def test_an_unexpected_error_is_a_problem_that_the_log_explains(
     memory: Memory, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -67,6 +67,11 @@ def test_no_other_model_is_found(memory: Memory, model: str) -> None:
     assert model in reply.json()["error"]["message"]
 
 
+def test_a_model_whose_name_no_database_can_hold(memory: Memory) -> None:
+    reply = memory.client.get("/v1/models/a%00b")
+    assert (reply.status_code, reply.json()["error"]["param"]) == (422, "model")
+
+
 @pytest.mark.parametrize("mode", ["", ":lora", ":rag", ":icl", ":hybrid", ":base"])
 def test_each_model_listed_answers_in_its_mode(memory: Memory, mode: str) -> None:
     memory.teach(namespace="coast")
@@ -301,6 +306,34 @@ def test_what_is_not_supported_is_refused_by_name(memory: Memory, base: str, pat
     assert error["param"] is not None
     assert error["param"].split(".")[0] == field
     assert "[" not in error["param"]
+
+
+def test_what_exceeds_the_window_is_named_as_it_was_sent(memory: Memory) -> None:
+    memory.upload(namespace="coast")
+    long, model = "word " * 600, "coast:base"
+    error = refused(memory, "chat/completions", 422, {"model": model, "messages": [{"role": "user", "content": long}]})
+    assert (error["code"], error["param"]) == ("window-exceeded", "messages")
+    error = refused(memory, "completions", 422, {"model": model, "prompt": long})
+    assert (error["code"], error["param"]) == ("window-exceeded", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 200_001}]}, "messages.0.content"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 1001}] * 200}]},
+            "messages.0.content",
+        ),
+        ("completions", {"prompt": "x" * 200_001}, "prompt"),
+    ],
+    ids=["a message", "its parts", "a prompt"],
+)
+def test_a_text_of_too_many_characters(memory: Memory, base: str, path: str, body: Json, key: str) -> None:
+    error = refused(memory, path, 422, {"model": base, **body})
+    assert error["param"] == key
+    assert "at most 200000 characters" in error["message"]
 
 
 @pytest.mark.parametrize("content", [b'{"model":', b'{"model": "\xff"}'])

@@ -8,6 +8,7 @@ from loramem.client import read_events
 from loramem.errors import EngineUnavailable
 from loramem.records import Recipe
 from server.engine.plugin import RECIPE_PREFIX
+from tests.server.api.conftest import MakeMemory
 from tests.server.api.memory import BAKERY, LIGHTHOUSE, QUESTION, Memory, events_of
 from tests.server.learned import learn
 
@@ -54,6 +55,16 @@ def test_the_context_is_where_the_answer_says(memory: Memory, mode: str) -> None
         assert LIGHTHOUSE[span["start"] : span["end"]].strip() in memory.engine.prompt_text()
     assert bool(answer["routed"]) is (mode == "hybrid")
     assert (memory.engine.used[-1] is not None) is (mode == "hybrid")
+
+
+def test_as_many_passages_are_read_as_the_setting_has_room_for(make_memory: MakeMemory) -> None:
+    memory = make_memory(rag_tokens=4000, max_model_len=8192)
+    memory.teach(
+        " ".join(f"On day {n} keeper {n} mended the lamp of the lighthouse with wick {n}." for n in range(250))
+    )
+    answer = memory.ask(mode="rag")
+    assert len(answer["context"]) > 64
+    assert 3000 < answer["usage"]["prompt_tokens"] < 5000
 
 
 def test_icl_reads_the_documents_named_however_far_from_the_question(memory: Memory) -> None:
@@ -226,3 +237,9 @@ def test_while_the_engine_loads_questions_are_asked_to_come_again(memory: Memory
 def test_an_engine_that_dies_under_an_answer_is_503(memory: Memory) -> None:
     memory.engine.error = EngineUnavailable("the engine died; it is being restarted")
     assert memory.client.post("/query", json={"question": QUESTION, "mode": "base"}).status_code == 503
+
+
+def test_a_conversation_over_the_window_is_named_as_it_was_sent(memory: Memory) -> None:
+    body = {"messages": [{"role": "user", "content": "word " * 600}], "mode": "base"}
+    problem = memory.client.post("/query", json=body).json()
+    assert (problem["code"], problem["key"]) == ("window-exceeded", "messages")

@@ -101,7 +101,7 @@ def products_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_equals_peft_within_1e_6(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method))
@@ -109,7 +109,7 @@ def test_equals_peft_within_1e_6(method: MergeMethod, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_equals_peft_for_adapters_of_different_modules(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method, SOME_MODULES))
@@ -117,7 +117,7 @@ def test_equals_peft_for_adapters_of_different_modules(method: MergeMethod, data
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT + PRODUCTS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_a_bfloat16_merge_is_the_float32_one_rounded(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method, SOME_MODULES))
@@ -127,7 +127,7 @@ def test_a_bfloat16_merge_is_the_float32_one_rounded(method: MergeMethod, data: 
 
 
 @pytest.mark.parametrize("method", LIKE_PEFT + PRODUCTS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_bfloat16_sources_merge_as_the_same_numbers_in_float32(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(merges(method, SOME_MODULES))
@@ -139,7 +139,7 @@ def test_bfloat16_sources_merge_as_the_same_numbers_in_float32(method: MergeMeth
         assert np.array_equal(from_halves, from_wholes)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(merges("linear"), st.lists(st.booleans(), min_size=5, max_size=5))
 def test_sources_of_both_types_merge_together(case: Case, are_halves: list[bool]) -> None:
     recipe, adapters = case
@@ -282,7 +282,7 @@ def test_a_draw_is_of_its_own_by_adapter_tensor_and_seed(other: tuple[str, str, 
 
 
 @given(st.floats(0.01, 1), SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_draw_keeps_about_the_density(density: float, seed: int) -> None:
     kept = random_mask("a", "x", SHAPE, Trim("random", density, seed)).mean()
     assert abs(kept - density) < 0.025  # seven standard deviations of 20000 draws

@@ -39,7 +39,7 @@ def row_by_row(y: Tensor, x: Tensor, indices: Sequence[int], widths: Sequence[in
     return expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=12), st.sampled_from([(5,), WIDTHS]), st.integers(0, 9)
 )

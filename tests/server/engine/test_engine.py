@@ -11,11 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import Gauge, generate_latest
 
 from loramem.base_model import BaseModel
-from loramem.errors import EngineUnavailable
+from loramem.chat import load_tokenizer
+from loramem.errors import EngineUnavailable, InvalidValue, LoramemError, StoredDataDamaged
 from loramem.settings import Settings
+from server.engine import engine as engine_module
 from server.engine.engine import Engine, EngineAdapter, Sampling
+from tests.trainer_worker.tiny import save_tiny_model
 
 
 def test_slots_are_as_many_as_the_settings_say() -> None:
@@ -62,6 +66,15 @@ class Gone(Exception):
     pass
 
 
+def test_no_series_are_kept_of_the_adapters_that_ran_together() -> None:
+    """As vLLM keeps one for each set of them, for ever."""
+    gauge = Gauge("vllm:lora_requests_info", "of a test", ["running_lora_adapters"])
+    logger = SimpleNamespace(gauge_lora_info=gauge)
+    engine_module._name_no_adapters([logger, SimpleNamespace(), SimpleNamespace(gauge_lora_info=None)])
+    assert logger.gauge_lora_info is None
+    assert "vllm:lora_requests_info" not in generate_latest().decode()
+
+
 def engine_with(**methods: Any) -> Engine:
     engine = Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64))
     engine._llm = SimpleNamespace(errored=False, **methods)
@@ -96,6 +109,21 @@ def test_an_answer_that_the_engine_gives_up_is_no_answer() -> None:
         asyncio.run(said(engine_with(generate=generate)))
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [("EngineDeadError", "died; it is being restarted"), ("EngineGenerateError", "failed at this; its log says why")],
+)
+def test_an_answer_that_the_engine_fails_at_is_unavailable(error: str, why: str) -> None:
+    from vllm.v1.engine import exceptions
+
+    async def generate(*_: Any, **__: Any) -> AsyncGenerator[Any, None]:
+        yield output("So", None)
+        raise getattr(exceptions, error)
+
+    with pytest.raises(EngineUnavailable, match=why):
+        asyncio.run(said(engine_with(generate=generate)))
+
+
 def test_a_call_that_the_engine_fails_is_said_to_be_its_failure() -> None:
     async def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
         raise Gone("Server shutting down")
@@ -106,6 +134,39 @@ def test_a_call_that_the_engine_fails_is_said_to_be_its_failure() -> None:
     with pytest.raises(EngineUnavailable, match="failed at this") as caught:
         asyncio.run(prefetch())
     assert isinstance(caught.value.__cause__, Gone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        ("StoredDataDamaged", StoredDataDamaged, "ada_1 is gone; restore its folder, or delete its document"),
+        ("VLLMValidationError", InvalidValue, "ada_1 is gone"),
+        ("OSError", EngineUnavailable, "could not be loaded; the engine's log says why"),
+    ],
+)
+def test_an_adapter_that_cannot_be_had_is_refused_with_what_to_do(
+    kind: str, error: type[LoramemError], said: str
+) -> None:
+    async def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
+        return [{"error": kind, "detail": "ada_1 is gone"}]
+
+    async def activate() -> None:
+        async with engine_with(collective_rpc=collective_rpc).activating(EngineAdapter("a", 1, "path")) as activation:
+            await activation
+
+    with pytest.raises(error, match=said):
+        asyncio.run(activate())
+
+
+def test_a_conversation_that_the_template_refuses_is_the_callers_mistake(tmp_path: Path) -> None:
+    engine = engine_with()
+    engine._tokenizer = load_tokenizer(save_tiny_model(tmp_path))
+    engine._tokenizer.chat_template = "{{ raise_exception('the user speaks first') }}"
+    roles = ("assistant", "user")
+    with pytest.raises(InvalidValue, match="noting cannot read this conversation: the user speaks first") as caught:
+        engine.encode_chat([{"role": role, "content": "who ?"} for role in roles])
+    named = {"key": "messages", "value": "assistant, user", "allowed": "the user speaks first"}
+    assert (caught.value.status, caught.value.extra) == (422, named)
 
 
 @pytest.mark.parametrize("starts_at", [0.0, 0.3], ids=["has a process", "will have one"])

@@ -97,7 +97,7 @@ def merged(case: Case, sources: Sequence[Flat], kind: type[np.generic] = np.floa
     return out
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases())
 def test_equals_plain_arithmetic_to_the_last_bit(case: Case) -> None:
     assert np.array_equal(merged(case, case.sources), reference(case))
@@ -119,13 +119,13 @@ def halved(case: Case) -> Floats:
     return reference(replace(case, sources=[as_tensor(bits_of(source)).float().numpy() for source in case.sources]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_bfloat16_is_written_as_torch_rounds_it(case: Case) -> None:
     assert np.array_equal(merged(case, case.sources, np.uint16), bits_of(merged(case, case.sources)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases(), st.lists(st.booleans(), min_size=8, max_size=8))
 def test_bfloat16_is_read_as_the_numbers_that_it_is(case: Case, are_halves: list[bool]) -> None:
     halves = [bits_of(source) for source in case.sources]

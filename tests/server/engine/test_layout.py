@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.layout import SIDE_A, SIDE_B, TILE, Layout, one_of_each, side_of, union
@@ -26,7 +26,6 @@ def test_tensors_lie_one_after_another() -> None:
     assert layout.size == 16
 
 
-@settings(deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=6))
 def test_tiles_cover_each_entry_once_with_the_side_of_its_tensor(sizes: list[int]) -> None:
     layout = layout_of(*sizes)
@@ -38,7 +37,6 @@ def test_tiles_cover_each_entry_once_with_the_side_of_its_tensor(sizes: list[int
         assert (sides[start:end] == side).all()
 
 
-@settings(deadline=None)
 @given(st.lists(SIZES, min_size=2, max_size=6))
 def test_no_tile_reaches_over_two_tensors(sizes: list[int]) -> None:
     layout = layout_of(*sizes)
@@ -64,7 +62,6 @@ def test_views_have_the_tensors_shapes_and_share_the_memory() -> None:
     assert views[A][0, 0] == -2
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8))
 def test_views_and_offsets_agree(sizes: list[int]) -> None:
     layout = layout_of(*sizes)

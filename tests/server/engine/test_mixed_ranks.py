@@ -91,7 +91,7 @@ def assert_equal_within_1e_6(ours: dict[str, Tensor], expected: dict[str, Tensor
 
 
 @pytest.mark.parametrize("method", ELEMENTWISE)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_equals_peft_of_the_adapters_filled_up_with_zeros(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(mixed_merges(method, st.just(sorted(SHAPES)) | MODULES))
@@ -111,7 +111,7 @@ def test_of_two_and_of_three_ranks(method: MergeMethod, sign_method: SignMethod,
 
 
 @pytest.mark.parametrize("method", ELEMENTWISE)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_a_bfloat16_merge_is_the_float32_one_rounded(method: MergeMethod, data: st.DataObject) -> None:
     recipe, adapters = data.draw(mixed_merges(method, MODULES))

@@ -19,17 +19,20 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.platforms import current_platform
+from vllm.tokenizers import registry
 
+from loramem.chat import tokenizer_folder
 from loramem.errors import StoredDataDamaged
 from loramem.records import MergeMethod, Recipe, Source
 from loramem.store import AdapterStore
 from server.engine import plugin
 from server.engine.cpu_lora import add_grouped, group_rows
 from server.engine.extension import WorkerExtension
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, RECIPE_PREFIX
+from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, RECIPE_PREFIX
 from server.engine.published import as_tensor
 from server.engine.virtual import Scratch, VirtualAdapter
 from tests.server.learned import peft_tensors, store_adapter
+from tests.trainer_worker.tiny import save_tiny_model
 
 ATTENTION = "model.layers.0.self_attn"
 WIDTH = 12
@@ -53,6 +56,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (PunicaWrapperCPU, "add_lora_logits"),
         (SpinCondition, "wait"),
         (layer_utils, "check_cpu_sgl_kernel"),
+        (registry, "get_config"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(plugin, "_pool", None)
@@ -190,6 +194,15 @@ def test_the_device_takes_ranks_that_differ_as_one_layout(
         assert [flat.shape for flat in flats] == [(opened.layout.size,)] * 2
         weights = [source.weight for source in opened.recipe.sources]
         assert np.allclose(gains[:, 1] ** 2, [2 * weight for weight in weights])  # alpha is twice the rank of each
+
+
+def test_without_a_budget_on_the_device_merges_are_made_on_the_host(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEVICE_BUDGET_VARIABLE, "0")
+    opened = plugin.source_pool().open(Recipe.of("ties", sources(store, (8, 8))))
+    scratch = Scratch(np.zeros(opened.layout.size, dtype=np.float32), {}, Mock())
+    assert not VirtualAdapter(7, opened, plugin.source_pool(), scratch).is_written_on_device
 
 
 def test_what_is_registered_holds_no_weights(store: AdapterStore) -> None:
@@ -372,3 +385,11 @@ def test_a_rank_that_vllm_refuses_is_the_requests_fault(store: AdapterStore) -> 
     reply = Worker(max_rank=8).loramem_activate("name", 3, path)
     assert reply["error"] in ("ValueError", "VLLMValidationError")
     assert "rank 16" in reply["detail"]
+
+
+def test_a_tokenizer_without_a_configuration_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tokenizer_folder(save_tiny_model(tmp_path / "tiny"), tmp_path / "cache")
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert registry.get_tokenizer(str(folder)).decode([5]) == "who"
+    assert waits == []

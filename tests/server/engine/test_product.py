@@ -92,7 +92,7 @@ def distance(one: Floats, two: Floats) -> float:
 # product_linear
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sources())
 def test_no_approximation_of_the_weighted_sum_is_closer(case: tuple[list[Factors], list[float]]) -> None:
     factors, weights = case
@@ -101,7 +101,7 @@ def test_no_approximation_of_the_weighted_sum_is_closer(case: tuple[list[Factors
     assert distance(found, wanted) <= distance(best(wanted, rank), wanted) + allowed(factors, weights)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sources())
 def test_equals_the_best_approximation_where_there_is_one(case: tuple[list[Factors], list[float]]) -> None:
     factors, weights = case
@@ -120,7 +120,7 @@ def unsteadiness(matrix: Floats, rank: int) -> float:
     return float(values[rank - 1] / gap)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=4), st.integers(0, 10**6), st.data())
 def test_equals_pefts_svd_merge(ranks: list[int], seed: int, data: st.DataObject) -> None:
     """Up to the smaller dimension: PEFT fails above it."""
@@ -197,7 +197,7 @@ def ties_on_axes(
 
 
 @pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rank=st.integers(4, 20), weight=WEIGHTS, seed=st.integers(0, 10**6))
 def test_one_adapter_keeps_its_product(density: float, rank: int, weight: float, seed: int) -> None:
     """Along its own axes it is diagonal, so that a trim to a share of 1 / rank or more takes nothing."""
