@@ -160,6 +160,11 @@ class EngineBusy(Unavailable):
     title = "The inference engine is busy"
 
 
+class NamespaceBusy(Unavailable):
+    code = "namespace-busy"
+    title = "The namespace is being read into memory"
+
+
 class WriterUnavailable(Unavailable):
     code = "writer-unavailable"
     title = "The writer endpoint is not available"

@@ -2,12 +2,14 @@
 
     <folder>/windows.main-<sha256>.faiss     and .delta-, and questions. alike: FAISS indexes, see `vector_set`
     <folder>/manifest.json                   `SnapshotManifest`
+    asked.json                               when each namespace was last asked
 
 FAISS loads a file with a flipped bit without a word, so each has its sha256 (half of it in its name), and the manifest
 its own. A crash leaves the files that the old manifest names; a main that did not change is not written again.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from loramem.durable import removed_on_failure, replace_durably, sha256_of, sync_file, sync_folder
 from loramem.records import Record
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 NEVER = -1
 """Generation of a state that has to be compared with the database before it is used."""
 MANIFEST_FILE = "manifest.json"
+ASKED_FILE = "asked.json"
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,26 @@ class Snapshots:
             if path.name not in named:
                 path.unlink()
 
-    def has(self, namespace: str) -> bool:
-        return (self.folder(namespace) / MANIFEST_FILE).exists()
+    def save_asked_at(self, asked_at: Mapping[str, float]) -> None:
+        """When each namespace was last asked, in seconds since 1970."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        replace_durably(self._root / ASKED_FILE, json.dumps(dict(asked_at)).encode())
+
+    def asked_at(self) -> dict[str, float]:
+        """As `save_asked_at` was told, or nothing where that is not to be had."""
+        try:
+            return TypeAdapter(dict[str, float]).validate_json((self._root / ASKED_FILE).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            log.warning("%s cannot be read: %s", self._root / ASKED_FILE, error)
+            return {}
 
     def load(self, namespace: str) -> State | None:
         """A state to compare with the database, or None when there is none that can be believed."""
-        if not self.has(namespace):
-            return None
         folder = self.folder(namespace)
+        if not (folder / MANIFEST_FILE).exists():
+            return None
         try:
             manifest = SnapshotManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
             problem = self._problem(folder, manifest)

@@ -9,6 +9,7 @@ may be used again after a deletion), adapters by their id alone.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,18 @@ from sqlalchemy.orm import Session
 
 from loramem import served
 from loramem.database import Database
+from loramem.errors import NamespaceBusy
 from loramem.lexical import Words
 from loramem.served_words import NamespaceWords, ServedWords
 from loramem.vector_set import Group, VectorSet
-from loramem.vector_state import Snapshots, State
+from loramem.vector_state import NEVER, Snapshots, State
 
 log = logging.getLogger(__name__)
+
+RECENT_S = 7 * 24 * 3600.0
+"""Namespaces asked since then are read into memory after a start."""
+WAIT_S = 5.0
+"""For a namespace that somebody else reads into memory; a large one takes minutes, and who waits holds a thread."""
 
 Made = tuple[State, NamespaceWords]
 
@@ -103,16 +110,28 @@ class VectorIndex:
         self._changing: dict[str, threading.Lock] = {}
         self._saving = threading.Lock()
         self._listing: dict[str, threading.Thread] = {}
+        self._asked_at = self._snapshots.asked_at()
 
     @contextmanager
     def view(self, namespace: str) -> Iterator[View]:
-        """Open a read transaction and the vectors that fit it. An unknown namespace is an empty one."""
+        """What a question looks at; see `_view`."""
+        with self._view(namespace) as view:
+            if view.state.generation != NEVER:
+                self._asked_at[namespace] = time.time()
+            yield view
+
+    @contextmanager
+    def _view(self, namespace: str) -> Iterator[View]:
+        """Open a read transaction and the vectors that fit it. An unknown namespace is an empty one.
+
+        Raises `NamespaceBusy` where somebody else has been reading the namespace into memory for `WAIT_S`.
+        """
         with ExitStack() as opened:
             session = opened.enter_context(self._database.read())
             made = self._made_for(session, namespace)
             if made is None:
                 opened.close()  # nobody waits for another's reading with a transaction open
-                with self._one_at_a_time(namespace):
+                with self._one_at_a_time(namespace, WAIT_S):
                     session = opened.enter_context(self._database.read())
                     made = self._made_for(session, namespace) or self._changed_to(session, namespace)
             yield View(session, *made)
@@ -133,10 +152,14 @@ class VectorIndex:
         return {namespace: state for namespace, (state, _) in list(self._published.items())}
 
     def asked_before(self) -> list[str]:
-        """Namespaces that an earlier process had in memory when it stopped, and this one has not."""
+        """Namespaces that were asked in the last `RECENT_S` and are not in memory, the last one first."""
         with self._database.read() as session:
-            namespaces = served.generations_of(session)
-        return [name for name in sorted(namespaces.keys() - self._published.keys()) if self._snapshots.has(name)]
+            waiting = served.generations_of(session).keys() - self._published.keys()
+        recent = self._recent()
+        return sorted(waiting & recent.keys(), key=recent.__getitem__, reverse=True)
+
+    def _recent(self) -> dict[str, float]:
+        return {name: at for name, at in list(self._asked_at.items()) if time.time() - at < RECENT_S}
 
     def follow(self) -> None:
         """Bring every namespace in memory up to date, so that no question has to."""
@@ -149,22 +172,32 @@ class VectorIndex:
     def open(self, namespace: str) -> None:
         """Read into memory what the next question in this namespace would have to."""
         try:
-            with self.view(namespace):
+            with self._view(namespace):
                 pass
+        except NamespaceBusy:
+            log.debug("namespace %s: somebody else is reading it", namespace)
         except Exception:  # the others are not kept waiting; its next question tries as well
             log.exception("namespace %s: the index could not follow the database", namespace)
 
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
         with self._saving:
+            self._snapshots.save_asked_at(self._recent())
             for namespace, (state, _) in list(self._published.items()):
                 if self._saved.get(namespace) is not state:
                     self._snapshots.save(namespace, state)
                     self._saved[namespace] = state
 
-    def _one_at_a_time(self, namespace: str) -> threading.Lock:
-        """Held by whoever changes what is kept of a namespace that exists."""
-        return self._changing.setdefault(namespace, threading.Lock())
+    @contextmanager
+    def _one_at_a_time(self, namespace: str, wait_s: float = -1) -> Iterator[None]:
+        """Whoever changes what is kept of a namespace that exists; less than 0 waits for ever."""
+        lock = self._changing.setdefault(namespace, threading.Lock())
+        if not lock.acquire(timeout=wait_s):
+            raise NamespaceBusy(f"namespace {namespace!r} is being read into memory; ask again")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _made_for(self, session: Session, namespace: str) -> Made | None:
         """What fits this transaction, as far as it is there."""

@@ -49,7 +49,7 @@ class Answerer:
         """
         started = time.perf_counter()
         with tracing.span("route"):
-            route, decision = await in_thread_of(self.routing, self._route, ask)
+            route, decision = await self._decided(ask)
         generation = Generation(started, time.perf_counter())
         if decision.refuses:
             async for event in refuse(decision, _refused(generation, route)):
@@ -84,10 +84,13 @@ class Answerer:
                 yield token
         yield _done(generation, EMPTY_ROUTE, head, prompting.result())
 
-    def _route(self, ask: Ask) -> tuple[Route, Decision]:
+    async def _decided(self, ask: Ask) -> tuple[Route, Decision]:
         self.prompts.check_length(ask)
         if ask.mode == "base":
             return EMPTY_ROUTE, decide(ask, EMPTY_ROUTE)
+        return await in_thread_of(self.routing, self._route, ask)
+
+    def _route(self, ask: Ask) -> tuple[Route, Decision]:
         route = self._routed(ask)
         decision = decide(ask, route)
         check_ready(self.database, ask, route, decision.mode)

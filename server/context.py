@@ -188,7 +188,8 @@ def _beginning(texts: Sequence[FullText], ends: Sequence[Sequence[int]], tokens:
 def _way_out(ask: Ask) -> str:
     if ask.context_kind != "icl":
         return SHORTEN
-    return f"set truncate, or use {'context rag or mode' if ask.mode == 'hybrid' else 'hybrid,'} rag or lora"
+    others = "context rag or mode" if ask.mode == "hybrid" else "hybrid,"
+    return f"use {others} rag or lora, or POST /query with truncate"
 
 
 def _wanted_documents(ask: Ask, route: Route) -> list[str]:

@@ -174,7 +174,7 @@ def _named(session: Session, namespace: str, document_ids: Sequence[str]) -> dic
     found = dict(session.execute(_SERVING, {"namespace": namespace, "ids": list(document_ids)}).all())
     for document_id in document_ids:
         if document_id not in found:
-            raise NotFound("document", document_id)
+            raise NotFound("document", document_id, "document_ids")
     return {document_id: revision for document_id, revision in found.items() if revision is not None}
 
 

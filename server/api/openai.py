@@ -42,6 +42,7 @@ def _errors(*codes: int) -> dict[int | str, Json]:
 ERRORS = _errors(400, 404, 409, 413, 415, 422, 500)
 
 
+@router.get("/models/", include_in_schema=False)
 @router.get("/models", responses=_errors())
 def list_models(gateway: TheGateway) -> ModelList:
     """The base model, each namespace, and each namespace in each mode."""
@@ -53,7 +54,7 @@ def list_models(gateway: TheGateway) -> ModelList:
 
 @router.get("/models/{model:path}", responses=_errors(404, 422))
 def get_model(model: Text, gateway: TheGateway) -> ModelOut:
-    """One of those listed."""
+    """One of those listed; its name may hold slashes."""
     _resolve(gateway, model)
     return ModelOut(id=model, created=0)
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from loramem import chat, errors, tracing
@@ -130,6 +130,7 @@ class Engine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             self._tokenizer = chat.load_tokenizer(self.base.path)
+            _longest_token(self._tokenizer)  # some ten milliseconds that no question need wait for
             arguments = options.engine_args(self.settings, self.base)
             self.speculates = arguments.speculative_config is not None
             if not self._ended.is_set():
@@ -170,10 +171,10 @@ class Engine:
             raise errors.EngineUnavailable("the engine is loading")
         return self._tokenizer
 
-    @cached_property
+    @property
     def longest_token(self) -> int:
         """Characters that a token stands for at most. Raises as `tokenizer`."""
-        return max(map(len, self.tokenizer.get_vocab()))
+        return _longest_token(self.tokenizer)
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -342,6 +343,11 @@ def _times(metrics: Any) -> dict[str, float]:
         "prefill": max(0.0, metrics.first_token_ts - metrics.scheduled_ts),
         "decode": max(0.0, metrics.last_token_ts - metrics.first_token_ts),
     }
+
+
+@lru_cache(maxsize=8)
+def _longest_token(tokenizer: Any) -> int:
+    return max(map(len, tokenizer.get_vocab()))
 
 
 def _name_no_adapters(stat_loggers: Iterable[Any]) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from loramem import served, vector_lists
 from loramem.database import Database
+from loramem.errors import NamespaceBusy
 from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
 from tests.rows import add_document, add_revision, delete_document, serve
@@ -208,6 +209,26 @@ def test_a_namespace_that_is_being_read_keeps_no_other_waiting(
     finally:
         held.goes_on.set()
     assert len(large.result()) == 3
+
+
+def test_who_waits_long_for_a_namespace_is_told_to_ask_again(
+    database: Database, open_index: Open, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its thread serves others."""
+    monkeypatch.setattr("loramem.vectors.WAIT_S", 0.05)
+    add_document(database, "doc_1")
+    serve(database, "doc_1", vectors(3))
+    index, held = open_index(), Held("doc_1", monkeypatch)
+    first = pool.submit(found, index, vectors(1)[0])
+    try:
+        assert held.begun.wait(60)
+        with pytest.raises(NamespaceBusy, match="default"):
+            found(index, vectors(1)[0])
+        index.open("default")
+    finally:
+        held.goes_on.set()
+    assert len(first.result()) == 3
+    assert len(found(index, vectors(1)[0])) == 3
 
 
 def test_who_waits_for_a_namespace_has_no_transaction_open(

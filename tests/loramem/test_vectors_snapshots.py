@@ -53,7 +53,7 @@ def save(database: Database, open_index: Open) -> tuple[NDArray[np.float32], Lea
 
 
 def folder(tmp_path: Path) -> Path:
-    (only,) = (tmp_path / "snapshots").iterdir()
+    (only,) = (path for path in (tmp_path / "snapshots").iterdir() if path.is_dir())
     return only
 
 
@@ -97,15 +97,31 @@ def test_a_restart_reads_only_what_changed_since_the_snapshot(
 
 
 @pytest.mark.usefixtures("saved")
-def test_namespaces_in_memory_at_the_last_stop_are_known_to_the_next_start(
-    database: Database, open_index: Open
+def test_namespaces_asked_lately_are_known_to_the_next_start(
+    database: Database, open_index: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_document(database, "doc_other", namespace="never-asked")
+    for namespace in ("never-asked", "asked"):
+        add_document(database, f"doc_{namespace}", namespace=namespace)
     index = open_index()
-    assert index.asked_before() == ["default"]
+    index.search("asked", vectors(1)[0], 1)
+    index.search("nowhere", vectors(1)[0], 1)
+    index.open("never-asked")
+    index.snapshot()
+    index = open_index()
+    assert index.asked_before() == ["asked", "default"], "the last one first"
     index.open("default")
-    assert index.asked_before() == []
+    assert index.asked_before() == ["asked"]
     assert len(index.held()["default"].windows) == 5
+    monkeypatch.setattr("loramem.vectors.RECENT_S", 0.0)
+    assert open_index().asked_before() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"default": "long ago"}'])
+def test_a_damaged_list_of_what_was_asked_harms_nobody(open_index: Open, tmp_path: Path, damage: bytes) -> None:
+    open_index().snapshot()
+    [file] = tmp_path.rglob("asked.json")
+    file.write_bytes(damage)
+    assert open_index().asked_before() == []
 
 
 def test_main_delta_and_the_dead_come_back(

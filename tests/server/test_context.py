@@ -223,7 +223,7 @@ def test_a_text_is_never_cut_to_nothing(builder: PromptBuilder, engine: Scripted
 
 
 def test_hybrid_over_the_window_is_not_sent_to_hybrid(builder: PromptBuilder) -> None:
-    with pytest.raises(WindowExceeded, match="set truncate, or use context rag or mode rag or lora"):
+    with pytest.raises(WindowExceeded, match="use context rag or mode rag or lora, or POST /query with truncate"):
         builder.build(ask("hybrid", context="icl"), route())
 
 

@@ -145,7 +145,7 @@ def test_what_was_asked_before_is_read_before_it_is_asked_again(
     settings = make_settings()
     first = make_gateway(settings)
     add_document(first.database, "doc_a", "text")
-    live(first, lambda: first.index.open("default"))
+    live(first, lambda: first.index.search("default", np.zeros(first.index._dim, np.float32), 1))
     second = make_gateway(settings)
     live(second, lambda: None, until=lambda: bool(second.index.held()))
     assert second.index.held().keys() == {"default"}

@@ -302,7 +302,7 @@ def test_a_conversation_that_ends_with_the_assistant(memory: Memory) -> None:
 def test_an_unknown_document(taught: Memory, mode: str) -> None:
     body = {"question": QUESTION, "mode": mode, "document_ids": ["doc_nowhere"]}
     problem = refused(taught, "POST", "/query", 404, json=body)
-    assert (problem["key"], problem["value"]) == ("document", "doc_nowhere")
+    assert (problem["key"], problem["value"]) == ("document_ids", "doc_nowhere")
 
 
 def test_a_document_of_another_namespace_is_unknown(make_memory: MakeMemory) -> None:

@@ -50,6 +50,7 @@ def refused(memory: Memory, path: str, status: int, body: Json) -> Json:
 def test_models_are_the_base_and_each_namespace_in_each_mode(memory: Memory, base: str) -> None:
     memory.upload(namespace="coast")
     names = [model["id"] for model in memory.client.get("/v1/models").json()["data"]]
+    assert memory.client.get("/v1/models/").json() == memory.client.get("/v1/models").json()
     assert names == [base, "coast", *(f"coast:{mode}" for mode in ("lora", "rag", "icl", "hybrid", "auto", "base"))]
 
 
