@@ -49,6 +49,7 @@ def chunk_text(text: str, tokenizer_path: str, *, max_tokens: int, overlap_token
 
 
 def count_tokens(text: str, tokenizer_path: str) -> int:
+    """Without the special tokens that begin or end a prompt."""
     return len(_tokenizer(tokenizer_path).encode(text, add_special_tokens=False).ids)
 
 

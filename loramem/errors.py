@@ -1,4 +1,4 @@
-"""Every failure that loramem knows by name.
+"""Failures with a name, a status and a code, as a client or an operator sees them.
 
     LoramemError                     500
     ├── BadRequest                   400  a value that is not allowed: key, value, allowed

@@ -1,4 +1,4 @@
-"""Everything that crosses a process boundary, as small frozen types.
+"""What gateway and worker tell each other through rows and files, as small frozen types.
 
 upload  ->  TrainingOptions, QAPair      gateway to worker, through the revision row
 job     ->  Progress                     worker to gateway, through the job row and its events

@@ -111,6 +111,7 @@ def question_texts(session: Session, adapter_ids: Iterable[str]) -> Iterator[Ent
 
 
 def question_unit(adapter_id: str, question_id: int) -> str:
+    """`<adapter id> <question id>`: the name of a question in the lexical index; see `owner_of`."""
     return f"{adapter_id} {question_id}"
 
 

@@ -39,7 +39,8 @@ class Calibrations:
         self._known: dict[str, _Calibration] = {}
 
     def of(self, namespace: str) -> Thresholds:
-        """As they were last learnt: of a new namespace the defaults, until `renew` has run."""
+        """As they were last learnt. A namespace that is new here has the defaults, and is from now on one that `renew`
+        learns."""
         known = self._known.setdefault(namespace, _Calibration(-1, DEFAULTS))
         return known.thresholds
 

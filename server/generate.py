@@ -1,4 +1,4 @@
-"""Decode an answer and keep its times."""
+"""Pass an answer on as it is decoded, and keep its times."""
 
 import time
 from collections.abc import AsyncGenerator

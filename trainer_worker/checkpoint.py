@@ -118,6 +118,7 @@ class Checkpoint:
     # the training under way
 
     def load(self) -> State | None:
+        """The training that was under way, if it can be read; the next save is due a while after it."""
         path = self.folder / TRAINING
         if not path.exists():
             return None
