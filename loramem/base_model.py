@@ -104,14 +104,28 @@ def _from_hub(model: str, adapters: Path) -> Path:
 
 
 def _keep_commit(repository: str, revision: str | None, folder: Path) -> None:
-    (folder / "commit").write_text(_snapshot(repository, revision).name)
+    """Of what was downloaded before, if that is whole, as data may have been made with it."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = _snapshot(repository, revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        found = _snapshot(repository, revision)
+    (folder / "commit").write_text(found.name)
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
+def _snapshot(repository: str, revision: str | None, *, local_files_only: bool = False) -> Path:
     """Its name is the commit."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=TWICE))
+    found = snapshot_download(
+        repository,
+        revision=revision,
+        allow_patterns=WANTED,
+        ignore_patterns=TWICE,
+        local_files_only=local_files_only,
+    )
+    return Path(found)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -76,14 +76,37 @@ def _spelled(tokenizer: Any, text: str) -> str:
 @lru_cache(maxsize=8)
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     """Those that have two characters at least."""
-    names = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    patterns = [re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 1]
+    added, turns = tokenizer.added_tokens_decoder.values(), _turns(tokenizer)
+    names = {token.content for token in added if token.special or token.content in turns}
+    patterns = [re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name.strip()) > 1]
     return re.compile("|".join(patterns)) if patterns else None
 
 
+def _turns(tokenizer: Any) -> str:
+    """What the template writes around what is said; some models do not mark those tokens as special."""
+    from jinja2 import TemplateError
+
+    said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        return _written(tokenizer, [*said, said[0]], add_generation_prompt=True)
+    except (TemplateError, ValueError):  # which it cannot say, or it has none
+        return ""
+
+
 def _encoded(tokenizer: Any, text: str) -> list[int]:
-    pieces = tokenizer(text.split(_APART), add_special_tokens=False)["input_ids"]
-    return [token for piece in pieces for token in piece]
+    pieces = text.split(_APART)
+    first, *others = _ids(tokenizer, pieces)
+    if not others:
+        return first
+    end, *behind = _ids(tokenizer, ["\n", *(f"\n{piece}" for piece in pieces[1:])])
+    for alone, after in zip(others, behind, strict=True):
+        # behind a line's end, as some tokenizers put a blank before whatever they are given
+        first += after[len(end) :] if after[: len(end)] == end else alone
+    return first
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 def end_of_turn(tokenizer: Any) -> int:

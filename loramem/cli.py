@@ -263,6 +263,8 @@ def _progress(event: Event) -> str:
         parts.append(f"loss {data['loss']:.3f}")
     if data.get("eta_s") is not None:
         parts.append(f"about {data['eta_s']:.0f} s left")
+    if why := data.get("message") or event.data.get("reason"):
+        parts.append(str(why))
     return "  ".join(parts)
 
 

@@ -30,8 +30,8 @@ class Embedder:
     """One model, safe to call from several threads, one of them at a time (its tokenizer is not reentrant).
 
     `name` goes with every stored vector: vectors of two embedders are never compared. That of a local folder is of what
-    it holds, as the folder may be moved, or filled with another model. `max_tokens` counts the two
-    special tokens; text beyond it is not read.
+    it holds, as the folder may be moved, or filled with another model. `max_tokens` counts the two special tokens; text
+    beyond it is not read.
     """
 
     def __init__(self, name_or_path: str, *, device: str, name: str | None = None) -> None:
@@ -43,7 +43,7 @@ class Embedder:
         self.dim = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = int(self._model.max_seq_length or 512)
         self.tokenizer_path = _tokenizer_path(name_or_path)
-        self._query_prompt = BGE_QUERY if _is_english_bge(self.name) else None
+        self._query_prompt = BGE_QUERY if _is_english_bge(name_or_path) else None
         self._plain = _is_plain(self._model)
         self._hastened = False
         self._lock = threading.Lock()
@@ -141,14 +141,14 @@ def _is_english_bge(name: str) -> bool:
 
 
 def _name_of(name_or_path: str) -> str:
-    """The id, or of a folder its own name with a digest of its files."""
+    """The id, or of a folder a digest of its files."""
     folder = Path(name_or_path).absolute()
     if not folder.is_dir():
         return name_or_path
     digest = hashlib.sha256()
     for file in sorted(file for file in folder.rglob("*") if file.suffix in KEPT):
         digest.update(f"{file.relative_to(folder)}:{sha256_of(file)}".encode())
-    return f"{folder.name}@{digest.hexdigest()[:16]}"
+    return f"local@{digest.hexdigest()[:16]}"
 
 
 def _tokenizer_path(name_or_path: str) -> str:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RECENT_S = 7 * 24 * 3600.0
 """Namespaces asked since then are read into memory after a start."""
+NOTE_EVERY_S = 60.0
 WAIT_S = 5.0
 """For a namespace that somebody else reads into memory; a large one takes minutes, and who waits holds a thread."""
 
@@ -111,20 +112,14 @@ class VectorIndex:
         self._saving = threading.Lock()
         self._listing: dict[str, threading.Thread] = {}
         self._asked_at = self._snapshots.asked_at()
+        self._noted_at = time.time()
 
     @contextmanager
-    def view(self, namespace: str) -> Iterator[View]:
-        """What a question looks at; see `_view`."""
-        with self._view(namespace) as view:
-            if view.state.generation != NEVER:
-                self._asked_at[namespace] = time.time()
-            yield view
-
-    @contextmanager
-    def _view(self, namespace: str) -> Iterator[View]:
+    def view(self, namespace: str, *, asked: bool = True) -> Iterator[View]:
         """Open a read transaction and the vectors that fit it. An unknown namespace is an empty one.
 
-        Raises `NamespaceBusy` where somebody else has been reading the namespace into memory for `WAIT_S`.
+        What is `asked` is read into memory after the next start, too. Raises `NamespaceBusy` where somebody else has
+        been reading the namespace for `WAIT_S`.
         """
         with ExitStack() as opened:
             session = opened.enter_context(self._database.read())
@@ -134,6 +129,8 @@ class VectorIndex:
                 with self._one_at_a_time(namespace, WAIT_S):
                     session = opened.enter_context(self._database.read())
                     made = self._made_for(session, namespace) or self._changed_to(session, namespace)
+            if asked and made[0].generation != NEVER:
+                self._asked_at[namespace] = time.time()
             yield View(session, *made)
 
     def search(
@@ -158,6 +155,10 @@ class VectorIndex:
         recent = self._recent()
         return sorted(waiting & recent.keys(), key=recent.__getitem__, reverse=True)
 
+    def _note_asked(self) -> None:
+        self._noted_at = time.time()
+        self._snapshots.save_asked_at(self._recent())
+
     def _recent(self) -> dict[str, float]:
         return {name: at for name, at in list(self._asked_at.items()) if time.time() - at < RECENT_S}
 
@@ -165,6 +166,8 @@ class VectorIndex:
         """Bring every namespace in memory up to date, so that no question has to."""
         with self._database.read() as session:
             newest = served.generations_of(session)
+        if time.time() - self._noted_at > NOTE_EVERY_S:
+            self._note_asked()
         for namespace, state in self.held().items():
             if newest.get(namespace, state.generation) != state.generation:
                 self.open(namespace)
@@ -172,7 +175,7 @@ class VectorIndex:
     def open(self, namespace: str) -> None:
         """Read into memory what the next question in this namespace would have to."""
         try:
-            with self._view(namespace):
+            with self.view(namespace, asked=False):
                 pass
         except NamespaceBusy:
             log.debug("namespace %s: somebody else is reading it", namespace)
@@ -182,7 +185,7 @@ class VectorIndex:
     def snapshot(self) -> None:
         """Write every namespace that changed since the last time to disk, for the next start."""
         with self._saving:
-            self._snapshots.save_asked_at(self._recent())
+            self._note_asked()
             for namespace, (state, _) in list(self._published.items()):
                 if self._saved.get(namespace) is not state:
                     self._snapshots.save(namespace, state)

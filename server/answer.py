@@ -24,6 +24,8 @@ from server.route import Router, priors
 from server.select import Opener, check_slots, select
 from server.tasks import beside, in_thread_of
 
+ROUTING = 64
+"""Questions that are routed at once: most of them may wait for a namespace that is being read."""
 EMPTY_ROUTE = Route((), (), {}, {}, {})
 
 
@@ -40,7 +42,7 @@ class Answerer:
     prompts: PromptBuilder
     drafts: Drafts
     engine: Engine
-    routing: Executor = field(default_factory=partial(ThreadPoolExecutor, thread_name_prefix="route"))
+    routing: Executor = field(default_factory=partial(ThreadPoolExecutor, ROUTING, thread_name_prefix="route"))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """`Routed`, then `Token`s, then `Done`. An error before `Routed` means that there is no answer.

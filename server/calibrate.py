@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import Row, select
 
 from loramem.embed import EMBEDDED_NAME, Embedder
+from loramem.errors import NamespaceBusy
 from loramem.tables import Adapter, AdapterState, Question
 from loramem.vector_state import NEVER
 from loramem.vectors import VectorIndex, View
@@ -53,12 +54,14 @@ class Calibrations:
         for namespace in list(self._known):
             try:
                 changed += self._renew(namespace)
+            except NamespaceBusy:
+                log.debug("namespace %s: it is being read, and calibrated when that is done", namespace)
             except Exception:  # its thresholds known so far go on being used, and the others are not kept waiting
                 log.exception("namespace %s: calibrating the router failed; it is tried again", namespace)
         return changed
 
     def _renew(self, namespace: str) -> bool:
-        with self._index.view(namespace) as view:
+        with self._index.view(namespace, asked=False) as view:
             if view.state.generation == NEVER:
                 self._known.pop(namespace, None)
                 return False

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from trainer_worker.base import Base
 from trainer_worker.distil import labels_of
 from trainer_worker.examples import Example
 from trainer_worker.packing import Row
+
+log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).with_name("anchors.json")
 MAX_NEW_TOKENS = 32
@@ -52,8 +55,12 @@ def _kept(base: Base, prompts: Sequence[Example], cache: Path | None) -> list[li
     def ask(made: Path) -> None:
         (made / KEPT).write_bytes(rows.dump_json(held(base, prompts)))
 
-    made_once(folder, ask)
-    return rows.validate_json((folder / KEPT).read_bytes())
+    try:
+        made_once(folder, ask)
+        return rows.validate_json((folder / KEPT).read_bytes())
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be used, and the base is asked: %s", folder, error)
+        return held(base, prompts)
 
 
 def _digest(base: Base, prompts: Sequence[Example]) -> str:

@@ -1,8 +1,8 @@
 """The worker's loop: claim a job, build it, settle how it ended, again.
 
-Three tiers of ends: expected (lost, cancelled, handed back, a service is away) go to the log as debug, a declared
-`LoramemError` as info, anything else as an error with its traceback. A job that ended any of these ways is settled in
-the database; if even that fails, its lease runs out and the next worker takes it.
+Three tiers of ends: expected (lost, cancelled, handed back) go to the log as debug, a declared `LoramemError` and a
+service that is away as info, anything else as an error with its traceback. A job that ended any of these ways is
+settled in the database; if even that fails, its lease runs out and the next worker takes it.
 """
 
 import logging
@@ -166,7 +166,7 @@ def _run(
         queue.postpone(claim, POSTPONE_S, error.detail)
         return "made_way"
     except Unavailable as error:
-        log.debug("job %s waits: %s", claim.job_id, error)
+        log.info("job %s waits: %s", claim.job_id, error)
         queue.postpone(claim, POSTPONE_S, error.detail)
         return "postponed"
     except LoramemError as error:

@@ -30,9 +30,9 @@ BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 """Statuses after which the same prompt may be answered."""
 SLOW = frozenset({408, 429, 504})
 """Those of them that fewer prompts at a time may help against."""
-NOT_ADMITTED = frozenset({401, 403, 404})
-"""Statuses of a key or a model that the endpoint does not know: no job is at fault, and all would fail."""
-PROMPT_REFUSED = frozenset({400, 413, 422})
+NOT_ADMITTED = frozenset({401, 403})
+"""Statuses of a key that the endpoint does not take, any more or yet: no job is at fault, and all would fail."""
+PROMPT_REFUSED = frozenset({400, 403, 413, 422})
 """Statuses that may be one prompt's fault alone, as one that a filter stops or that is too long."""
 
 Prompt = str | Sequence[Message]
@@ -74,8 +74,8 @@ class Writer:
         `on_wait` every second; both may raise to stop.
 
         A prompt that is refused has an empty text, unless all of several are. Raises `WriterUnavailable` when the
-        endpoint cannot be reached, fails (5xx), is still busy or too slow after all pauses, or knows neither key nor
-        model, and `TrainingFailed` with the endpoint's own message when it refuses.
+        endpoint cannot be reached, fails (5xx), is still busy or too slow after all pauses, or does not take the key,
+        and `TrainingFailed` with the endpoint's own message when it refuses.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature} | ({"stop": list(stop)} if stop else {})
         bodies = [_body(prompt) | options for prompt in prompts]
@@ -131,11 +131,12 @@ class Writer:
         self, requests: "_Requests", method: str, path: str, body: dict[str, object] | None = None
     ) -> dict[str, list[dict[str, dict[str, str]]]]:
         reply = await requests.send(method, self.base_url.rstrip("/") + path, body)
+        if reply.status_code in (PROMPT_REFUSED if body else ()):
+            raise PromptRefused(f"the writer refuses ({reply.status_code}): {_message(reply)}", reply.status_code)
         if reply.status_code >= 500 or reply.status_code in BUSY | NOT_ADMITTED:
             raise WriterUnavailable(f"the writer at {self.base_url} answers {reply.status_code}: {_message(reply)}")
         if reply.status_code >= 400:
-            kind = PromptRefused if reply.status_code in PROMPT_REFUSED else TrainingFailed
-            raise kind(f"the writer refuses ({reply.status_code}): {_message(reply)}")
+            raise TrainingFailed(f"the writer refuses ({reply.status_code}): {_message(reply)}")
         try:
             answer = reply.json()
         except ValueError:
@@ -222,12 +223,17 @@ def patience_s(hang_after_s: float) -> float:
 class PromptRefused(TrainingFailed):
     """Of one prompt, where others may be answered."""
 
+    def __init__(self, detail: str, status_code: int) -> None:
+        super().__init__(detail)
+        self.status_code = status_code
+
 
 def _texts(found: Sequence[str | PromptRefused]) -> list[str]:
-    """Raises the first refusal where there are several prompts and no other reply."""
+    """Raises `TrainingFailed`, or `WriterUnavailable`, where there are several prompts and all are refused."""
     refused = [one for one in found if isinstance(one, PromptRefused)]
     if len(refused) == len(found) > 1:
-        raise refused[0]
+        first = refused[0]
+        raise WriterUnavailable(first.detail) if first.status_code in NOT_ADMITTED else first
     if refused:
         log.warning("%d of %d prompts are left out: %s", len(refused), len(found), refused[0])
     return [one if isinstance(one, str) else "" for one in found]

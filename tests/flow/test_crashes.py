@@ -23,8 +23,8 @@ def test_worker_and_gateway_are_killed_and_nothing_is_lost_or_published_twice(li
     live.wait_phase(job_id, "train")
     os.kill(live.child("trainer_worker"), signal.SIGKILL)
     os.kill(live.child("server"), signal.SIGKILL)
-    killed = time.monotonic()
     live.wait_ready()
+    killed = time.monotonic()
     while live.job(job_id)["attempts"] < 2:
         assert time.monotonic() - killed < LEASE_S + 60, live.job(job_id)
         time.sleep(0.1)

@@ -36,16 +36,16 @@ def test_the_text_answers_before_the_adapters_do(live: Live) -> None:
 def test_the_old_revision_serves_until_the_new_one_is_live(live: Live) -> None:
     document_id = live.learn(HARBOUR, namespace="revised", title="Harbour", training=QUICK)
     new_text = HARBOUR.replace("Tobias Wrenfield", "Agnes Bellweather")
-    slow = {**QUICK, "max_seconds": 9}
+    asked: dict[str, Any] = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised"}
+    old = live.ask(mode="hybrid", max_tokens=4, **asked)["routed"][0]["adapter_id"]
+    slow = {**QUICK, "max_seconds": 12}
     reply = live.client.put(
         f"/documents/{document_id}", json={"text": new_text, "namespace": "revised", "training": slow}
     )
     assert reply.status_code == 202, reply.text
     job_id = reply.json()["job"]["id"]
     live.wait_phase(job_id, "train")
-    asked: dict[str, Any] = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised"}
     assert "Wrenfield" in live.ask(mode="icl", max_tokens=32, **asked)["answer"]
-    old = live.ask(mode="hybrid", max_tokens=4, **asked)["routed"][0]["adapter_id"]
     live.wait_job(job_id)
     assert "Bellweather" in live.ask(mode="icl", max_tokens=32, **asked)["answer"]
     new = live.ask(mode="hybrid", max_tokens=4, **asked)["routed"][0]["adapter_id"]

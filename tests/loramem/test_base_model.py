@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from loramem.base_model import BaseModel, kv_bytes, max_positions, resolve_base_model
+from loramem.base_model import TWICE, WANTED, BaseModel, kv_bytes, max_positions, resolve_base_model
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 from loramem.store import AdapterStore
@@ -132,13 +132,19 @@ class Hub:
     def __init__(self, cache: Path) -> None:
         self.cache, self.main = cache, "a" * 40
         self.asked: list[tuple[str, str | None]] = []
+        self.downloaded: dict[str, str] = {}
         self.online = True
 
-    def snapshot_download(self, repository: str, *, revision: str | None, **patterns: Any) -> str:
+    def snapshot_download(
+        self, repository: str, *, revision: str | None, local_files_only: bool, **patterns: Any
+    ) -> str:
+        online = self.online and not local_files_only
         self.asked.append((repository, revision))
-        folder = self.cache / (revision or self.main)
+        if revision is None:
+            revision = self.downloaded.setdefault(repository, self.main) if online else self.downloaded.get(repository)
+        folder = self.cache / (revision or "nowhere")
         if not folder.is_dir():
-            if not self.online:
+            if not online:
                 raise LocalEntryNotFoundError("outgoing traffic has been disabled")
             folder.mkdir()
             (folder / "config.json").write_text(json.dumps({"commit": folder.name}))
@@ -166,7 +172,13 @@ class TestFromTheHub:
         hub.main = "b" * 40
         assert self.resolve(tmp_path) == before
         assert hub.asked[-1] == ("org/tiny", "a" * 40)
-        assert self.resolve(tmp_path / "another home").path.name == "b" * 40
+
+    def test_what_was_downloaded_before_any_was_kept_stays_too(self, hub: Hub, tmp_path: Path) -> None:
+        hub.snapshot_download(
+            "org/tiny", revision=None, local_files_only=False, allow_patterns=WANTED, ignore_patterns=TWICE
+        )
+        hub.main = "b" * 40
+        assert self.resolve(tmp_path).path.name == "a" * 40
 
     def test_it_is_kept_with_the_adapters_of_which_it_is_none(self, hub: Hub, tmp_path: Path) -> None:
         self.resolve(tmp_path)
@@ -183,16 +195,18 @@ class TestFromTheHub:
         before = self.resolve(tmp_path)
         hub.online, hub.main = False, "b" * 40
         assert self.resolve(tmp_path) == before
-        with pytest.raises(SettingsError, match=r"LORAMEM_MODEL='org/tiny' is neither .* has been disabled"):
-            self.resolve(tmp_path / "another home")
+        with pytest.raises(SettingsError, match=r"LORAMEM_MODEL='org/other' is neither .* has been disabled"):
+            self.resolve(tmp_path, "org/other")
 
     def test_two_first_starts_take_the_same(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As of gateway and worker, with a commit upstream between their questions."""
         heads = iter(["a" * 40, "b" * 40])
         given: Any = hub.snapshot_download
 
-        def moving(repository: str, *, revision: str | None, **patterns: Any) -> str:
-            return str(given(repository, revision=revision or next(heads), **patterns))
+        def moving(repository: str, *, revision: str | None, local_files_only: bool, **patterns: Any) -> str:
+            if local_files_only:
+                raise LocalEntryNotFoundError("nothing is there yet")
+            return str(given(repository, revision=revision or next(heads), local_files_only=False, **patterns))
 
         monkeypatch.setattr("huggingface_hub.snapshot_download", moving)
         with ThreadPoolExecutor(2) as pool:

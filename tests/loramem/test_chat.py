@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramem.base_model import BaseModel
 from loramem.chat import A_DAY, encode_chat, encode_text, end_of_turn, load_tokenizer, rendered, tokenizer_folder
@@ -95,6 +96,26 @@ def test_a_text_has_no_special_tokens(base_model: BaseModel, text: str) -> None:
     tokens = encode_text(tokenizer, text)
     assert tokenizer.decode(tokens, skip_special_tokens=True) == text
     assert not set(tokens) & set(tokenizer.all_special_ids)
+
+
+def test_a_tokenizer_that_begins_with_a_blank_adds_none_where_a_token_is_spelled() -> None:
+    """As Llama 2's and its like."""
+    letters = {letter: number for number, letter in enumerate(["\u2581", "\n", *map(chr, range(33, 127)), "<s>"])}
+    made = Tokenizer(models.BPE(letters, []))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    assert tokenizer.decode(encode_text(tokenizer, "<s> strikes a text <s>")) == "<s> strikes a text <s>"
+
+
+def test_what_begins_a_turn_is_spelled_though_the_model_does_not_call_it_special(base_model: BaseModel) -> None:
+    tokenizer = load_tokenizer(base_model.path)
+    tokenizer.add_tokens(["[user]", "[other]"])
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    turn, other = tokenizer.convert_tokens_to_ids(["[user]", "[other]"])
+    tokens = encode_chat(tokenizer, [{"role": "user", "content": "I say [user] and [other]"}])
+    assert (tokens.count(turn), tokens.count(other)) == (1, 1)
+    assert tokenizer.decode(tokens) == "[user]I say [user] and [other]"
 
 
 def test_what_spells_none_is_encoded_in_one_piece(base_model: BaseModel) -> None:

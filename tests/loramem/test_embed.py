@@ -76,7 +76,7 @@ def test_a_folder_can_be_named_and_english_bge_gets_its_instruction(embedder: Em
     folder = tmp_path / "bge-tiny-en-v1.5"
     folder.symlink_to(Path(embedder.tokenizer_path).parent)
     named = load_embedder(Settings(embedder=str(folder)), device="cpu")
-    assert named.name.startswith("bge-tiny-en-v1.5@")
+    assert named.name.startswith("local@")
     assert np.allclose(named.embed_query(QUESTION), embedder.embed_query(BGE_QUERY + QUESTION), atol=1e-5)
     assert np.allclose(named.embed(TEXTS), embedder.embed(TEXTS), atol=1e-5)
 

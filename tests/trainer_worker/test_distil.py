@@ -84,6 +84,16 @@ def test_what_one_worker_has_asked_the_base_no_other_asks(folder: Path, tmp_path
     assert told([*second._anchors, second.unrelated]) == told(found)
 
 
+def test_kept_anchors_that_cannot_be_read_are_asked_for(
+    base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = anchors(base, tmp_path)
+    for file in tmp_path.glob("*/*.json"):
+        file.write_bytes(b"[[")
+    assert told(anchors(base, tmp_path)) == told(found)
+    assert "cannot be used" in caplog.text
+
+
 def test_anchors_of_a_model_that_may_answer_otherwise_are_asked_for(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

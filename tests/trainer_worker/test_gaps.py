@@ -28,7 +28,7 @@ def asking(reply: Callable[[str], str], asked: list[dict[str, object]]) -> Askin
         asked.append(body)
         return httpx.Response(200, json={"choices": [{"text": reply(body["prompt"])}]})
 
-    by = Writer("http://writer/v1", "m", concurrency=1, transport=httpx.MockTransport(answer))
+    by = Writer("http://writer/v1", "m", most_at_once=1, transport=httpx.MockTransport(answer))
     return Asking(by, lambda answered, planned: None, seed=0)
 
 

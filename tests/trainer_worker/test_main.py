@@ -56,7 +56,8 @@ def test_its_chores_run_and_sweep_what_nobody_needs(home: Path, monkeypatch: pyt
             chore()
 
     run(monkeypatch, loop)
-    assert {"sweep_retired", "sweep_temporary", "sweep_previews", "sweep_events", "sweep_checkpoints"} <= set(names)
+    sweeps = {"retired", "superseded", "temporary", "previews", "events", "checkpoints"}
+    assert {f"sweep_{name}" for name in sweeps} <= set(names)
     assert not left.exists()
 
 

@@ -26,7 +26,7 @@ def writer_that_says(*replies: str, asked: list[dict[str, object]] | None = None
         message = {"message": {"role": "assistant", "content": next(said)}}
         return httpx.Response(200, json={"choices": [message]})
 
-    by = Writer("http://writer/v1", "model", concurrency=1, transport=httpx.MockTransport(answer))
+    by = Writer("http://writer/v1", "model", most_at_once=1, transport=httpx.MockTransport(answer))
     return Asking(by, lambda answered, planned: None, seed=0)
 
 
