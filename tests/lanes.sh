@@ -1,19 +1,15 @@
 #!/usr/bin/env bash
-# All tests, in two lanes at once: those that start whole servers, and beside them all others, whose log comes at the end.
+# All tests, in two lanes: those that start whole servers, and all others, whose log comes at the end. Both at once where
+# there is memory for it: together they took some 10 GB.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 pytest=(.venv/bin/python -m pytest --durations=15)
 log=$(mktemp)
+free_gib=$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)
+flow_pid='' others_pid='' interrupted=0
 trap 'rm -f "$log"' EXIT
-
-set -m # each in a process group of its own: else what runs in the background would be deaf to interrupts
-OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "${pytest[@]}" -m "not flow" </dev/null >"$log" 2>&1 &
-others_pid=$!
-"${pytest[@]}" -m flow -p no:cacheprovider </dev/null &
-flow_pid=$!
-set +m
-trap 'kill -INT "$flow_pid" "$others_pid" 2>/dev/null' INT TERM HUP
+trap 'interrupted=1; kill -INT $flow_pid $others_pid 2>/dev/null' INT TERM HUP
 
 ended() { # the status of a child; a signal ends a `wait` before its child
   local status
@@ -21,7 +17,17 @@ ended() { # the status of a child; a signal ends a `wait` before its child
   while kill -0 "$1" 2>/dev/null; do wait "$1"; status=$?; done
   return "$status"
 }
-ended "$flow_pid"; flow=$?
+
+set -m # each in a process group of its own: else what runs in the background would be deaf to interrupts
+"${pytest[@]}" -m flow -p no:cacheprovider </dev/null &
+flow_pid=$!
+if ((free_gib < 12)); then
+  ended "$flow_pid"; flow=$?
+  ((interrupted)) && exit "$flow"
+fi
+OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "${pytest[@]}" -m "not flow" </dev/null >"$log" 2>&1 &
+others_pid=$!
+((free_gib < 12)) || { ended "$flow_pid"; flow=$?; }
 ended "$others_pid"; others=$?
 
 echo
