@@ -104,7 +104,7 @@ def test_a_tokenizer_that_begins_with_a_blank_adds_none_where_a_token_is_spelled
     made = Tokenizer(models.BPE(letters, []))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")  # type: ignore[no-untyped-call]
     assert tokenizer.decode(encode_text(tokenizer, "<s> strikes a text <s>")) == "<s> strikes a text <s>"
 
 
