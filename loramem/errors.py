@@ -17,6 +17,7 @@
     ├── Unavailable                  503  try again later; nothing was lost
     │   ├── EngineUnavailable        503
     │   ├── EngineBusy               503  other answers hold all that it has
+    │   ├── NamespaceBusy            503  it is being read into memory
     │   ├── WriterUnavailable        503  the job waits, no attempt is counted
     │   └── MakesWay                      a job that can wait lets another go first
     ├── StoredDataDamaged            500  a checksum does not match
