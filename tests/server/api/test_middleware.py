@@ -46,7 +46,7 @@ def test_the_log_names_what_is_wrong_and_not_what_was_sent(memory: Memory, caplo
     lines = [record.getMessage() for record in caplog.records if record.name == "server.api.errors"]
     assert lines == [
         "POST /documents: invalid-value external_id",
-        "POST /query: not-found document",
+        "POST /query: not-found document_ids",
         "PUT /documents/doc_1: unsupported-media-type file",
     ]
 

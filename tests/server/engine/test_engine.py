@@ -75,6 +75,11 @@ def test_no_series_are_kept_of_the_adapters_that_ran_together() -> None:
     assert "vllm:lora_requests_info" not in generate_latest().decode()
 
 
+class Vocabulary:
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0}
+
+
 def engine_with(**methods: Any) -> Engine:
     engine = Engine(Settings(), BaseModel(Path("nowhere"), "noting", "f" * 64))
     engine._llm = SimpleNamespace(errored=False, **methods)
@@ -205,7 +210,7 @@ def test_an_engine_that_was_stopped_starts_no_process(monkeypatch: pytest.Monkey
 
 def loads_by(from_engine_args: Callable[[object], None], monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr("vllm.v1.engine.async_llm.AsyncLLM.from_engine_args", from_engine_args)
-    monkeypatch.setattr("loramem.chat.load_tokenizer", lambda path: None)
+    monkeypatch.setattr("loramem.chat.load_tokenizer", lambda path: Vocabulary())
     monkeypatch.setattr("server.engine.options.set_environment", lambda settings: None)
     arguments = SimpleNamespace(speculative_config=None)
     monkeypatch.setattr("server.engine.options.engine_args", lambda settings, base: arguments)
