@@ -11,7 +11,7 @@ from tests.flow.live import Live, free_port
 
 QUICK = {"formats": ["original"], "max_seconds": 3, "mend": False}
 """Training that is long enough to be real and short enough for a test; the text itself is all it learns."""
-TAUGHT = {**QUICK, "max_seconds": 600}
+TAUGHT = {**QUICK, "max_seconds": 240}
 """Training that ends by its plan, not by the clock: for knowledge that is asked for."""
 
 HARBOUR = (
