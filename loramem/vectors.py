@@ -156,8 +156,12 @@ class VectorIndex:
         return sorted(waiting & recent.keys(), key=recent.__getitem__, reverse=True)
 
     def _note_asked(self) -> None:
+        """A start without it reads nothing beforehand: no reason to follow or keep nothing, as on a full disk."""
         self._noted_at = time.time()
-        self._snapshots.save_asked_at(self._recent())
+        try:
+            self._snapshots.save_asked_at(self._recent())
+        except OSError as error:
+            log.warning("which namespaces were asked cannot be noted: %s", error)
 
     def _recent(self) -> dict[str, float]:
         return {name: at for name, at in list(self._asked_at.items()) if time.time() - at < RECENT_S}
@@ -166,11 +170,11 @@ class VectorIndex:
         """Bring every namespace in memory up to date, so that no question has to."""
         with self._database.read() as session:
             newest = served.generations_of(session)
-        if time.time() - self._noted_at > NOTE_EVERY_S:
-            self._note_asked()
         for namespace, state in self.held().items():
             if newest.get(namespace, state.generation) != state.generation:
                 self.open(namespace)
+        if time.time() - self._noted_at > NOTE_EVERY_S:
+            self._note_asked()
 
     def open(self, namespace: str) -> None:
         """Read into memory what the next question in this namespace would have to."""

@@ -117,6 +117,21 @@ def test_namespaces_asked_lately_are_known_to_the_next_start(
     assert open_index().asked_before() == []
 
 
+def test_what_was_asked_need_not_be_noted(
+    open_index: Open, saved: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    index = open_index()
+    found(index, saved[0])
+    monkeypatch.setattr("loramem.vectors.NOTE_EVERY_S", 0.0)
+    monkeypatch.setattr(index._snapshots, "save_asked_at", full)
+    index.follow()
+    index.snapshot()
+    assert "cannot be noted: No space left" in caplog.text
+
+
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"default": "long ago"}'])
 def test_a_damaged_list_of_what_was_asked_harms_nobody(open_index: Open, tmp_path: Path, damage: bytes) -> None:
     open_index().snapshot()
