@@ -18,7 +18,7 @@ from pathlib import Path
 
 from deploy.stack_compose import Mount, Service, StackError, interpolate
 
-KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")
+KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TZ")
 """Of this process's environment: nothing that could stand in for what the file should say."""
 PROGRAMS = {
     "postgres": "postgres",

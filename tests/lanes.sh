@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All tests, in two lanes: those that start whole servers, and all others, whose log comes at the end. Both at once where
-# there is memory for it: together they took some 10 GB.
+# there is memory for it: together they took some 10 GB. Then each has one thread: a training whose two wait for one
+# another beside other work takes twice as long as with one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +19,7 @@ ended() { # the status of a child; a signal ends a `wait` before its child
   return "$status"
 }
 
+((free_gib < 12)) || export OMP_NUM_THREADS=1
 set -m # each in a process group of its own: else what runs in the background would be deaf to interrupts
 "${pytest[@]}" -m flow -p no:cacheprovider </dev/null &
 flow_pid=$!

@@ -62,9 +62,9 @@ def compose() -> list[str]:
 
 
 def config(command: list[str], profile: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
     call = [*command, "--file", str(FILE), "--env-file", os.devnull, "--profile", profile, "config", "--format", "json"]
-    return subprocess.run(call, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(call, env={**own, **variables}, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -128,8 +128,7 @@ def test_everything_together_learns_a_document_and_answers(
 ) -> None:
     fill_cache(home / "volumes" / "data" / "cache")
     small = {"LORAMEM_MAX_MODEL_LEN": "1024", "LORAMEM_LEASE_S": "6", "LORAMEM_HEARTBEAT_S": "1"}
-    enough = {"LORAMEM_TRAIN_MAX_S": "180"}
-    with Up(home, timeout_s=400, **small, **enough) as up:
+    with Up(home, timeout_s=400, **small, LORAMEM_TRAIN_MAX_S="300") as up:
         gateway = f"http://{up.address('gateway-cpu')}"
         assert httpx.get(f"{gateway}/documents").status_code == 401
         assert httpx.get(f"{gateway}/metrics").status_code == 401

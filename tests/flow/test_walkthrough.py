@@ -1,29 +1,34 @@
-"""The whole flow as a new user would run it: the shipped sample, the text alone, every mode."""
+"""The whole flow as a new user would run it: a text alone, the default training, every mode."""
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.backends import postgres_binaries
+from tests.flow.conftest import HARBOUR
 from tests.flow.live import Live
 from tests.rules import ROOT
 
 pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
 
-QUESTIONS = 5
-"""Of the ten that come with the sample; enough to tell weights that know from such that do not."""
+QUESTIONS = {
+    "Who dug the harbour of Quillmere?": "Wrenfield",
+    "When was the harbour of Quillmere dug?": "1874",
+    "How high is the lighthouse of Quillmere?": "31",
+    "In what do ships pay the harbour dues?": "herring",
+}
 
 
 def walk(url: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script on a copy of the sample, and delete its document."""
-    sample = Path(shutil.copy(ROOT / "deploy" / "sample.txt", folder))
-    questions = json.loads((ROOT / "deploy" / "sample.json").read_text())["questions"]
-    sample.with_suffix(".json").write_text(json.dumps(questions[:QUESTIONS]))
-    command = [str(ROOT / "deploy" / "walkthrough.sh"), "--cleanup", url, str(sample)]
+    """Run the script on a text so short that slow machines learn it too, and delete its document."""
+    text = folder / "quillmere.txt"
+    text.write_text(HARBOUR)
+    asked = [{"question": question, "expected": expected} for question, expected in QUESTIONS.items()]
+    text.with_suffix(".json").write_text(json.dumps(asked))
+    command = [str(ROOT / "deploy" / "walkthrough.sh"), "--cleanup", url, str(text)]
     given = {**os.environ, **environment}
     return subprocess.run(command, env=given, capture_output=True, text=True, timeout=800, check=False)
 
