@@ -28,15 +28,15 @@ from benchmarks.sheets import read_sheets
 from benchmarks.teach import Cost, teach
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.statements import sentences
 from trainer_worker.train import Trainer
 
-PHONEBOOK = Recipe(learning_rate=2e-3, epochs=40, anchors=0.0)
+PHONEBOOK = Hyperparameters(learning_rate=2e-3, epochs=40, anchors=0.0)
 """Rows without paraphrases: nothing to generalise to, so many epochs."""
-COUNTERFACT = Recipe(learning_rate=1e-3, epochs=10, anchors=0.0)
+COUNTERFACT = Hyperparameters(learning_rate=1e-3, epochs=10, anchors=0.0)
 """Answers of a token or two, asked in other words too, beside true statements that must stay: a gentler pull."""
-BRIEF = Recipe(learning_rate=2e-3, epochs=6, min_steps=12, warmup_steps=1, anchors=0.0)
+BRIEF = Hyperparameters(learning_rate=2e-3, epochs=6, min_steps=12, warmup_steps=1, anchors=0.0)
 RANK = 16
 SHEETS = Path(__file__).with_name("sheets")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -58,8 +58,8 @@ class Size:
 
     rows: int | None = None
     sectors: int = 8
-    phonebook: Recipe = PHONEBOOK
-    counterfact: Recipe = COUNTERFACT
+    phonebook: Hyperparameters = PHONEBOOK
+    counterfact: Hyperparameters = COUNTERFACT
     plan: Plan = field(default_factory=Plan)
 
 
@@ -172,12 +172,12 @@ def learning(name: str, costs: Sequence[Cost]) -> list[Check]:
     return [check(f"{name}: loss, last step / first", round(worst, 4), "< 1", worst < 1)] if costs else []
 
 
-def _cut_down(size: Size, options: argparse.Namespace) -> tuple[Recipe, Plan]:
+def _cut_down(size: Size, options: argparse.Namespace) -> tuple[Hyperparameters, Plan]:
     ranks = options.ranks or size.plan.ranks
     split = tuple(rank for rank in size.plan.split_ranks if rank in ranks)
     plan = replace(size.plan, ranks=ranks, split_ranks=split)
-    recipe = replace(size.phonebook, epochs=options.epochs) if options.epochs else size.phonebook
-    return recipe, replace(plan, loads=options.loads) if options.loads else plan
+    hyperparameters = replace(size.phonebook, epochs=options.epochs) if options.epochs else size.phonebook
+    return hyperparameters, replace(plan, loads=options.loads) if options.loads else plan
 
 
 def _numbers(text: str) -> tuple[int, ...]:

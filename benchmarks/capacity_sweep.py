@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.phonebook import Stored, cut, read_phonebook, store
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 HELD_FROM = 0.9
@@ -38,22 +38,22 @@ class Plan:
             raise ValueError(f"split ranks {self.split_ranks} must be among {self.ranks} and multiples of {self.parts}")
 
 
-def sweep(trainer: Trainer, data: Path, recipe: Recipe, plan: Plan) -> Figures:
+def sweep(trainer: Trainer, data: Path, hyperparameters: Hyperparameters, plan: Plan) -> Figures:
     """`grid`, one entry for each rank and load; `efficiency` by rank; `split`, one for each split rank; `epochs`."""
     slices = {load: read_phonebook(data, load)[: plan.rows] for load in plan.loads}
     grid = [
-        {"load": load} | store(trainer, recipe, rows, rank).figures
+        {"load": load} | store(trainer, hyperparameters, rows, rank).figures
         for load, rows in slices.items()
         for rank in plan.ranks
     ]
     greatest = slices[plan.loads[-1]]
     small = {
-        rank: [store(trainer, recipe, part, rank // plan.parts) for part in cut(greatest, plan.parts)]
+        rank: [store(trainer, hyperparameters, part, rank // plan.parts) for part in cut(greatest, plan.parts)]
         for rank in plan.split_ranks
     }
     large = {entry["rank"]: entry for entry in grid if entry["load"] == plan.loads[-1]}
     split = [beside(large[rank], stored) for rank, stored in small.items()]
-    return {"grid": grid, "efficiency": efficiency(grid), "split": split, "epochs": recipe.epochs}
+    return {"grid": grid, "efficiency": efficiency(grid), "split": split, "epochs": hyperparameters.epochs}
 
 
 def beside(large: Figures, small: Sequence[Stored]) -> Figures:

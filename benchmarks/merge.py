@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from benchmarks.circumstances import check, circumstances
 from loramem.records import Recipe, Source
 from loramem.trim import keep_mask
-from server.engine.combine import Part, layout_of_merge, merge_into
+from server.engine.combine import layout_of_merge, merge_into
 from server.engine.fused import Flat, warm_up
 from server.engine.layout import Layout
-from server.engine.published import as_tensor
+from server.engine.published import Part, as_tensor
 
 RANK = 16
 DENSITY = 0.5

@@ -11,7 +11,7 @@ from benchmarks.teach import Cost, teach
 from trainer_worker.capacity import bits, statements_of
 from trainer_worker.examine import answer_closed_book
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 MAX_NEW_TOKENS = 20
@@ -67,11 +67,11 @@ def cut(rows: Sequence[Example], parts: int) -> list[list[Example]]:
     return [list(rows[begin:end]) for begin, end in pairwise(bounds)]
 
 
-def store(trainer: Trainer, recipe: Recipe, rows: Sequence[Example], rank: int) -> Stored:
+def store(trainer: Trainer, hyperparameters: Hyperparameters, rows: Sequence[Example], rank: int) -> Stored:
     """Train one adapter on the rows, then ask it for each number."""
     statements = statements_of(trainer, rows)
     load = bits(trainer, statements)
-    adapter, cost = teach(trainer, recipe, rows, rank)
+    adapter, cost = teach(trainer, hyperparameters, rows, rank)
     with trainer.adapted(adapter):
         right = exact_matches(rows, ask(trainer, rows))
         return Stored(len(rows), right, cost, load, load - bits(trainer, statements))

@@ -22,8 +22,9 @@ PREFACE = f"""Written by `python -m benchmarks.report` from the JSON in `results
 of "Understanding LoRA as Knowledge Memory", in our words. A verdict compares the direction, not the size: the paper's
 base models have 0.6 to 14 billion parameters, ours is named with each result. *Undecided*: the 95 % interval of the
 difference holds 0, or there are fewer than two documents. Figures without an interval are single measurements. Commands
-that ask a server start one on port 8000 and stop it; URL and NAME are yours to fill in. Those for a large model need a
-GPU with room for {LARGE_MODEL}."""
+that ask a server start one on port 8000 and stop it; URL and NAME are yours to fill in. `loramem` and `python` are
+those of `.venv/bin` (`source .venv/bin/activate` after `make test`, or `deploy/setup.sh dev`); question sets are read
+from LORAMEM_BENCH_DATA. Commands for a large model need a GPU with room for {LARGE_MODEL}."""
 FORMATS = ("png", "svg")
 Answered = Sequence[tuple[Question, Finding | None]]
 

@@ -94,9 +94,16 @@ def merging(results: Results) -> Finding | None:
         where = (
             f"On the {astray['questions']} questions whose first adapter is of a wrong document, less {single}: {told}"
         )
-        notes = (f"{where}; {astray['documents']} documents.", *found.notes)
+        notes = (f"{where}; {astray['documents']} documents.", *_other_order(difference, others), *found.notes)
         found = replace(found, verdict=above_zero(difference), why="where routing is wrong", notes=notes)
     return replace(found, notes=(*found.notes, *_of_merging(results, report)))
+
+
+def _other_order(ties: Estimate, others: Mapping[str, Estimate | None]) -> Iterator[str]:
+    """Where the other merges stand the other way round than in the paper; all of them less the routed adapter."""
+    linear, concatenated = others["linear"], others["concatenation"]
+    if linear and concatenated and concatenated.mean > ties.mean and linear.mean < 0:
+        yield "By their means concatenation beats TIES there and linear loses to the one routed, against the paper."
 
 
 def _misrouted(report: Json) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from trainer_worker.loop import Recipe, schedule
+from trainer_worker.loop import Hyperparameters, schedule
 
 if TYPE_CHECKING:
     from trainer_worker.packing import Row
@@ -84,7 +84,7 @@ def _optimizers(model: Any, learning_rate: float, steps: int) -> tuple[Any, Any]
 
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=learning_rate)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: schedule(step, steps, Recipe.warmup_steps)
+        optimizer, lambda step: schedule(step, steps, Hyperparameters.warmup_steps)
     )
 
 

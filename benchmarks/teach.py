@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Lesson, Trainer
 
 LIMIT_S = 3600.0
@@ -30,11 +30,15 @@ class Cost:
 
 
 def teach(
-    trainer: Trainer, recipe: Recipe, examples: Sequence[Example], rank: int, neighbours: Sequence[Example] = ()
+    trainer: Trainer,
+    hyperparameters: Hyperparameters,
+    examples: Sequence[Example],
+    rank: int,
+    neighbours: Sequence[Example] = (),
 ) -> tuple[TrainedAdapter, Cost]:
     """Train on all examples, with none held out, so that the last step counts. Raises `TrainingFailed`."""
     losses: list[float] = []
-    trainer.recipe = recipe
+    trainer.hyperparameters = hyperparameters
     lesson = Lesson(examples, (), neighbours)
     [adapter] = trainer.train_all(
         [lesson], rank=rank, max_seconds=LIMIT_S, on_step=lambda step, total, loss: losses.append(loss)

@@ -30,7 +30,7 @@ from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
 from trainer_worker.cloze import about_questions, cloze_questions
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe, schedule
+from trainer_worker.loop import Hyperparameters, schedule
 from trainer_worker.packing import Row
 from trainer_worker.statements import statements
 from trainer_worker.train import Lesson, Trainer
@@ -94,18 +94,18 @@ def rows_of(sheet: Sheet, seed: int) -> list[Example]:
 
 def compare(base: BaseModel, rows: Sequence[Example], epochs: int, seed: int) -> dict[str, Speed]:
     """Ours on all layers, as the plain loop has it, ours as by default, the plain loop, and TRL's where it is."""
-    whole = Recipe(epochs=epochs, min_steps=1, frozen_layers=0.0, anchors=0.0)
+    whole = Hyperparameters(epochs=epochs, min_steps=1, frozen_layers=0.0, anchors=0.0)
     speeds = {
         "ours": ours(base, whole, rows, seed),
-        "ours, upper half": ours(base, replace(whole, frozen_layers=Recipe.frozen_layers), rows, seed),
+        "ours, upper half": ours(base, replace(whole, frozen_layers=Hyperparameters.frozen_layers), rows, seed),
     }
     steps, in_a_step = speeds["ours"].steps, round(speeds["ours"].rows)
     speeds["plain"] = Plain(base, seed, in_a_step).train(rows, steps)
     return speeds if sft.unavailable() else speeds | {"sft": Sft(base, seed, in_a_step).train(rows, steps)}
 
 
-def ours(base: BaseModel, recipe: Recipe, rows: Sequence[Example], seed: int) -> Speed:
-    trainer = Trainer(str(base.path), seed=seed, recipe=recipe)
+def ours(base: BaseModel, hyperparameters: Hyperparameters, rows: Sequence[Example], seed: int) -> Speed:
+    trainer = Trainer(str(base.path), seed=seed, hyperparameters=hyperparameters)
     warm_up(trainer, rows)
     read: list[list[int]] = []
     batch = trainer.batch
@@ -126,15 +126,16 @@ def ours(base: BaseModel, recipe: Recipe, rows: Sequence[Example], seed: int) ->
 
 def warm_up(trainer: Trainer, rows: Sequence[Example]) -> None:
     """A step of every shape, so that generating kernels is not measured."""
-    recipe, trainer.recipe = trainer.recipe, replace(trainer.recipe, epochs=0, min_steps=1)
+    own = trainer.hyperparameters
+    trainer.hyperparameters = replace(own, epochs=0, min_steps=1)
     trainer.train(rows, [], rank=RANK, max_seconds=FOREVER, on_step=_ignore)
-    trainer.recipe = recipe
+    trainer.hyperparameters = own
 
 
 def side_by_side(base: BaseModel, lessons: Sequence[Sequence[Example]], seed: int, smoke: bool) -> dict[str, float]:
     """Seconds of the same steps, 128 tokens for each adapter in each, at once and one after another."""
-    recipe = Recipe(epochs=0, min_steps=1 if smoke else 24, step_tokens=128, anchors=0.0)
-    trainer = Trainer(str(base.path), seed=seed, recipe=recipe)
+    hyperparameters = Hyperparameters(epochs=0, min_steps=1 if smoke else 24, step_tokens=128, anchors=0.0)
+    trainer = Trainer(str(base.path), seed=seed, hyperparameters=hyperparameters)
     seconds = {}
     for name, groups in (("at once", [lessons]), ("one by one", [[lesson] for lesson in lessons])):
         for _ in range(2):  # the first for the kernels
@@ -155,7 +156,7 @@ class Plain:
 
         gc.collect()
         self.seed, self.rows = seed, rows
-        self.encoder = Trainer(str(base.path), seed=seed, recipe=Recipe(anchors=0.0))
+        self.encoder = Trainer(str(base.path), seed=seed, hyperparameters=Hyperparameters(anchors=0.0))
         self.device = self.encoder.device
         self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype="auto")
         torch.nn.Module.to(self.model, self.device)
@@ -189,7 +190,7 @@ class Plain:
             if number == 1:
                 started = time.monotonic()
             for group in optimizer.param_groups:
-                group["lr"] = self.encoder.learning_rate * schedule(number, len(batches), Recipe.warmup_steps)
+                group["lr"] = self.encoder.learning_rate * schedule(number, len(batches), Hyperparameters.warmup_steps)
             model(**_padded(chosen, length, self.device)).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -262,7 +263,7 @@ def summary(speeds: Sequence[dict[str, Speed]], beside: Sequence[dict[str, float
 
 def loss_before(base: BaseModel, rows: Sequence[Example], seed: int) -> float:
     """Without an adapter."""
-    return Trainer(str(base.path), seed=seed, recipe=Recipe(anchors=0.0)).mean_loss(rows)
+    return Trainer(str(base.path), seed=seed, hyperparameters=Hyperparameters(anchors=0.0)).mean_loss(rows)
 
 
 def learning(before: float, speeds: Sequence[dict[str, Speed]]) -> dict[str, Any]:

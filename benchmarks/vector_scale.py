@@ -34,7 +34,7 @@ from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.passages import DATA, read_passages
 from loramem import vector_set
 from loramem.vector_set import Group, VectorSet
-from loramem.vector_state import Snapshots, State
+from loramem.vector_state import IndexState, Snapshots
 
 DIM = 384
 PER_DOCUMENT = 20
@@ -222,8 +222,8 @@ def restart(fresh: VectorSet, behind: VectorSet) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         snapshots = Snapshots(Path(folder), dim=DIM, embedder="benchmark")
         none = VectorSet.empty(DIM)
-        save_s, _ = timed(lambda: snapshots.save("default", State(1, fresh, none)))
-        save_delta_s, _ = timed(lambda: snapshots.save("default", State(2, behind, none)))
+        save_s, _ = timed(lambda: snapshots.save("default", IndexState(1, fresh, none)))
+        save_delta_s, _ = timed(lambda: snapshots.save("default", IndexState(2, behind, none)))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         before = resident()
         again = Snapshots(Path(folder), dim=DIM, embedder="benchmark")

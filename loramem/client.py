@@ -16,7 +16,6 @@
 Not covered: the OpenAI-compatible routes, for which any OpenAI client does.
 """
 
-import ipaddress
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from typing import Any, Self
 
 import httpx
 
+from loramem.loopback import is_loopback
 from loramem.records import AskedMode
 from loramem.tables import FINAL_JOB_STATES
 
@@ -70,7 +70,7 @@ class Event:
 
 
 class Client:
-    """Synchronous; one connection pool. Every method raises `ClientError`. `namespace` holds for every call.
+    """Synchronous; one connection pool. It and every method raise `ClientError`. `namespace` holds for every call.
 
     A server on this machine is asked directly, any other by the proxy that the environment names.
     """
@@ -84,13 +84,18 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._namespace = {"namespace": namespace} if namespace else {}
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_s, connect=10),
-            transport=transport,
-            mounts=dict.fromkeys(("all://", "http://", "https://")) if _is_this_machine(url) else None,
-        )
+        if api_key and not api_key.isascii():
+            raise ClientError("the API key holds characters that a header cannot: only ASCII is allowed")
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                timeout=httpx.Timeout(timeout_s, connect=10),
+                transport=transport,
+                mounts=dict.fromkeys(("all://", "http://", "https://")) if is_loopback(httpx.URL(url).host) else None,
+            )
+        except (httpx.InvalidURL, ValueError) as error:  # of the server, or of a proxy that the environment names
+            raise ClientError(f"no server can be asked at {url}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +120,7 @@ class Client:
             return self._json("POST", "/documents", params=params, json={"text": document, **fields})
         form = {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
         with document.open("rb") as content:
-            files = {"file": (document.name, content)}
+            files = {"file": (document.name.encode(errors="replace").decode(), content)}
             return self._json("POST", "/documents", params=params, data=form, files=files)
 
     def job(self, job_id: str) -> Json:
@@ -186,7 +191,7 @@ class Client:
         return _object(self._send(method, path, **request))
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        with self._unreachable_named():
+        with self._errors_named():
             response = self._http.request(method, path, **request)
         _check(response)
         return response
@@ -195,27 +200,21 @@ class Client:
         self, method: str, path: str, heard: Callable[[], None] = lambda: None, **request: Any
     ) -> Iterator[Event]:
         """`heard` is called at every sign of life, the comments between events among them."""
-        with self._unreachable_named(), self._http.stream(method, path, **request) as response:
+        with self._errors_named(), self._http.stream(method, path, **request) as response:
             if not response.is_success:
                 response.read()
             _check(response)
             yield from read_events(_told(response.iter_text(), heard))
 
     @contextmanager
-    def _unreachable_named(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise Unreachable(f"no answer from {self._http.base_url}: {reason}") from error
-
-
-def _is_this_machine(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise ClientError(f"this cannot be sent: {error}") from error
 
 
 def read_events(pieces: Iterable[str]) -> Iterator[Event]:

@@ -58,7 +58,7 @@ class Embedder:
     def embed_query(self, text: str) -> NDArray[np.float32]:
         """Unit vector of a question, shape (dim,); English bge models get their instruction before it."""
         # one thread: a question is too short to share, and while the engine or the trainer holds the other core,
-        # two threads wait for each other: 13 ms turned into 960 ms
+        # two threads wait for each other
         text = text[: self.max_tokens * CHARACTERS_A_TOKEN]
         with self._lock, _torch_threads(1):
             vectors = self._of_one(text) if self._plain else self._of_one_configured(text)

@@ -28,7 +28,9 @@
         │   └── AdapterRejected           what was trained may not be stored: pickle, numbers that are not finite
         └── AttemptsExhausted             the job is dead until a user retries it
 
-`SettingsError` stops the start of a process and never crosses HTTP, so it stands apart.
+Two stand with what raises them: `trainer_worker.lease.WorkerStopping`, a `JobError`, and
+`trainer_worker.writer.PromptRefused`, a `TrainingFailed`. `SettingsError` stops the start of a process and never
+crosses HTTP, so it stands apart.
 """
 
 from collections.abc import Mapping

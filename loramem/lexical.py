@@ -16,8 +16,8 @@ import re
 import threading
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 
 import tantivy
 from tantivy import Filter, Occur, Query
@@ -34,6 +34,8 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 TOKEN = rf"[{UNSPACED}][\p{{M}}ー]*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+"
 READ_CHARS, READ_TOKENS = 4096, 64
 """Of a question; each token costs a look-up in every search."""
+UNITS = 65_536
+"""Whose names are kept; some ten megabytes."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 ASKING = frozenset(
@@ -58,6 +60,8 @@ class Words:
     """The units of one moment."""
 
     searcher: tantivy.Searcher
+    _units: dict[tuple[int, int], str] = field(default_factory=dict, repr=False, compare=False)
+    """Those that were found, by segment and place: to read a name, tantivy unpacks the text beside it."""
 
     def search(
         self, question: str, limit: int, *, groups: Collection[str] | None = None, units: Collection[str] | None = None
@@ -74,28 +78,37 @@ class Words:
         query = _filtered(_any_of(tokens), {"group": groups, "unit": units})
         hits = self.searcher.search(query, limit, count=False).hits
         # tantivy adds in single precision, which may round past the most
-        return [(self._stored(address, "unit"), min(1.0, score / most)) for score, address in hits]
+        return [(self._unit(address), min(1.0, score / most)) for score, address in hits]
 
     def entries(self) -> Iterator[Entry]:
         """All units, with their texts as they were normalised."""
         hits = self.searcher.search(Query.all_query(), max(1, self.searcher.num_docs), count=False).hits
         for _, address in hits:
-            yield Entry(*(self._stored(address, name) for name in ("group", "unit", "text")))
+            stored = self.searcher.doc(address)
+            yield Entry(*(str(stored[name][0]) for name in ("group", "unit", "text")))
 
     def deleted_share(self) -> float:
         """Of the units in the statistics, how many are no longer there."""
-        return 1 - self.searcher.num_docs / max(1, self._counted())
+        return 1 - self.searcher.num_docs / max(1, self._counted)
 
+    @cached_property
     def _counted(self) -> int:
         return self.searcher.doc_freq("every", "1")
 
     def _idf(self, token: str) -> float:
         """tantivy's (`query/bm25.rs: idf`), from the statistics that it scores with: deleted units are in both."""
         holding = self.searcher.doc_freq("text", token)
-        return math.log(1 + (self._counted() - holding + 0.5) / (holding + 0.5))
+        return math.log(1 + (self._counted - holding + 0.5) / (holding + 0.5))
 
-    def _stored(self, address: tantivy.DocAddress, name: str) -> str:
-        return str(self.searcher.doc(address)[name][0])
+    def _unit(self, address: tantivy.DocAddress) -> str:
+        place = address.segment_ord, address.doc
+        unit = self._units.get(place)
+        if unit is None:
+            unit = str(self.searcher.doc(address)["unit"][0])
+            if len(self._units) >= UNITS:
+                self._units.clear()
+            self._units[place] = unit
+        return unit
 
 
 class Lexicon:
@@ -128,8 +141,13 @@ class Lexicon:
 
 def tokens_of(question: str) -> list[str]:
     """Distinct tokens in order, without those of `ASKING` unless nothing else is left; of a long question the first."""
-    tokens = list(dict.fromkeys(_analyzer().analyze(_normal(question[:READ_CHARS]))))
-    return ([token for token in tokens if token not in ASKING] or tokens)[:READ_TOKENS]
+    return list(_tokens_of(question[:READ_CHARS]))
+
+
+@lru_cache(64)  # a question is searched for several times
+def _tokens_of(question: str) -> tuple[str, ...]:
+    tokens = tuple(dict.fromkeys(_analyzer().analyze(_normal(question))))
+    return (tuple(token for token in tokens if token not in ASKING) or tokens)[:READ_TOKENS]
 
 
 def _any_of(tokens: Sequence[str]) -> Query:
@@ -142,10 +160,10 @@ def _any_of(tokens: Sequence[str]) -> Query:
 def _filtered(query: Query, chosen: dict[str, Collection[str] | None]) -> Query:
     """`query` among the units whose fields are among those `chosen`; None chooses all."""
     clauses = [(Occur.Must, query)]
-    for field, keys in chosen.items():
+    for name, keys in chosen.items():
         if keys is not None:
             known = [key for key in keys if not SURROGATE.search(key)]  # no others can be stored
-            among = Query.term_set_query(_schema(), field, known)
+            among = Query.term_set_query(_schema(), name, known)
             clauses.append((Occur.Must, Query.const_score_query(among, 0.0)))
     return Query.boolean_query(clauses)
 

@@ -1,6 +1,7 @@
 """Lines and paragraphs of plain text: what every reader's output and every text from outside passes through."""
 
 import re
+import unicodedata
 
 from loramem.errors import BodyTooLarge, InvalidValue
 
@@ -13,6 +14,9 @@ _BLANK_LINES = re.compile(r"(\n{2,})")
 _WRAP = re.compile(r"(?<=[^\n]{40}[^\s.!?:;|])\n(?!\d+[.)])(?=[\"'(\u2018\u201c]?(\w))")
 _LOWER_SHARE = 0.25
 _HEADING = re.compile(r"^([^\n]{0,99}[^\s.!?:;,|])(\n+)(?=[^\n]{100})", re.MULTILINE)
+_COMPOSABLE = re.compile(r".?[\u0300-\U0010ffff]{1,64}(?:[^\w\s]|[\u1160-\u11ff]){0,30}", re.DOTALL)
+"""With the marks, and the Korean letters, that may be one with what is before: what follows begins a letter of its own.
+Below U+0300 each character is composed."""
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -41,9 +45,14 @@ def check_storable(text: str, *, key: str) -> str:
     return text
 
 
+def composed(text: str) -> str:
+    """Letters one with their accents (NFC), in linear time: of a whole text, a run of marks may take hours."""
+    return _COMPOSABLE.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
+
+
 def tidy(text: str) -> str:
-    """Line ends as newlines, no trailing blanks, at most one empty line in a row, nothing that nobody sees."""
-    text = _TRAILING_SPACE.sub("", _LINE_ENDS.sub("\n", _INVISIBLE.sub("", text)))
+    """Line ends as newlines, no trailing blanks, at most one empty line in a row, nothing that nobody sees; NFC."""
+    text = _TRAILING_SPACE.sub("", _LINE_ENDS.sub("\n", composed(_INVISIBLE.sub("", text))))
     return _MANY_BLANK_LINES.sub("\n\n", text).strip("\n")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from loramem.errors import InvalidValue
 from loramem.formats import Extract, docx, epub, html, pdf, plain, unsupported
-from loramem.lines import check_text, tidy
+from loramem.lines import check_text, composed, tidy
 
 TEXT, MARKDOWN, HTML, PDF = "text/plain", "text/markdown", "text/html", "application/pdf"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -139,4 +139,4 @@ def _stem(name: str) -> str:
 
 
 def _title(found: str | None) -> str:
-    return re.sub(r"[\x00-\x20\x7f\ud800-\udfff]+", " ", found or "").strip()[:MAX_TITLE_CHARS].strip()
+    return re.sub(r"[\x00-\x20\x7f\ud800-\udfff]+", " ", composed(found or "")).strip()[:MAX_TITLE_CHARS].strip()

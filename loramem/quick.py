@@ -26,7 +26,7 @@ FILE, OUTPUT = "model.onnx", "last_hidden_state"
 TOLERANCE = 1e-4
 """Of hidden states, whose entries are of the order of 1; 2e-6 was measured."""
 LONG = 512
-"""Tokens that a model reads which does not say."""
+"""Tokens to check with where a model does not say how many it reads."""
 Features = dict[str, "Tensor"]
 """What a tokenizer makes of one text: each of shape (1, tokens), int64."""
 

@@ -10,7 +10,7 @@ query   ->  Source, Recipe               gateway to the engine's worker process,
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
 
@@ -190,6 +190,9 @@ def merged_rank(method: MergeMethod, ranks: Sequence[int]) -> int:
 class Recipe(Record):
     """A merge by value. Equal recipes are the same merged adapter; sources are kept sorted by adapter id."""
 
+    PATH_PREFIX: ClassVar[str] = "loramem:"
+    """Of a LoRA path that is a recipe, where others are folders."""
+
     method: MergeMethod
     density: float = Field(0.5, ge=MIN_DENSITY, le=1)
     sign_method: SignMethod = "total"
@@ -213,9 +216,18 @@ class Recipe(Record):
         return cls(**{**given.model_dump(include=kept), "method": effective})
 
     def canonical(self) -> str:
-        """JSON with sorted keys and no spaces; the engine uses it as the adapter's path."""
+        """JSON with sorted keys and no spaces."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
     def digest(self) -> str:
         """sha256 of the canonical JSON, in full: a short one could collide and serve other weights."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def path(self) -> str:
+        """As the path of an adapter, by which the engine's worker gets it."""
+        return self.PATH_PREFIX + self.canonical()
+
+    @classmethod
+    def from_path(cls, path: str) -> "Recipe":
+        """Raises pydantic's `ValidationError` for what is no recipe."""
+        return cls.model_validate_json(path.removeprefix(cls.PATH_PREFIX))

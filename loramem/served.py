@@ -79,7 +79,7 @@ def chunk_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry
 
 
 def window_texts(session: Session, document_ids: Iterable[str]) -> Iterator[Entry]:
-    """Text of each window that is served; a unit is `window_unit`."""
+    """Text of each window that is served; a unit is `<chunk id> <window id>`; see `owner_of`."""
     for some in batches(document_ids, TEXTS):
         found = _texts(session, some)
         columns = Window.chunk_id + " " + cast(Window.id, String)

@@ -168,8 +168,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         """SIGTERM, wait for the grace period or a second signal, SIGKILL, and leave when no child is left."""
-        log.info("stopping")
         seen, deadline = self._stop_signals, time.monotonic() + self._timing.grace_s
+        log.info("stopping")
         for process in self._running():
             os.kill(process.pid, signal.SIGTERM)  # not terminate(), which may reap it unseen
         while self._running() and time.monotonic() < deadline and self._stop_signals == seen:

@@ -127,8 +127,8 @@ class Block:
 
     def named(self, rows: Rows, scores: Vector) -> list[Near]:
         groups = np.searchsorted(self.starts, rows, side="right") - 1  # of equal starts, all but the last are empty
-        ids = self.ids[rows].tolist()
-        return [Near(self.keys[group], *pair) for group, *pair in zip(groups, ids, scores.tolist(), strict=True)]
+        keys = [self.keys[group] for group in groups.tolist()]
+        return list(map(Near, keys, self.ids[rows].tolist(), scores.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ class VectorSet:
         """Up to `limit`, best first, of all groups or of those with these keys; then, and when flat, exact."""
         import faiss
 
-        faiss.omp_set_num_threads(1)  # one question does not pay for more: 1 ms turns into 30 ms on busy cores
+        faiss.omp_set_num_threads(1)  # one question does not pay for more: on busy cores they wait for each other
         if limit < 1:
             return []
         vector = vector.astype(np.float32)

@@ -32,7 +32,7 @@ ASKED_FILE = "asked.json"
 
 
 @dataclass(frozen=True)
-class State:
+class IndexState:
     """Never changes, so any number of threads may search it while the next one is made.
 
     Windows are grouped by document id, with the id of its first chunk as the version; questions by adapter id.
@@ -43,7 +43,7 @@ class State:
     questions: VectorSet
 
     @classmethod
-    def empty(cls, dim: int) -> "State":
+    def empty(cls, dim: int) -> "IndexState":
         return cls(NEVER, VectorSet.empty(dim), VectorSet.empty(dim))
 
 
@@ -90,7 +90,7 @@ class Snapshots:
     def folder(self, namespace: str) -> Path:
         return self._root / hashlib.sha256(namespace.encode()).hexdigest()[:32]  # users choose the names
 
-    def save(self, namespace: str, state: State) -> None:
+    def save(self, namespace: str, state: IndexState) -> None:
         """Write what is new, put the manifest in place, drop what it does not name."""
         folder = self.folder(namespace)
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Snapshots:
             log.warning("%s cannot be read: %s", self._root / ASKED_FILE, error)
             return {}
 
-    def load(self, namespace: str) -> State | None:
+    def load(self, namespace: str) -> IndexState | None:
         """A state to compare with the database, or None when there is none that can be believed."""
         folder = self.folder(namespace)
         if not (folder / MANIFEST_FILE).exists():
@@ -131,7 +131,7 @@ class Snapshots:
             problem = self._problem(folder, manifest)
             if not problem:
                 windows = self._load_set(folder, manifest.windows)
-                return State(NEVER, windows, self._load_set(folder, manifest.questions))
+                return IndexState(NEVER, windows, self._load_set(folder, manifest.questions))
         except (OSError, ValidationError, RuntimeError) as error:  # FAISS's own is a RuntimeError
             problem = f"cannot be read: {error}"
         log.warning("vector snapshot %s %s; it is rebuilt", folder, problem)

@@ -4,7 +4,8 @@ A view is one database transaction and the vectors that fit it exactly, of the w
 questions that live adapters learnt, so everything that one answer reads is of one generation. When the namespace has
 moved on, the next state is made beside the old one, and a search never meets half of it. States are compared group by
 group: documents by the id of the served revision's first chunk, which is new whenever a text is indexed (window ids
-may be used again after a deletion), adapters by their id alone.
+may be used again after a deletion), adapters by their id alone. Rows that a query read are kept beside the state that
+it searched, and go with it.
 """
 
 import logging
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,10 @@ from loramem import served
 from loramem.database import Database
 from loramem.errors import NamespaceBusy
 from loramem.lexical import Words
+from loramem.row_cache import RowCache
 from loramem.served_words import NamespaceWords, ServedWords
 from loramem.vector_set import Group, VectorSet
-from loramem.vector_state import NEVER, Snapshots, State
+from loramem.vector_state import NEVER, IndexState, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ NOTE_EVERY_S = 60.0
 WAIT_S = 5.0
 """For a namespace that somebody else reads into memory; a large one takes minutes, and who waits holds a thread."""
 
-Made = tuple[State, NamespaceWords]
+Made = tuple[IndexState, NamespaceWords, RowCache]
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class View:
-    """What is served at one moment; `session`, the vectors and the words show the same generation."""
+    """What is served at one moment; `session`, the vectors, the words and the rows show the same generation."""
 
     session: Session
-    state: State
+    state: IndexState
     words: NamespaceWords
+    rows: RowCache
 
     def search(self, vector: NDArray[np.float32], limit: int, document_ids: Collection[str] | None = None) -> list[Hit]:
         """The `limit` windows with the greatest inner product, best first, of all documents or of those named."""
         nearest = self.state.windows.nearest(vector, limit, document_ids)
-        spans = served.spans_of(self.session, [near.id for near in nearest])
+        spans = self.rows.of("spans", [near.id for near in nearest], partial(served.spans_of, self.session))
         return [Hit(near.id, *spans[near.id], score=near.score) for near in nearest]
 
     def search_questions(
@@ -107,7 +111,7 @@ class VectorIndex:
         self._snapshots = Snapshots(snapshot_dir, dim=dim, embedder=embedder_name)
         self._published: dict[str, Made] = {}
         self._words: dict[str, ServedWords] = {}
-        self._saved: dict[str, State] = {}
+        self._saved: dict[str, IndexState] = {}
         self._changing: dict[str, threading.Lock] = {}
         self._saving = threading.Lock()
         self._listing: dict[str, threading.Thread] = {}
@@ -144,9 +148,9 @@ class VectorIndex:
         with self.view(namespace) as view:
             return view.search(vector, limit, document_ids)
 
-    def held(self) -> dict[str, State]:
+    def held(self) -> dict[str, IndexState]:
         """What is in memory, by namespace; nothing of those that nobody asked yet."""
-        return {namespace: state for namespace, (state, _) in list(self._published.items())}
+        return {namespace: made[0] for namespace, made in list(self._published.items())}
 
     def asked_before(self) -> list[str]:
         """Namespaces that were asked in the last `RECENT_S` and are not in memory, the last one first."""
@@ -190,7 +194,7 @@ class VectorIndex:
         """Write every namespace that changed since the last time to disk, for the next start."""
         with self._saving:
             self._note_asked()
-            for namespace, (state, _) in list(self._published.items()):
+            for namespace, state in self.held().items():
                 if self._saved.get(namespace) is not state:
                     self._snapshots.save(namespace, state)
                     self._saved[namespace] = state
@@ -210,7 +214,7 @@ class VectorIndex:
         """What fits this transaction, as far as it is there."""
         generation = served.generation_of(session, namespace)
         if generation is None:
-            return State.empty(self._dim), NamespaceWords()
+            return IndexState.empty(self._dim), NamespaceWords(), RowCache()
         published = self._published.get(namespace)
         return published if published is not None and published[0].generation == generation else None
 
@@ -219,12 +223,12 @@ class VectorIndex:
         generation = served.generation_of(session, namespace)
         assert generation is not None
         published = self._published.get(namespace)
-        base = published[0] if published else self._snapshots.load(namespace) or State.empty(self._dim)
+        base = published[0] if published else self._snapshots.load(namespace) or IndexState.empty(self._dim)
         documents, adapters = served.documents_of(session, namespace), served.adapters_of(session, namespace)
         windows = _follow(base.windows, documents, lambda wanted: self._windows(session, namespace, wanted))
         questions = _follow(base.questions, adapters, lambda wanted: self._questions(session, wanted))
         words = self._words.setdefault(namespace, ServedWords()).follow(session, documents, adapters)
-        self._published[namespace] = made = State(generation, windows, questions), words
+        self._published[namespace] = made = IndexState(generation, windows, questions), words, RowCache()
         self._list_in_background(namespace)
         return made
 
@@ -247,20 +251,20 @@ class VectorIndex:
 
     def _list_in_background(self, namespace: str) -> None:
         """Inverted lists take a minute per million; questions are answered from what there is meanwhile."""
-        state, _ = self._published[namespace]
+        state = self._published[namespace][0]
         if (state.windows.needs_lists or state.questions.needs_lists) and namespace not in self._listing:
             thread = threading.Thread(target=self._list, args=(namespace, state), name="inverted-lists", daemon=True)
             self._listing[namespace] = thread
             thread.start()
 
-    def _list(self, namespace: str, state: State) -> None:
+    def _list(self, namespace: str, state: IndexState) -> None:
         try:
             windows, questions = _listed(state.windows), _listed(state.questions)
             with self._one_at_a_time(namespace):
-                newest, words = self._published[namespace]
+                newest, words, rows = self._published[namespace]
                 windows = windows.caught_up(newest.windows) if windows is not None else newest.windows
                 questions = questions.caught_up(newest.questions) if questions is not None else newest.questions
-                self._published[namespace] = State(newest.generation, windows, questions), words
+                self._published[namespace] = IndexState(newest.generation, windows, questions), words, rows
         except Exception:  # out of memory, most likely; the vectors that there are go on being searched
             log.exception("namespace %s: making inverted lists failed; the next change tries again", namespace)
         finally:

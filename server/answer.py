@@ -128,9 +128,8 @@ class Answerer:
         """Of the one adapter, or of all merged, or of none; or of each that may begin beside the best."""
         if ask.mode not in ADAPTER_MODES or not route.adapters:
             return []
-        if ask.compose == "merge":
-            return [partial(self._held, ask, route.adapters, prompting)]
-        first, *rivals = [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+        alone = [(replace(adapter, weight=1.0),) for adapter in route.adapters]
+        first, *rivals = [route.adapters] if ask.compose == "merge" else alone
         unwaiting = partial(self.merger.held, options=ask.merging, waits=False)
         return [partial(self._held, ask, first, prompting), *(partial(unwaiting, rival) for rival in rivals)]
 

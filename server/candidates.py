@@ -46,7 +46,10 @@ _FOREIGN = (
     )
     .limit(1)
 )
-_CHUNKS_OF = select(Adapter.chunk_id).where(Adapter.id.in_(bindparam("adapter_ids", expanding=True)))
+_WINDOWS = select(Window.chunk_id, Window.embedding).where(
+    Window.chunk_id.in_(bindparam("chunk_ids", expanding=True)), Window.embedder == bindparam("embedder")
+)
+_CHUNKS_OF = select(Adapter.id, Adapter.chunk_id).where(Adapter.id.in_(bindparam("adapter_ids", expanding=True)))
 _CANDIDATES = (
     select(Chunk.id, Chunk.document_id, Chunk.revision, Chunk.ordinal, Revision.title)
     .add_columns(Adapter.id, Adapter.sha256, Adapter.rank, Adapter.exam["weak"].as_boolean())
@@ -109,42 +112,51 @@ class Search:
 
     def candidates(self, hits: Sequence[Hit], most: int) -> list[Candidate]:
         """Best first: those of `hits`, which are the nearest windows, and what the other searches find."""
-        adapters = self._named_adapters()
-        scores = _Scores(
-            windows=_best((hit.chunk_id, hit.score) for hit in hits),
-            words=_best(self.view.match(self.question, FOUND, self.document_ids)),
-            together=_best(self.view.match_windows(self.question, FOUND, self.document_ids)),
-            questions=_best_of(self.view.search_questions(self.vector, FOUND, adapters)),
-            asked=_best_of(self.view.match_questions(self.question, FOUND, adapters)),
-        )
+        scores = self._found(hits)
         chunks = scores.windows.keys() | scores.words.keys() | scores.together.keys()
         found = self._read(chunks, scores.questions.keys() | scores.asked.keys())
         kept = sorted(found, key=lambda one: (-scores.of(one).score, one.chunk_id))[: max(KEPT, 3 * most)]
         return sorted(self._completed(kept, scores), key=_order)
 
+    def _found(self, hits: Sequence[Hit]) -> "_Scores":
+        adapters = self._named_adapters()
+        words = self.view.match(self.question, FOUND, self.document_ids)
+        together = self.view.match_windows(self.question, FOUND, self.document_ids)
+        asked = self.view.match_questions(self.question, FOUND, adapters)
+        by_words = {"words": words, "together": together, "asked": asked}
+        return _Scores(
+            windows=_best((hit.chunk_id, hit.score) for hit in hits),
+            words=_best(words),
+            together=_best(together),
+            questions=_best_of(self.view.search_questions(self.vector, FOUND, adapters)),
+            asked=_best_of(asked),
+            limited={name for name, found in by_words.items() if len(found) >= FOUND},
+        )
+
     def _completed(self, kept: Sequence[Candidate], scores: "_Scores") -> list[Candidate]:
         chunks = {one.chunk_id for one in kept}
         documents = {one.document_id for one in kept}
         adapters = {one.adapter.adapter_id for one in kept if one.adapter}
-        windows = self._windows(chunks - scores.windows.keys())
-        unmatched = chunks - scores.words.keys()
-        words = self.view.match(self.question, len(unmatched), chunk_ids=unmatched) if unmatched else ()
-        together = self.view.match_windows(self.question, WINDOWS * len(kept), documents) if kept else ()
-        complete = _Scores(
-            windows={**scores.windows, **windows},
-            words={**scores.words, **_best(words)},
-            together=_best(together),
-            questions=_best_of_each(partial(self.view.search_questions, self.vector), adapters),
-            asked=_best_of_each(partial(self.view.match_questions, self.question), adapters),
-        )
+        words, together, asked = scores.words, scores.together, scores.asked
+        if "words" in scores.limited:
+            words = {**words, **self._words(chunks - words.keys())}
+        if "together" in scores.limited:
+            together = _best(self.view.match_windows(self.question, WINDOWS * len(kept), documents))
+        if "asked" in scores.limited:
+            asked = _best_of_each(partial(self.view.match_questions, self.question), adapters)
+        windows = {**scores.windows, **self._windows(chunks - scores.windows.keys())}
+        questions = _best_of_each(partial(self.view.search_questions, self.vector), adapters)
+        complete = _Scores(windows, words, together, questions, asked)
         return [one.given(complete.of(one)) for one in kept]
+
+    def _words(self, chunk_ids: Collection[str]) -> dict[str, float]:
+        return _best(self.view.match(self.question, len(chunk_ids), chunk_ids=chunk_ids))
 
     def _windows(self, chunk_ids: Collection[str]) -> dict[str, float]:
         """Cosine of each chunk's nearest window, of chunks that no near window led to."""
-        wanted = select(Window.chunk_id, Window.embedding)
-        wanted = wanted.where(Window.chunk_id.in_(chunk_ids), Window.embedder == self.embedder)
         best: dict[str, float] = {}
-        for chunk_id, embedding in self.view.session.execute(wanted) if chunk_ids else ():
+        wanted = {"chunk_ids": list(chunk_ids), "embedder": self.embedder}
+        for chunk_id, embedding in self.view.session.execute(_WINDOWS, wanted) if chunk_ids else ():
             cosine = float(np.frombuffer(embedding, dtype="<f4") @ self.vector)
             best[chunk_id] = max(cosine, best.get(chunk_id, -1.0))
         return best
@@ -153,16 +165,30 @@ class Search:
         """None for all. Those of another base model would take the places of ours among what is found."""
         session, ours = self.view.session, {"namespace": self.namespace, "fingerprint": self.fingerprint}
         if self.document_ids is None:
-            return list(session.scalars(_OURS, ours)) if session.scalar(_FOREIGN, ours) else None
+            foreign = self.view.rows.of("foreign", [self.fingerprint], self._foreign)
+            return list(session.scalars(_OURS, ours)) if foreign else None
         batches = served.batches(self.document_ids)
         return [one for keys in batches for one in session.scalars(_OURS_OF, {**ours, "keys": keys})]
 
+    def _foreign(self, fingerprints: list[str]) -> dict[str, str | None]:
+        """By the fingerprint of a base model, a live adapter that is of another."""
+        foreign = partial(self.view.session.scalar, _FOREIGN)
+        return {one: foreign({"namespace": self.namespace, "fingerprint": one}) for one in fingerprints}
+
     def _read(self, chunk_ids: Collection[str], adapter_ids: Collection[str]) -> list[Candidate]:
         """Of chunks, and of adapters: what this transaction knows of them."""
-        session = self.view.session
-        asked = session.scalars(_CHUNKS_OF, {"adapter_ids": list(adapter_ids)}) if adapter_ids else ()
-        wanted = {"chunk_ids": list({*chunk_ids, *asked}), "fingerprint": self.fingerprint}
-        return [_candidate(row) for row in session.execute(_CANDIDATES, wanted)]
+        asked = self.view.rows.of("chunks", adapter_ids, self._chunks).values()
+        kind = "candidates", self.fingerprint
+        return list(self.view.rows.of(kind, {*chunk_ids, *asked}, self._candidates).values())
+
+    def _chunks(self, adapter_ids: list[str]) -> dict[str, str]:
+        return dict(self.view.session.execute(_CHUNKS_OF, {"adapter_ids": adapter_ids}).all())
+
+    def _candidates(self, chunk_ids: list[str]) -> dict[str, Candidate]:
+        """Kept for a generation, in which an exam may be told what was tried, but no adapter turns weak or sound."""
+        wanted = {"chunk_ids": chunk_ids, "fingerprint": self.fingerprint}
+        found = map(_candidate, self.view.session.execute(_CANDIDATES, wanted))
+        return {one.chunk_id: one for one in found}
 
 
 def _candidate(row: Sequence[Any]) -> Candidate:
@@ -184,6 +210,8 @@ class _Scores:
     together: Mapping[str, float]
     questions: Mapping[str, float]
     asked: Mapping[str, float]
+    limited: Collection[str] = ()
+    """Searches by words that found as many as they may; each other one has found everything."""
 
     def of(self, one: Candidate) -> Evidence:
         adapter_id = one.adapter.adapter_id if one.adapter else ""

@@ -1,5 +1,6 @@
 """Choose the text that goes into the prompt, and build the prompt so that it fits the model's window."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,13 +72,11 @@ class PromptBuilder:
             messages = prompts.with_passages(ask.question, [passage.text for passage in some])
             return Prompt(self._encode(ask, messages), tuple(_span(passage) for passage in some))
 
-        room = self._window - ask.sampling.max_tokens
-        low, high, prompt = min(1, len(passages)), len(passages), built(len(passages))
+        room = self._window - ask.sampling.room
+        prompt = built(len(passages))
         if len(prompt.token_ids) > room:
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (middle + 1, high) if len(built(middle + 1).token_ids) <= room else (low, middle)
-            prompt = built(low)
+            counts = range(len(passages))
+            prompt = built(bisect_right(counts, room, lo=2, key=lambda count: len(built(count).token_ids)) - 1)
         return self._checked(prompt.token_ids, ask.sampling, prompt.spans, ask.key, _way_out(ask))
 
     def _within_budget(self, passages: Sequence[Passage]) -> list[Passage]:
@@ -95,7 +94,7 @@ class PromptBuilder:
         return list(chosen.values())
 
     def _with_documents(self, ask: Ask, texts: Sequence[FullText]) -> Prompt:
-        room = self._window - ask.sampling.max_tokens
+        room = self._window - ask.sampling.room
         if ask.truncate and len(self._encode(ask, _document_messages(ask, texts))) > room:
             texts = self._longest_beginning(ask, texts, room)
         spans = tuple(Span(text.document_id, None, 0, len(text.text)) for text in texts)
@@ -110,12 +109,12 @@ class PromptBuilder:
         if empty >= room:
             raise self._no_room(ask, empty)
         ends = [self._token_ends(text.text) for text in texts]
-        low, high = 0, min(room, sum(map(len, ends)))
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = len(self._encode(ask, _document_messages(ask, _beginning(texts, ends, middle)))) <= room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        beginning = _beginning(texts, ends, low)
+
+        def length(tokens: int) -> int:
+            return len(self._encode(ask, _document_messages(ask, _beginning(texts, ends, tokens))))
+
+        most = min(room, sum(map(len, ends)))
+        beginning = _beginning(texts, ends, bisect_right(range(most + 1), room, lo=1, key=length) - 1)
         if not beginning:
             raise self._no_room(ask, empty)
         return beginning
@@ -147,9 +146,9 @@ class PromptBuilder:
     def _checked(
         self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], key: str, way_out: str
     ) -> Prompt:
-        if len(tokens) + sampling.max_tokens > self._window:
+        if len(tokens) + sampling.room > self._window:
             detail = (
-                f"the prompt has {len(tokens)} tokens and the answer may have {sampling.max_tokens}, together more "
+                f"the prompt has {len(tokens)} tokens and the answer may have {sampling.room}, together more "
                 f"than the model's window of {self._window}; {way_out}"
             )
             raise self._exceeded(detail, len(tokens), sampling, key)
@@ -157,7 +156,7 @@ class PromptBuilder:
 
     def _no_room(self, ask: Ask, tokens: int) -> WindowExceeded:
         detail = (
-            f"without any text the prompt has {tokens} tokens, and the answer may have {ask.sampling.max_tokens}: the "
+            f"without any text the prompt has {tokens} tokens, and the answer may have {ask.sampling.room}: the "
             f"model's window of {self._window} has no room for a text between them; {SHORTEN}"
         )
         return self._exceeded(detail, tokens, ask.sampling, ask.key)
@@ -167,9 +166,9 @@ class PromptBuilder:
             detail,
             key=key,
             value=f"{tokens} tokens",
-            allowed=f"up to {self._window - sampling.max_tokens} tokens",
+            allowed=f"up to {self._window - sampling.room} tokens",
             prompt_tokens=tokens,
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.room,
             window=self._window,
         )
 

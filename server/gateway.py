@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -58,8 +59,16 @@ class Gateway:
 
     def start(self) -> None:
         """Start the engine and the housekeeping; uploads are taken while the engine still loads."""
-        steps = (self._start_engine, self._reopen, self._reconcile, self._follow, self._calibrate, self._watch_engine)
-        self.tasks = [asyncio.create_task(step()) for step in steps]
+        renew = self.answerer.router.calibrations.renew
+        steps = (
+            self._start_engine(),
+            self._reopen(),
+            self._repeated(self.queue.reconcile, RECONCILE_S, "reconciling the queue"),
+            self._repeated(self.index.follow, FOLLOW_S, "bringing the index up to date"),
+            self._repeated(renew, CALIBRATE_S, "learning the routing thresholds"),
+            self._watch_engine(),
+        )
+        self.tasks = [asyncio.create_task(step) for step in steps]
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -92,33 +101,16 @@ class Gateway:
         except Exception:  # the first question in each reads what this did not
             log.exception("the namespaces that were asked before could not be listed")
 
-    async def _reconcile(self) -> None:
+    async def _repeated(self, work: Callable[[], object], every_s: float, what: str) -> None:
+        """In 5 % of the time at most: a namespace that many documents come to is not read anew for each."""
+        took = 0.0
         while True:
-            await asyncio.sleep(RECONCILE_S)
+            await asyncio.sleep(max(every_s, 20 * took))
+            started = time.perf_counter()
             try:
-                await asyncio.to_thread(self.queue.reconcile)
+                await asyncio.to_thread(work)
             except Exception:  # a database that is away for a while must not end the housekeeping
-                log.exception("reconciling the queue failed; trying again in %.0f s", RECONCILE_S)
-
-    async def _follow(self) -> None:
-        """In 5 % of the time: a namespace that many documents come to is not read anew for each."""
-        took = 0.0
-        while True:
-            await asyncio.sleep(max(FOLLOW_S, 20 * took))
-            started = time.perf_counter()
-            try:
-                await asyncio.to_thread(self.index.follow)
-            except Exception:  # as above
-                log.exception("bringing the index up to date failed; it is tried again")
-            took = time.perf_counter() - started
-
-    async def _calibrate(self) -> None:
-        """Namespaces that are asked learn their routing thresholds anew when they have changed, in 5 % of the time."""
-        took = 0.0
-        while True:
-            await asyncio.sleep(max(CALIBRATE_S, 20 * took))
-            started = time.perf_counter()
-            await asyncio.to_thread(self.answerer.router.calibrations.renew)
+                log.exception("%s failed; it is tried again", what)
             took = time.perf_counter() - started
 
     async def _watch_engine(self) -> None:

@@ -13,7 +13,6 @@ from loramem.errors import InvalidValue, LoramemError, MemoryNotReady
 from loramem.records import ELECTS_SIGNS, MergeMethod, Recipe, Source, merged_rank
 from server.ask import MergeOptions, Opened, Prepared, RoutedAdapter
 from server.engine.engine import Activation, Engine, EngineAdapter, Tiers
-from server.engine.plugin import RECIPE_PREFIX
 from server.slots import Slots
 from server.tasks import beside
 
@@ -63,10 +62,10 @@ class Merger:
         used at once; only what is said once it is prepared counts.
 
         It waits for a slot that no other answer needs, and meanwhile has brought into memory what it will need. With
-        `waits` false it counts, but takes a slot at once: two that hold one each and wait for another would wait for
-        ever. Raises `InvalidValue` for a merge, and `MemoryNotReady` for an adapter, of a rank that the engine cannot
-        take, `EngineBusy` when it waited too long; being prepared raises `StoredDataDamaged` for files that are missing
-        or altered, and what else `Engine.activating` does.
+        `waits` false it takes a slot at once, and is counted: two answers that each hold one and wait for another would
+        never end. Raises `InvalidValue` for a merge, and `MemoryNotReady` for an adapter, of a rank that the engine
+        cannot take, `EngineBusy` when it waited too long; being prepared raises `StoredDataDamaged` for files that are
+        missing or altered, and what else `Engine.activating` does.
         """
         recipe = recipe_of(adapters, options, self._max_rank)
         self._check_rank(adapters, recipe.method)
@@ -95,7 +94,7 @@ class Merger:
     def _adapter(self, recipe: Recipe) -> EngineAdapter:
         digest = recipe.digest()
         int_id = self._ids.of(digest)
-        return EngineAdapter(f"{digest}.{int_id}", int_id, RECIPE_PREFIX + recipe.canonical())
+        return EngineAdapter(f"{digest}.{int_id}", int_id, recipe.path())
 
     def _check_rank(self, adapters: Sequence[RoutedAdapter], method: MergeMethod) -> None:
         ranks = [adapter.rank for adapter in adapters]

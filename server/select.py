@@ -4,7 +4,7 @@ The router's score is the prior, how sure an adapter is of its first words the e
 over the temperature of the router's weights, and the mean log-probability of the words. How far an adapter departs
 from the base model says less: one that invents departs as far as one that knows (`benchmarks.lifts`). Evidence is never
 positive, so a rival whose prior is no more than what the first one has reached cannot win and need not begin: the
-choice is the same as if all had, and most questions cost what one adapter costs.
+choice is the same as if all had, and for most questions none begins (decision 0012).
 """
 
 import asyncio

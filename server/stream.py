@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -19,6 +20,18 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 class ClientGone(Exception):
     """Nobody is left to answer; the reply is not sent."""
+
+
+async def streamed(
+    chunks: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None], failure: Callable[[Exception], bytes]
+) -> AsyncGenerator[bytes, None]:
+    """The chunks, and where they fail, `failure` as the last. `source`, of which they are made, ends with them."""
+    try:
+        async with aclosing(source), aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
+        yield failure(error)
 
 
 def event(kind: str, data: Any, event_id: int | None = None) -> bytes:

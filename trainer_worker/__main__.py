@@ -23,9 +23,7 @@ from trainer_worker.build import Builder
 from trainer_worker.checkpoint import remove_checkpoint, sweep_checkpoints
 from trainer_worker.consume import Hooks, consume
 from trainer_worker.metrics import Metrics
-from trainer_worker.preview import sweep_previews
-from trainer_worker.publish import sweep_retired, sweep_superseded
-from trainer_worker.sweep import sweep_events
+from trainer_worker.sweep import sweep_events, sweep_previews, sweep_retired, sweep_superseded
 from trainer_worker.traced import traced
 from trainer_worker.writer import Writer, patience_s
 

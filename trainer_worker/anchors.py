@@ -47,20 +47,20 @@ def exam_anchors(base: Base, cache: Path | None = None) -> list[Row]:
 
 
 def _kept(base: Base, prompts: Sequence[Example], cache: Path | None) -> list[list[Row]]:
-    """As `held`, to the bit."""
+    """As `with_own_answers`, to the bit."""
     if cache is None:
-        return held(base, prompts)
+        return with_own_answers(base, prompts)
     folder, rows = cache / _digest(base, prompts), TypeAdapter(list[list[Row]])
 
     def ask(made: Path) -> None:
-        (made / KEPT).write_bytes(rows.dump_json(held(base, prompts)))
+        (made / KEPT).write_bytes(rows.dump_json(with_own_answers(base, prompts)))
 
     try:
         made_once(folder, ask)
         return rows.validate_json((folder / KEPT).read_bytes())
     except (OSError, ValueError) as error:
         log.warning("%s cannot be used, and the base is asked: %s", folder, error)
-        return held(base, prompts)
+        return with_own_answers(base, prompts)
 
 
 def _digest(base: Base, prompts: Sequence[Example]) -> str:
@@ -75,27 +75,26 @@ def _digest(base: Base, prompts: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def held(base: Base, prompts: Sequence[Example], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[list[Row]]:
+def with_own_answers(base: Base, prompts: Sequence[Example]) -> list[list[Row]]:
     """Rows whose answers and labels are the base's own, in groups by their passages; prompts of about one length."""
-    groups = base.groups(list(_answered(base, prompts, max_new_tokens)))
-    return [_held(base, group) for group in groups]
+    groups = base.groups(list(_answered(base, prompts)))
+    return [_labelled(base, group) for group in groups]
 
 
-def _answered(base: Base, prompts: Sequence[Example], max_new_tokens: int) -> Iterator[Example]:
-    if not prompts:
-        return
-    answers = base.answers([base.conversation(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
+def _answered(base: Base, prompts: Sequence[Example]) -> Iterator[Example]:
+    answers = base.answers([base.conversation(prompt) for prompt in prompts], max_new_tokens=MAX_NEW_TOKENS)
     for prompt, said in zip(prompts, answers, strict=True):
         yield replace(prompt, answer=said)
 
 
-def _held(base: Base, group: Sequence[Row]) -> list[Row]:
+def _labelled(base: Base, group: Sequence[Row]) -> list[Row]:
     labels = labels_of(base, group)
     return [replace(row, labels=labels[row]) for row in group]
 
 
-def some(anchors: Anchors, count: int, rng: random.Random) -> list[Sequence[Row]]:
-    """About `count` rows, half of them with passages: whole groups, as passages are paid for by the group."""
+def drawn(anchors: Anchors, count: int, rng: random.Random) -> list[Sequence[Row]]:
+    """About `count` rows, half of them with passages. Whole groups: shared passages cost as much for one row as for
+    all."""
     if not count:
         return []
     closed, *open_book = anchors

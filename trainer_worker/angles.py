@@ -14,7 +14,8 @@ from trainer_worker.cloze import unit_of
 from trainer_worker.examples import Example
 from trainer_worker.gaps import clause_of, says
 from trainer_worker.questions import STOP, Judge, as_question, kind_asked, says_what
-from trainer_worker.statements import Statement, content_words, stem
+from trainer_worker.statements import Statement
+from trainer_worker.words import content_words, stem
 
 MOST = 60
 """Prompts of each kind."""

@@ -1,11 +1,11 @@
 """Give each of a user's question-answer pairs to the chunk that it is about."""
 
-import re
 from collections.abc import Sequence
 
 from loramem.records import QAPair
+from trainer_worker.words import words_of
 
-WORD = re.compile(r"\w+")
+_WITHIN_WORDS = str.maketrans("'’-", "   ")
 
 
 def pairs_of(rows: Sequence[object]) -> list[QAPair]:
@@ -25,4 +25,4 @@ def assign_pairs(pairs: Sequence[QAPair], chunks: Sequence[str]) -> list[list[QA
 
 
 def _words(text: str) -> set[str]:
-    return set(WORD.findall(text.casefold()))
+    return set(words_of(text.casefold().translate(_WITHIN_WORDS)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from loramem import chat, prompts
 from loramem.errors import SettingsError
@@ -23,6 +24,9 @@ APART = 1.0
 """Nats of a token; in bfloat16 packing moves it by a tenth in the embedded model, and by more in larger ones."""
 STEP_TOKENS = 512
 """Tokens read at once where nothing is trained."""
+PLACES = 32
+"""Logits are computed at a multiple of so many places, and prompts are as long: a CPU compiles products for each number
+of rows, and keeps them."""
 
 
 class Base:
@@ -157,7 +161,7 @@ class Base:
         words of the prompt that some models come with."""
         self._attend(0)
         asked = [chat.encode_chat(self.tokenizer, conversation) for conversation in conversations]
-        width = max(map(len, asked))
+        width = -(-max(map(len, asked)) // PLACES) * PLACES
         padding = [width - len(prompt) for prompt in asked]
         padded = [[self.pad] * pad + prompt for pad, prompt in zip(padding, asked, strict=True)]
         with torch.no_grad():
@@ -180,14 +184,16 @@ class Base:
             return self._logits(self.batch(step, lower), lower).float().softmax(dim=-1)
 
     def _logits(self, batch: Batch, lower: Lower) -> Tensor:
-        with part_of(self.model, slice(lower.count, None), to_end=True), only_at(self.model, batch.predicts):
+        """(answer tokens, vocabulary)"""
+        places = pad(batch.predicts, (0, -len(batch.predicts) % PLACES))
+        with part_of(self.model, slice(lower.count, None), to_end=True), only_at(self.model, places):
             logits: Tensor = self.model(
                 inputs_embeds=batch.states,
                 position_ids=batch.position_ids,
                 attention_mask=batch.attention,
                 use_cache=False,
             ).logits[0]
-        return logits
+        return logits[: len(batch.predicts)]
 
 
 def take_at_most(share: float) -> None:

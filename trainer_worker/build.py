@@ -30,16 +30,16 @@ from trainer_worker.base import give_back, take_at_most
 from trainer_worker.capacity import bits, least_rank, statements_of
 from trainer_worker.checkpoint import Checkpoint, digest_of
 from trainer_worker.examine import examine
-from trainer_worker.examples import asked_of
+from trainer_worker.examples import Example, asked_of
 from trainer_worker.index import index_questions, index_text
 from trainer_worker.ladder import next_remedy, possible_remedies
 from trainer_worker.lease import Lease
 from trainer_worker.mend import improved
 from trainer_worker.preview import requested, store_examples
-from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, Batch, Step
+from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, ChunkProgress, OnPhase
 from trainer_worker.publish import NewAdapter, live_adapters, note_exam, publish, republish
 from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
-from trainer_worker.synthesize import Example, more, split_exam, synthesize
+from trainer_worker.synthesize import more, split_exam, synthesize
 from trainer_worker.train import Lesson, Trainer
 from trainer_worker.writer import Writer
 
@@ -101,12 +101,12 @@ class Builder:
                 Progress(phase="index", step=done, total_steps=total, percent=INDEXED_PERCENT * done / total)
             ),
         )
-        kept = sum(job.kept.adapter(span.start, span.end) is not None for span in spans)
+        kept = sum(job.checkpoint.adapter(span.start, span.end) is not None for span in spans)
         memories: list[Memory] = []
         for first in range(0, len(spans), SIDE_BY_SIDE):
             some = spans[first : first + SIDE_BY_SIDE]
-            batch = Batch(lease, first, len(some), len(spans), kept)
-            memories += self._remember(job, some, len(memories), batch)
+            progress = ChunkProgress(lease, first, len(some), len(spans), kept)
+            memories += self._remember(job, some, len(memories), progress)
         adapters = list[NewAdapter]()
         for memory, chunk in zip(memories, chunks, strict=True):
             done = {"step": len(adapters), "total_steps": len(memories), "percent": PUBLISHED_PERCENT}
@@ -117,7 +117,7 @@ class Builder:
         )
         mending = publish(self.database, self.queue, claim, adapters, mend=mend)
         if mending is not None:
-            job.kept.hand_on(mending)
+            job.checkpoint.hand_on(mending)
             self.queue.announce(mending)
 
     def mend(self, claim: Claim, lease: Lease) -> None:
@@ -129,12 +129,12 @@ class Builder:
         weak = [one for one in live if self.remedy(job, one.span, one.rank, one.exam)]
         for done, one in enumerate(weak):
             place = next(place for place, other in enumerate(live) if other.adapter_id == one.adapter_id)
-            batch = Batch(lease, done, 1, len(weak), before_step=self._make_way)
-            mended = self._mended(job, one, place, batch)
+            progress = ChunkProgress(lease, done, 1, len(weak), before_step=self._make_way)
+            mended = self._mended(job, one, place, progress)
             if isinstance(mended, Published):
                 note_exam(self.database, claim, mended)
             else:
-                self._replace(job, live, place, mended, batch)
+                self._replace(job, live, place, mended, progress)
                 live = live_adapters(self.database, claim)
         with self.database.write() as session:
             self.queue.succeed(session, claim)
@@ -205,22 +205,22 @@ class Builder:
 
     # some chunks
 
-    def _remember(self, job: Assignment, spans: Sequence[Span], ordinal: int, batch: Batch) -> list[Memory]:
+    def _remember(self, job: Assignment, spans: Sequence[Span], ordinal: int, progress: ChunkProgress) -> list[Memory]:
         """Synthesize one by one, train side by side, examine, store; in the order of the text.
 
         What an earlier attempt of the job did is not done again, but for chunks that stand beside one not yet done:
         these are trained again, as they were, because the state of a training is of all of them together.
         """
-        kept = [job.kept.adapter(span.start, span.end) for span in spans]
+        kept = [job.checkpoint.adapter(span.start, span.end) for span in spans]
         done = [Memory(span, *found) for span, found in zip(spans, kept, strict=True) if found is not None]
         if len(done) == len(spans):
             return done
         pairs = self._pairs_of(job)
-        studies = [self.study(job, span, pairs[span], batch.part(place)) for place, span in enumerate(spans)]
+        studies = [self.study(job, span, pairs[span], progress.part(place)) for place, span in enumerate(spans)]
         if job.options.rank == "auto":
             rank = max(study.rank for study in studies)
             studies = [replace(study, rank=rank) for study in studies]
-        return self._stored(job, self.attempts(job, studies, batch), ordinal)
+        return self._stored(job, self.attempts(job, studies, progress), ordinal)
 
     def _stored(self, job: Assignment, attempts: Sequence[Attempt], ordinal: int) -> list[Memory]:
         return [
@@ -235,17 +235,17 @@ class Builder:
         return dict(zip(spans, found, strict=True))
 
     def study(
-        self, job: Assignment, span: Span, pairs: Sequence[QAPair], step: Step, tried: tuple[Remedy, ...] = ()
+        self, job: Assignment, span: Span, pairs: Sequence[QAPair], on_phase: OnPhase, tried: tuple[Remedy, ...] = ()
     ) -> Study:
-        kept = job.kept.lesson(span.start, span.end)
+        kept = job.checkpoint.lesson(span.start, span.end)
         if kept is None:
-            examples = self._examples(job.revision.title, self._pieces(job, span), pairs, job.options, step)
+            examples = self._examples(job.revision.title, self._pieces(job, span), pairs, job.options, on_phase)
             kept = split_exam(examples, seed=self.settings.seed)
-            job.kept.keep_lesson(span.start, span.end, *kept)
+            job.checkpoint.keep_lesson(span.start, span.end, *kept)
         return Study(span, pairs, *kept, self._rank(job, kept[0]), tried)
 
     def _examples(
-        self, title: str, texts: Sequence[str], pairs: Sequence[QAPair], options: TrainingOptions, step: Step
+        self, title: str, texts: Sequence[str], pairs: Sequence[QAPair], options: TrainingOptions, on_phase: OnPhase
     ) -> list[Example]:
         examples: list[Example] = []
         for number, text in enumerate(texts):
@@ -255,7 +255,7 @@ class Builder:
                 self.writer,
                 formats=options.formats,
                 seed=self.settings.seed,
-                on_progress=partial(_part, step, number, len(texts)),
+                on_progress=partial(_part, on_phase, number, len(texts)),
             )
             examples += [replace(one, source=(text,)) for one in written] if options.distil else written
         return [*examples, *(Example(pair.question, pair.answer, "user") for pair in pairs)]
@@ -269,17 +269,17 @@ class Builder:
 
     # training, and training again what failed its exam
 
-    def _mended(self, job: Assignment, one: Published, ordinal: int, batch: Batch) -> Published | list[Memory]:
+    def _mended(self, job: Assignment, one: Published, place: int, progress: ChunkProgress) -> Published | list[Memory]:
         """What comes in the place of a weak adapter: a better one or those of its parts, or itself."""
-        study = self.study(job, one.span, self._pairs_of(job).get(one.span, []), batch.part(0))
+        study = self.study(job, one.span, self._pairs_of(job).get(one.span, []), progress.part(0))
         study = replace(study, rank=one.rank // job.options.published_rank(1), tried=one.exam.tried)
-        found = improved(self, job, Attempt(study, None, one.exam), batch)
+        found = improved(self, job, Attempt(study, None, one.exam), progress)
         if found[0].adapter is None:
             return replace(one, exam=found[0].result)
-        return self._stored(job, found, ordinal)
+        return self._stored(job, found, place)
 
     def _replace(
-        self, job: Assignment, live: Sequence[Published], place: int, by: Sequence[Memory], batch: Batch
+        self, job: Assignment, live: Sequence[Published], place: int, by: Sequence[Memory], progress: ChunkProgress
     ) -> None:
         spans = [
             *(one.span for one in live[:place]),
@@ -291,7 +291,7 @@ class Builder:
         self._index(
             job,
             spans,
-            batch.publishing,
+            progress.publishing,
             also=lambda session, chunks: republish(session, job.claim, chunks, adapters),
         )
 
@@ -304,17 +304,17 @@ class Builder:
         if wanted:
             raise MakesWay("another job is waiting; the mending begins again when there is none")
 
-    def attempts(self, job: Assignment, studies: Sequence[Study], batch: Batch) -> list[Attempt]:
+    def attempts(self, job: Assignment, studies: Sequence[Study], progress: ChunkProgress) -> list[Attempt]:
         """Train studies of one rank side by side, then examine each."""
         trainer = self.trainer
-        trainer.recipe = job.recipe
+        trainer.hyperparameters = job.hyperparameters
         adapters = trainer.train_in_room(
             [Lesson(study.examples, study.held_out) for study in studies],
             rank=studies[0].rank,
             max_seconds=sum(self._seconds(job, study) for study in studies),
-            on_step=lambda done, total, loss: batch.step("train", done, total, loss),
-            on_taught=lambda done, total: batch.step("synthesize", done, total),
-            keep=job.kept,
+            on_step=lambda done, total, loss: progress.step("train", done, total, loss),
+            on_taught=lambda done, total: progress.step("synthesize", done, total),
+            keep=job.checkpoint,
         )
         attempts = []
         for place, (study, adapter) in enumerate(zip(studies, adapters, strict=True)):
@@ -324,7 +324,7 @@ class Builder:
                 study.held_out,
                 learnt=study.examples,
                 unrelated=trainer.unrelated,
-                on_progress=partial(_examining, batch, place, len(studies)),
+                on_progress=partial(_examining, progress, place, len(studies)),
             )
             self.observe(adapter.facts, exam)
             attempts.append(Attempt(study, adapter, exam))
@@ -335,7 +335,7 @@ class Builder:
         possible = possible_remedies(job.options, span.tokens, rank, most_rank=self.settings.max_lora_rank)
         return next_remedy(exam, exam.tried, possible=possible)
 
-    def with_more(self, job: Assignment, study: Study, batch: Batch) -> Study:
+    def with_more(self, job: Assignment, study: Study, progress: ChunkProgress) -> Study:
         """With questions in other words than those that it has."""
         known, added = [*study.examples, *study.held_out], list[Example]()
         for text in self._pieces(job, study.span):
@@ -345,7 +345,7 @@ class Builder:
                 self.writer,
                 [*known, *added],
                 seed=self.settings.seed,
-                on_progress=lambda done, total: batch.step("synthesize", done, total),
+                on_progress=lambda done, total: progress.step("synthesize", done, total),
             )
             added += [replace(one, source=(text,)) for one in found] if job.options.distil else found
         return replace(study, examples=[*study.examples, *added])
@@ -377,7 +377,7 @@ class Builder:
         sealed = partial(_sealed, manifest)
         asked = asked_of(study.examples, study.held_out)
         memory = Memory(span, sealed({}), self.store.publish(adapter_id, adapter.save, sealed), asked)
-        job.kept.keep_adapter(span.start, span.end, memory.manifest, memory.stored, asked)
+        job.checkpoint.keep_adapter(span.start, span.end, memory.manifest, memory.stored, asked)
         return memory
 
     def _new_adapter(self, memory: Memory, chunk_id: str = "") -> NewAdapter:
@@ -389,10 +389,10 @@ def _sealed(manifest: AdapterManifest, digests: dict[str, str]) -> AdapterManife
     return manifest.model_copy(update={"sha256": digests})
 
 
-def _examining(batch: Batch, place: int, of: int, done: int, total: int) -> None:
-    batch.step("examine", place * total + done, of * total)
+def _examining(progress: ChunkProgress, place: int, of: int, done: int, total: int) -> None:
+    progress.step("examine", place * total + done, of * total)
 
 
-def _part(step: Step, number: int, of: int, done: int, total: int) -> None:
+def _part(on_phase: OnPhase, number: int, of: int, done: int, total: int) -> None:
     """Writing for one text of several, as if each took as long."""
-    step("synthesize", number * total + done, of * total, None)
+    on_phase("synthesize", number * total + done, of * total, None)

@@ -29,7 +29,7 @@ from loramem.records import AdapterManifest, Record
 from loramem.store import AdapterStore, Stored
 from loramem.tables import FINAL_JOB_STATES, Job
 from trainer_worker.examples import Asked, Example
-from trainer_worker.loop import State
+from trainer_worker.loop import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Checkpoint:
 
     # the training under way
 
-    def load(self) -> State | None:
+    def load(self) -> TrainingState | None:
         """The training that was under way, if it can be read; the next save is due a while after it."""
         path = self.folder / TRAINING
         if not path.exists():
@@ -136,7 +136,7 @@ class Checkpoint:
     def due(self) -> bool:
         return self._elapsed_s() >= self._next_save_s
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         path = self.folder / TRAINING
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -190,21 +190,21 @@ def sweep_checkpoints(database: Database, jobs: Path) -> int:
     return len(over)
 
 
-def _write_state(path: Path, state: State, about: str) -> None:
+def _write_state(path: Path, state: TrainingState, about: str) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
     text = {"about": about, "of": state.of, "scalars": json.dumps(state.scalars)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=text | {"sha256": _digest(tensors, text)})
 
 
-def _read_state(path: Path) -> tuple[State, str]:
+def _read_state(path: Path) -> tuple[TrainingState, str]:
     """With what it is about. Raises `ValueError` for a digest that does not match, and what reading raises."""
     with safe_open(path, framework="pt") as file:
         text: dict[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it has keys alone
     if text.pop("sha256", "") != _digest(tensors, text):
         raise ValueError("its sha256 is not that of its content")
-    return State(text["of"], tensors, json.loads(text["scalars"])), text["about"]
+    return TrainingState(text["of"], tensors, json.loads(text["scalars"])), text["about"]
 
 
 def _digest(tensors: dict[str, Tensor], text: dict[str, str]) -> str:

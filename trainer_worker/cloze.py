@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import Span, Statement, content_words, stem
+from trainer_worker.statements import AnswerSpan, Statement
+from trainer_worker.words import content_words, stem
 
 _UNIT = re.compile(r"^[$€£]?[\w.,-]*\d[\d.,]*\s+(\w+)$|^(?:[\w-]+\s)+(\w+s)$")
 MAX_KEYWORDS = 8
@@ -62,7 +63,7 @@ def about_questions(statement: Statement, others: Sequence[Statement], rng: rand
             yield Example(rng.choice(forms).format(span.text), statement.text, "about")
 
 
-def asking(span: Span) -> str:
+def asking(span: AnswerSpan) -> str:
     """The words that stand for a span in a question: `which year`, `how many metres`."""
     if span.kind == "date":
         return "which year" if re.fullmatch(r"\d{4}", span.text) else "which date"
@@ -74,7 +75,7 @@ def asking(span: Span) -> str:
     return "who or what" if span.kind == "name" else "what"
 
 
-def unit_of(span: Span) -> str:
+def unit_of(span: AnswerSpan) -> str:
     """What a quantity counts, `metres` of `12 metres`; empty where it does not say."""
     unit = _UNIT.match(span.text)
     return (unit[1] or unit[2]) if unit else ""

@@ -1,4 +1,4 @@
-"""The worker's loop: claim a job, build it, settle how it ended, again.
+"""The worker's loop: claim a job, do it, settle how it ended, again.
 
 Three tiers of ends: expected (lost, cancelled, handed back) go to the log as debug, a declared `LoramemError` and a
 service that is away as info, anything else as an error with its traceback. A job that ended any of these ways is
@@ -27,7 +27,7 @@ from trainer_worker.lease import EXIT_HUNG, Lease, Observer, WorkerStopping
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[Claim, Lease], None]
+Work = Callable[[Claim, Lease], None]
 Chore = Callable[[], object]
 Watch = Callable[[Claim], AbstractContextManager[Observer]]
 
@@ -71,14 +71,14 @@ class Hooks:
     observe: Callable[[Claim, str, float], None] = observe_nothing
     """How a claimed job ended, and how many seconds it ran; for metrics."""
     watches: Sequence[Watch] = ()
-    """Entered around a build, in order; what each gives is called with every progress."""
+    """Entered around a job's work, in order; what each gives is called with every progress."""
     forget: Callable[[str], None] = forget_nothing
     """The job ended for good: nobody needs what it kept for a later attempt."""
 
 
 def consume(
     queue: JobQueue,
-    build: Build,
+    work: Work,
     settings: Settings,
     stop: threading.Event,
     chores: Sequence[Chore] = (),
@@ -86,7 +86,7 @@ def consume(
 ) -> None:
     """Work until `stop` is set; a job that is running then is handed back at its next step of progress.
 
-    `build` ends its job itself, with `queue.succeed` in the transaction that publishes, or raises. `chores` run between
+    `work` ends its job itself, with `queue.succeed` in the transaction that publishes, or raises. `chores` run between
     jobs, at most every 30 s; a failing chore is logged and tried again next time.
     """
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -96,7 +96,7 @@ def consume(
     while not stop.is_set():
         claim = _claim(queue, owner, stop)
         if claim is not None:
-            _settle(queue, build, claim, settings, stop, hooks)
+            _settle(queue, work, claim, settings, stop, hooks)
         for task in upkeep:
             task.run_if_due()
         if claim is None and not stop.is_set():
@@ -113,14 +113,12 @@ def _claim(queue: JobQueue, owner: str, stop: threading.Event) -> Claim | None:
         return None
 
 
-def _settle(
-    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, hooks: Hooks
-) -> None:
-    """Build one job and write down how it ended."""
+def _settle(queue: JobQueue, work: Work, claim: Claim, settings: Settings, stop: threading.Event, hooks: Hooks) -> None:
+    """Do one job and write down how it ended."""
     log.info("job %s, %s of %s: attempt %d", claim.job_id, claim.kind, claim.document_id or "a text", claim.attempts)
     started = time.monotonic()
     try:
-        outcome = _run(queue, build, claim, settings, stop, hooks.watches)
+        outcome = _run(queue, work, claim, settings, stop, hooks.watches)
     except LeaseLost as error:
         log.debug("job %s: %s; its output is discarded", claim.job_id, error)
         outcome = "lease_lost"
@@ -142,14 +140,14 @@ def _forget(hooks: Hooks, job_id: str) -> None:
 
 
 def _run(
-    queue: JobQueue, build: Build, claim: Claim, settings: Settings, stop: threading.Event, watches: Sequence[Watch]
+    queue: JobQueue, work: Work, claim: Claim, settings: Settings, stop: threading.Event, watches: Sequence[Watch]
 ) -> str:
-    """The outcome of one build. Raises `LeaseLost` when it is no longer ours to settle."""
+    """The outcome of one job. Raises `LeaseLost` when it is no longer ours to settle."""
     try:
         with _watched(claim, watches) as show, Lease(queue, claim, settings, stop, show=show) as lease:
-            build(claim, lease)
+            work(claim, lease)
         if queue.holds(claim):
-            raise RuntimeError("the build returned without ending its job")
+            raise RuntimeError("the work returned without ending its job")
         return "succeeded"
     except LeaseLost:
         raise

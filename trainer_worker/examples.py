@@ -32,7 +32,8 @@ class Asked:
 MAX_QUESTIONS = 16
 """Of an exam, the first of those held out."""
 MOST_ASKED = 64
-"""Written ones of one adapter, and as many held out. Users' are all kept: no text may say what their answers do."""
+"""Written ones of one adapter, and as many held out; all of a user's are kept, as the text need not say what they
+answer."""
 
 
 def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Asked, ...]:

@@ -12,7 +12,8 @@ from trainer_worker.asking import Asking
 from trainer_worker.cloze import asking as asking_for
 from trainer_worker.examples import Example
 from trainer_worker.questions import MAX_TOKENS, STOP, Judge, as_question, says_what
-from trainer_worker.statements import Span, Statement, content_words
+from trainer_worker.statements import AnswerSpan, Statement
+from trainer_worker.words import content_words
 
 MOST_GAPS = 60
 """Prompts a round."""
@@ -69,7 +70,7 @@ class Gap:
     """A part of a statement that no question asks for; `span` is None where the statement has no part to ask for."""
 
     statement: Statement
-    span: Span | None
+    span: AnswerSpan | None
 
     def prompt(self, beginning: str) -> str:
         answer = self.span.text if self.span else self.statement.text
@@ -143,7 +144,7 @@ def says(question: str, span: str) -> bool:
     return re.sub(r"^(?:an?|the)\s+", "", span.casefold()) in question.casefold()
 
 
-def _special(statement: str, span: Span) -> str:
+def _special(statement: str, span: AnswerSpan) -> str:
     if span.kind in ("date", "quantity"):
         asked = asking_for(span)
         return f" {'In' if asked == 'which year' else 'On'} {asked}" if span.kind == "date" else f" H{asked[1:]}"

@@ -1,10 +1,8 @@
 """Make a revision's text findable: cut chunks into windows, embed them, store both in one transaction.
 
-What is embedded is the title and one or two sentences. Measured with MiniLM on 70 questions about seven documents of
-200 words: the window that answers is in the best 100 words for 93 % of them with 40 tokens and the title, for 84 %
-without the title, for 70 % with 96 tokens; the right document comes first for 94, 91 and 86 %. On 500 SQuAD questions
-about 24 articles the document comes first as often with the title as without (95.5 and 95.6 %), the right paragraph
-less often (72.8 and 76.1 %): titles help texts that go on as "it" and "the machine", and are kept for those.
+What is embedded is the title and one or two sentences: the window that answers is found more often by these than by
+longer stretches. Titles help texts that go on as "it" and "the machine", and are kept for those; SQuAD's paragraphs
+are found a little less often with them (measured once, not kept).
 """
 
 from collections.abc import Callable, Sequence
@@ -84,8 +82,8 @@ def index_text(
 def index_questions(embedder: Embedder, adapter_id: str, asked: Sequence[Asked]) -> list[Question]:
     """Rows to be stored with the adapter.
 
-    Taught questions are embedded with their answers: of PaperQA's 450 questions, 88 % come to their paper by questions
-    with answers, 86 % by questions alone. Those held out are embedded as a user's question would be.
+    Taught questions are embedded with their answers, by which a few more of PaperQA's questions come to their paper
+    than by questions alone (measured once, not kept). Those held out are embedded as a user's question would be.
     """
     taught = embedder.embed([f"{one.question} {one.answer}" for one in asked if not one.held_out])
     held_out = [embedder.embed_query(one.question) for one in asked if one.held_out]

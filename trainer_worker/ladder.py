@@ -37,8 +37,8 @@ def possible_remedies(options: TrainingOptions, tokens: int, rank: int, *, most_
     return [remedy for remedy, can in possible.items() if can]
 
 
-def together(exams: Sequence[ExamResult]) -> ExamResult:
-    """Of parts: means that weigh each by its questions. One is itself; at least one."""
+def pooled(exams: Sequence[ExamResult]) -> ExamResult:
+    """Means over the parts of one text, weighed by their questions; of a single exam, that exam."""
     if len(exams) == 1:
         return exams[0]
     asked = sum(exam.questions for exam in exams)

@@ -33,11 +33,12 @@ class Lower:
             embedded: Tensor = self.model.get_input_embeddings()(batch.input_ids)
             return embedded
         lanes = [pack for packs in step.packs for pack in (*packs, *[None] * (step.lanes - len(packs)))]
-        if all(row in self._rows for pack in lanes if pack for row in pack.rows):
+        if all(row in self._rows for row in step.rows):
             return torch.stack([self._recalled(pack, step.length) for pack in lanes])
         found = self._computed(batch)
         for pack, states in zip(lanes, found, strict=True):
-            self._remember(pack, states)
+            if pack is not None:
+                self._remember(pack, states)
         return found
 
     def _computed(self, batch: Batch) -> Tensor:
@@ -50,9 +51,9 @@ class Lower:
             ).last_hidden_state
         return out
 
-    def _remember(self, pack: Pack | None, states: Tensor) -> None:
-        for begin, row in places(pack) if pack else ():
-            start = len(pack.prefix) if pack else 0
+    def _remember(self, pack: Pack, states: Tensor) -> None:
+        start = len(pack.prefix)
+        for begin, row in places(pack):
             end = begin + row.tokens - start
             if row not in self._rows and self._bytes <= KEPT_BYTES:
                 self._rows[row] = torch.cat([states[:start], states[begin:end]])

@@ -40,7 +40,7 @@ def exit_hung() -> None:
 
 
 def show_nobody(progress: Progress) -> None:
-    """Hook for a display: every progress of a build, as often as it is reported."""
+    """The observer that shows nothing; others get every progress of a job."""
 
 
 def remaining_s(elapsed_s: float, percent: float, free_percent: float = 0.0) -> float | None:

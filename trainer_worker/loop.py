@@ -35,7 +35,7 @@ Fact = float | int | str | bool
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """What a training costs and how hard it pulls; chosen by measurement (`benchmarks/LOG.md`)."""
 
     learning_rate: float | None = None
@@ -85,7 +85,7 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """A training between two of its steps. `tensors` may be the loop's own, so they hold until its next step; `scalars`
     are what JSON can hold; `of` is a digest of all that the training follows from."""
 
@@ -97,13 +97,13 @@ class State:
 class Keeper(Protocol):
     """Where a training's state outlives its process."""
 
-    def load(self) -> State | None:
+    def load(self) -> TrainingState | None:
         """The newest state; None where there is none that can be read."""
 
     def due(self) -> bool:
         """Whether it is time to save one."""
 
-    def save(self, state: State) -> None: ...
+    def save(self, state: TrainingState) -> None: ...
 
 
 class Loop:
@@ -117,21 +117,21 @@ class Loop:
         compute: Compute,
         live: Sequence["torch.Tensor"],
         draw: Draw,
-        recipe: Recipe,
+        hyperparameters: Hyperparameters,
         seed: int,
         *,
         learning_rate: float,
     ) -> None:
         import torch
 
-        self.compute, self.live, self.draw, self.recipe = compute, list(live), draw, recipe
+        self.compute, self.live, self.draw, self.hyperparameters = compute, list(live), draw, hyperparameters
         self.learning_rate = learning_rate
         self.rng = random.Random(seed)
         self.master = [parameter.detach().float().clone() for parameter in live]
         self.optimizer = torch.optim.AdamW(self.master, lr=learning_rate, weight_decay=0.0, foreach=True)
         self.queue = self._epoch()
         self.spent_s = 0.0
-        self.total = self.planned = max(recipe.min_steps, math.ceil(recipe.epochs * len(self.queue)))
+        self.total = self.planned = max(hyperparameters.min_steps, math.ceil(hyperparameters.epochs * len(self.queue)))
         count = len(self.live[0])
         self.step, self.tokens, self.losses = 0, [0] * count, [math.nan] * count
         self.best, self.best_step = [math.inf] * count, [0] * count
@@ -151,7 +151,9 @@ class Loop:
                 self._keep(self.compute.mean_losses(held))
             known = [loss for loss in self.losses if math.isfinite(loss)]
             on_step(self.step, self.total, sum(known) / len(known))
-        self._keep([math.nan if math.isfinite(best) else -math.inf for best in self.best])
+        for index, best in enumerate(self.best):
+            if not math.isfinite(best):
+                self._remember(index)
 
     def facts(self, index: int) -> dict[str, Fact]:
         facts: dict[str, Fact] = {
@@ -164,7 +166,7 @@ class Loop:
         losses = {"loss": self.losses[index], "held_out_loss": self.best[index]}
         return facts | {name: round(loss, 4) for name, loss in losses.items() if math.isfinite(loss)}
 
-    def state(self, of: str) -> State:
+    def state(self, of: str) -> TrainingState:
         """All that the next steps depend on; call between steps, which `on_step` is."""
         tensors = {f"master.{i}": master for i, master in enumerate(self.master)}
         tensors |= {f"best.{i}": best for i, best in enumerate(self.best_master)}
@@ -172,9 +174,9 @@ class Loop:
             tensors |= {f"optimizer.{i}.{name}": moment for name, moment in moments.items()}
         scalars = {name: copy(getattr(self, name)) for name in SCALARS}
         consumed = self._epoch_steps - len(self.queue)
-        return State(of, tensors, scalars | {"rng": self._epoch_rng, "consumed": consumed})
+        return TrainingState(of, tensors, scalars | {"rng": self._epoch_rng, "consumed": consumed})
 
-    def fits(self, state: State) -> bool:
+    def fits(self, state: TrainingState) -> bool:
         """Whether the state is of parameters as many and as large, and counts the same things."""
         own = self.state(state.of)
         shapes = [
@@ -183,7 +185,7 @@ class Loop:
         ]
         return shapes[0] == shapes[1] and own.scalars.keys() == state.scalars.keys()
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Continue from `state` (see `fits`): the next steps are the ones that were ahead when it was taken.
 
         They are bit-identical unless the results of lower layers are kept: those are computed again in other batches,
@@ -224,7 +226,7 @@ class Loop:
             master.grad = gradient.float()
         self._clip()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * schedule(self.step, self.total, self.recipe.warmup_steps)
+            group["lr"] = self.learning_rate * schedule(self.step, self.total, self.hyperparameters.warmup_steps)
         with torch.no_grad(), self._left_alone(absent):
             self.optimizer.step()
         with torch.no_grad():
@@ -242,17 +244,17 @@ class Loop:
 
     def _epoch(self) -> list[Step]:
         self._epoch_rng = self.rng.getstate()
-        steps = steps_of_an_epoch(self.draw(self.rng), self.recipe.step_tokens, self.rng)
+        steps = steps_of_an_epoch(self.draw(self.rng), self.hyperparameters.step_tokens, self.rng)
         self._epoch_steps = len(steps)
         return steps
 
     def _clip(self) -> None:
-        """Each adapter's gradient to a norm of at most `recipe.clip`."""
+        """Each adapter's gradient to a norm of at most `clip`."""
         import torch
 
         gradients = [master.grad for master in self.master if master.grad is not None]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-        factors = (self.recipe.clip / (norms + 1e-6)).clamp(max=1.0)
+        factors = (self.hyperparameters.clip / (norms + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
@@ -272,11 +274,15 @@ class Loop:
 
     def _keep(self, losses: Sequence[float]) -> None:
         """Remember the weights of each adapter whose loss is its lowest so far; NaN never is."""
-        better = [index for index, loss in enumerate(losses) if loss < self.best[index]]
-        for index in better:
-            self.best[index], self.best_step[index] = losses[index], self.step
-            for best, master in zip(self.best_master, self.master, strict=True):
-                best[index].copy_(master[index])
+        for index, loss in enumerate(losses):
+            if loss < self.best[index]:
+                self.best[index] = loss
+                self._remember(index)
+
+    def _remember(self, index: int) -> None:
+        self.best_step[index] = self.step
+        for best, master in zip(self.best_master, self.master, strict=True):
+            best[index].copy_(master[index])
 
     def _worn_out(self) -> bool:
         since = self.step - max(self.best_step)

@@ -3,61 +3,61 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from loramem.chunk import Span, chunk_text
 from loramem.errors import TrainingFailed
 from loramem.records import QAPair, Remedy
 from trainer_worker.assign import assign_pairs
 from trainer_worker.examples import MAX_QUESTIONS, Example
-from trainer_worker.ladder import NOTES, SMALLEST_HALF, better, together
-from trainer_worker.progress import Batch
-from trainer_worker.study import Assignment, Attempt, Study
-
-if TYPE_CHECKING:
-    from trainer_worker.build import Builder
+from trainer_worker.ladder import NOTES, SMALLEST_HALF, better, pooled
+from trainer_worker.progress import ChunkProgress
+from trainer_worker.study import Assignment, Attempt, Retrainer, Study
 
 log = logging.getLogger(__name__)
 
 
-def improved(builder: "Builder", job: Assignment, attempt: Attempt, batch: Batch) -> list[Attempt]:
+def improved(retrainer: Retrainer, job: Assignment, attempt: Attempt, progress: ChunkProgress) -> list[Attempt]:
     """The attempt itself if it passed, or else the best of it and of what the remedies give."""
     study = attempt.study
-    remedy = builder.remedy(job, study.span, job.options.published_rank(study.rank), attempt.result)
+    remedy = retrainer.remedy(job, study.span, job.options.published_rank(study.rank), attempt.result)
     if remedy is None:
         return [attempt]
-    batch.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
+    progress.note = f"recall {attempt.exam.recall:.2f}: {NOTES[remedy]}"
     failed = replace(attempt, study=study.after(remedy))
     try:
-        again = _again(builder, job, study, remedy, batch)
+        studies = _remedied(retrainer, job, study, remedy, progress)
+        again = retrainer.attempts(job, studies, progress) if studies else []
     except TrainingFailed as error:
         log.info("job %s: %s did not help: %s", job.claim.job_id, NOTES[remedy], error)
         again = []
-    if not again or not better(together([one.exam for one in again]), attempt.exam):
-        return improved(builder, job, failed, batch)
-    return [best for one in again for best in improved(builder, job, one, batch)]
+    won = again and better(pooled([one.exam for one in again]), attempt.exam)
+    return [best for one in (again if won else [failed]) for best in improved(retrainer, job, one, progress)]
 
 
-def _again(builder: "Builder", job: Assignment, study: Study, remedy: Remedy, batch: Batch) -> list[Attempt]:
-    """With the remedy; nothing where that leaves the study as it was."""
-    if remedy == "split":
-        return builder.attempts(job, _halves(builder, job, study, batch), batch)
-    tried = study.after(remedy)
-    changed = replace(tried, rank=2 * study.rank) if remedy == "rank" else builder.with_more(job, tried, batch)
-    same = (changed.rank, changed.examples) == (study.rank, study.examples)
-    return [] if same else builder.attempts(job, [changed], batch)
+def _remedied(
+    retrainer: Retrainer, job: Assignment, study: Study, remedy: Remedy, progress: ChunkProgress
+) -> list[Study]:
+    """What to train in place of the study; nothing where the remedy leaves it as it was."""
+    match remedy:
+        case "data":
+            richer = retrainer.with_more(job, study.after(remedy), progress)
+            return [richer] if richer.examples != study.examples else []
+        case "rank":
+            return [replace(study.after(remedy), rank=2 * study.rank)]
+        case "split":
+            return _halves(retrainer, job, study, progress)
 
 
-def _halves(builder: "Builder", job: Assignment, study: Study, batch: Batch) -> list[Study]:
+def _halves(retrainer: Retrainer, job: Assignment, study: Study, progress: ChunkProgress) -> list[Study]:
     """Two studies or more, each of a part of the text; they share out the questions that the whole was asked."""
     text, begin = job.text(study.span), study.span.start
     most = study.span.tokens // 2 + SMALLEST_HALF // 2
-    cut = chunk_text(text, str(builder.base.path / "tokenizer.json"), max_tokens=most, overlap_tokens=0)
+    cut = chunk_text(text, str(retrainer.base.path / "tokenizer.json"), max_tokens=most, overlap_tokens=0)
     parts = [text[part.start : part.end] for part in cut]
     pairs, asked = assign_pairs(study.pairs, parts), assign_pairs(list(map(_pair, study.held_out)), parts)
     tried = study.after("split").tried
     own = [
-        builder.study(job, Span(begin + part.start, begin + part.end, part.tokens), mine, batch.part(0), tried)
+        retrainer.study(job, Span(begin + part.start, begin + part.end, part.tokens), mine, progress.part(0), tried)
         for part, mine in zip(cut, pairs, strict=True)
     ]
     return [

@@ -85,7 +85,7 @@ def steps_of_an_epoch(curricula: Sequence[Curriculum], step_tokens: int, rng: ra
     `step_tokens` is what one adapter reads in a step, padding included.
     """
     packs = [[pack for group in groups for pack in _packs(group, rng)] for groups in curricula]
-    steps = [step for length in _lengths(packs) for step in _steps(packs, length, step_tokens)]
+    steps = [step for length in _lengths(packs) for step in _steps(packs, length, step_tokens, again=True)]
     rng.shuffle(steps)
     return steps
 
@@ -93,30 +93,22 @@ def steps_of_an_epoch(curricula: Sequence[Curriculum], step_tokens: int, rng: ra
 def steps_in_order(curricula: Sequence[Curriculum], step_tokens: int) -> list[Step]:
     """Every row once, for measuring a loss."""
     packs = [[pack for group in groups for pack in fill(group)] for groups in curricula]
-    return [
-        _step([mine[i : i + lanes] for mine in of_length], lanes, length)
-        for length in _lengths(packs)
-        for of_length in [[[pack for pack in mine if pack.length == length] for mine in packs]]
-        for lanes in [max(1, step_tokens // length)]
-        for i in range(0, max(map(len, of_length)), lanes)
-    ]
+    return [step for length in _lengths(packs) for step in _steps(packs, length, step_tokens, again=False)]
 
 
 def _lengths(packs: Sequence[Sequence[Pack]]) -> list[int]:
     return sorted({pack.length for mine in packs for pack in mine})
 
 
-def _steps(packs: Sequence[Sequence[Pack]], length: int, step_tokens: int) -> Iterator[Step]:
+def _steps(packs: Sequence[Sequence[Pack]], length: int, step_tokens: int, *, again: bool) -> Iterator[Step]:
+    """With `again`, who has fewer packs begins anew until all have as many."""
     lanes = max(1, step_tokens // length)
-    of_length = [[pack for pack in mine if pack.length == length] for mine in packs]
-    count = -(-max(map(len, of_length)) // lanes)
-    lines = [list(islice(cycle(mine), count * lanes)) for mine in of_length]
-    for i in range(0, count * lanes, lanes):
-        yield _step([line[i : i + lanes] for line in lines], lanes, length)
-
-
-def _step(packs: Sequence[Sequence[Pack]], lanes: int, length: int) -> Step:
-    return Step(tuple(tuple(mine) for mine in packs), lanes, length)
+    lines = [[pack for pack in mine if pack.length == length] for mine in packs]
+    count = -(-max(map(len, lines)) // lanes) * lanes
+    if again:
+        lines = [list(islice(cycle(line), count)) for line in lines]
+    for i in range(0, count, lanes):
+        yield Step(tuple(tuple(line[i : i + lanes]) for line in lines), lanes, length)
 
 
 def _packs(group: Sequence[Row], rng: random.Random) -> list[Pack]:
@@ -139,8 +131,7 @@ def _first_fit(rows: Sequence[Row]) -> list[Pack]:
     length = max(_bucket(max(row.tokens for row in rows)), _bucket(min(4 * len(prefix), LONGEST_SHARED, whole)))
     least = min(row.tokens for row in rows) - len(prefix)
     packs: list[list[Row]] = []
-    room: dict[int, int] = {}
-    """By pack, of those that are not full, the oldest first."""
+    room: dict[int, int] = {}  # by pack, of those that are not full, the oldest first
     for row in rows:
         own = row.tokens - len(prefix)
         at = next((i for i, left in room.items() if left >= own), len(packs))

@@ -19,7 +19,7 @@ from trainer_worker.lora import Pair, peft_name
 OVERSAMPLED = 10
 """Parts that are found beside those wanted; the last ones found are the least exact."""
 ITERATIONS = 4
-"""Of the subspace method: what is left of the embedded model's weights is then within 0.4 % of the least possible."""
+"""Of the subspace method: what is left of the weights is then next to the least possible."""
 STORED = torch.bfloat16
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from loramem.records import Phase, Progress
 from trainer_worker.lease import Lease, remaining_s
 
-Step = Callable[[Phase, int, int, float | None], None]
+OnPhase = Callable[[Phase, int, int, float | None], None]
 """(phase, step, total steps, loss): says where the job is, and raises when it must stop."""
 
 SHARES: dict[Phase, tuple[float, float]] = {
@@ -20,7 +20,7 @@ PUBLISHED_PERCENT = 99.0
 CHECK_EVERY_S = 1.0
 
 
-class Batch:
+class ChunkProgress:
     """Chunks that are worked on together: from the one at `first` (0 is the text's), `count` of them, `of` in all.
 
     `kept` chunks of the job were done by an earlier attempt. `note` is shown beside the chunks' numbers;
@@ -71,8 +71,8 @@ class Batch:
             Progress(phase="publish", step=done, total_steps=total, percent=percent, message=self._message)
         )
 
-    def part(self, index: int) -> Step:
-        """Progress of the chunk at `index` of the batch, as if each took as long."""
+    def part(self, index: int) -> OnPhase:
+        """Progress of the chunk at `index` of these, as if each took as long."""
         return lambda phase, done, total, loss: self.step(phase, index * total + done, self._count * total, loss)
 
     @property

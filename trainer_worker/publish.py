@@ -1,29 +1,23 @@
-"""The one transaction in which a revision's adapters and vectors become what queries see, and what comes after it."""
+"""The one transaction in which a revision's adapters and vectors become what queries see."""
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from loramem.chunk import Span
 from loramem.database import Database, epoch_now
-from loramem.errors import JobCancelled, StoredDataDamaged
+from loramem.errors import JobCancelled
 from loramem.queue import JobQueue
 from loramem.records import AdapterManifest, ExamResult
-from loramem.store import OWNER, AdapterStore, Stored
+from loramem.store import Stored
 from loramem.tables import (
-    FINAL_JOB_STATES,
     Adapter,
     AdapterState,
     Chunk,
     Document,
     DocumentState,
-    Installation,
-    Job,
-    JobState,
     Question,
     Revision,
     RevisionState,
@@ -32,12 +26,6 @@ from loramem.tables import (
 from loramem.transitions import Claim, locked_by, now_of
 from trainer_worker.claimed import document_of, show
 from trainer_worker.study import Published
-
-log = logging.getLogger(__name__)
-
-ORPHAN_AFTER_S = 3600.0
-SUPERSEDED_AT_ONCE = 100
-"""Revisions of one call, so that a worker with many to remove claims jobs in between."""
 
 
 @dataclass(frozen=True)
@@ -134,76 +122,6 @@ def live_adapters(database: Database, claim: Claim) -> list[Published]:
         ]
 
 
-def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
-    """Remove what was retired more than `grace_s` ago, files first, then rows; and orphans. Returns how many adapters.
-
-    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish. Where the
-    store is another database's, it has none: that one's adapters are not in this one's rows. A folder that cannot be
-    removed is logged and tried again the next time, and keeps nothing else from going.
-    """
-    with database.read() as session:
-        expired = Adapter.retired_at < epoch_now() - grace_s
-        wanted = select(Adapter.id).where(Adapter.state == AdapterState.RETIRED, expired)
-        retired = session.scalars(wanted).all()
-    gone = [adapter_id for adapter_id in retired if _removed(store, adapter_id)]
-    for adapter_id in gone:
-        with database.write() as session:
-            session.execute(delete(Adapter).where(Adapter.id == adapter_id))
-    orphans = _orphans(database, store) if _owns(database, store) else []
-    return len(gone) + sum(_removed(store, adapter_id) for adapter_id in orphans)
-
-
-def sweep_superseded(database: Database, grace_s: float) -> int:
-    """Remove revisions, with text and pairs, that a later one replaced more than `grace_s` ago: until then answers in
-    flight may read them. Returns how many; what is beyond `SUPERSEDED_AT_ONCE` waits for the next call.
-    """
-    # by the job, and not by the revision's state, for which SQLite would read past every text
-    later = select(Job.id).where(Job.document_id == Revision.document_id, Job.revision > Revision.number)
-    later = later.where(Job.state == JobState.SUCCEEDED, Job.finished_at < epoch_now() - grace_s)
-    wanted = select(Revision.document_id, Revision.number).where(later.exists()).limit(SUPERSEDED_AT_ONCE)
-    with database.read() as session:
-        replaced = session.execute(wanted).all()
-    for document_id, number in replaced:
-        with database.write() as session:
-            session.execute(delete(Revision).where(Revision.document_id == document_id, Revision.number == number))
-    return len(replaced)
-
-
-def _owns(database: Database, store: AdapterStore) -> bool:
-    """Whether the store is this database's, which it becomes where nobody has said so and most of it is."""
-    with database.read() as session:
-        own = session.scalars(select(Installation.id)).one()
-        if store.owner == own:
-            return True
-        stored = set(store.ids())
-        known = stored & set(session.scalars(select(Adapter.id)))
-    mostly = 2 * len(known) >= len(stored)  # of a folder of before there were owners; another's may be among them
-    if not store.owner and mostly:
-        store.own(own)
-        return True
-    _say_once(
-        f"{store.root} holds adapters of another database than LORAMEM_DATABASE_URL names: none of them is removed. "
-        f"Give each database a LORAMEM_HOME of its own, or, if these adapters are nobody's, write {own} into "
-        f"{store.root / OWNER}"
-    )
-    return False
-
-
-@cache
-def _say_once(text: str) -> None:
-    log.error("%s", text)
-
-
-def _removed(store: AdapterStore, adapter_id: str) -> bool:
-    """Whether the adapter's files are gone now."""
-    try:
-        store.remove(adapter_id)
-    except OSError as error:
-        log.warning("adapter %s cannot be removed: %s", adapter_id, error)
-        return False
-    return True
-
-
 def _retire_others(session: Session, claim: Claim, kept: Collection[str] = ()) -> None:
     others = update(Adapter).where(Adapter.document_id == claim.document_id, Adapter.state == AdapterState.LIVE)
     if kept:
@@ -246,21 +164,3 @@ def _supersede_older(session: Session, claim: Claim) -> None:
         session.execute(delete(table).where(table.document_id == claim.document_id, table.revision < claim.revision))
     older = update(Revision).where(Revision.document_id == claim.document_id, Revision.number < claim.revision)
     session.execute(older.values(state=RevisionState.SUPERSEDED))
-
-
-def _orphans(database: Database, store: AdapterStore) -> list[str]:
-    old = [adapter_id for adapter_id in store.ids() if store.age_s(adapter_id) > ORPHAN_AFTER_S]
-    with database.read() as session:  # after listing: what a job published meanwhile has its row by now
-        known = set(session.scalars(select(Adapter.id)))
-        unfinished = select(Job.document_id, Job.revision).where(Job.state.not_in(FINAL_JOB_STATES))
-        building = set(session.execute(unfinished))
-    return [adapter_id for adapter_id in old if adapter_id not in known and _is_of(store, adapter_id) not in building]
-
-
-def _is_of(store: AdapterStore, adapter_id: str) -> tuple[str, int] | None:
-    """Document and revision by the manifest; None when it cannot be read, and nobody can publish it then."""
-    try:
-        manifest = store.manifest(adapter_id)
-    except StoredDataDamaged:
-        return None
-    return manifest.document_id, manifest.revision

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
+from trainer_worker.words import IN_WORD, content_words, stem
+
 MAX_WORDS = 28
 WORD_BYTES = 24
 """A longer word, in UTF-8, counts as several: data and some languages have no blanks between theirs."""
@@ -50,11 +52,6 @@ _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
 
-_UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+)"
-)
-"""Thai, Lao, Burmese, Khmer, Japanese and Chinese letters."""
-
 _WORDED = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
     "nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|half"
@@ -66,10 +63,11 @@ _QUANTITY = re.compile(
     r"(?: (?:per cent|percent|%|°C|[a-z]+s\b|kilo\w+|metre|year|day))?",
     re.IGNORECASE,
 )
+_CAPITALISED = f"[A-Z][{IN_WORD}]"
 _NAME = re.compile(
-    r"\b[A-Z][\w'’-]+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?[A-Z][\w'’-]+)*"
+    rf"\b{_CAPITALISED}+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?{_CAPITALISED}+)*"
 )
-_OPENING = re.compile(r"(?:The |An? )?([A-Z][\w'’-]*(?: (?:of |the |and |de |von )*(?:[A-Z][\w'’-]*|\d+))*)")
+_OPENING = re.compile(rf"(?:The |An? )?({_CAPITALISED}*(?: (?:of |the |and |de |von )*(?:{_CAPITALISED}*|\d+))*)")
 _QUOTED = re.compile(r"[\"“']([^\"”']{3,40})[\"”']")
 _OBJECT = re.compile(
     r"\b(?:called|named|known as|made (?:of|from)|built (?:of|from)|because of|with|by|from|for|into|as)\s+"
@@ -79,7 +77,7 @@ _OBJECT = re.compile(
 
 
 @dataclass(frozen=True)
-class Span:
+class AnswerSpan:
     """A stretch of a statement that a question may ask for."""
 
     text: str
@@ -92,7 +90,7 @@ class Statement:
 
     text: str
     source: str
-    spans: tuple[Span, ...]
+    spans: tuple[AnswerSpan, ...]
     parts: tuple[str, ...]
 
 
@@ -249,18 +247,21 @@ def name_of(title: str, text: str) -> str:
 
 
 def _subject(title: str, text: str) -> str:
-    """The title, if the text speaks of it by name; else nothing can be put for a pronoun."""
+    """The title, if it is no number and the text speaks of it by name; else nothing can be put for a pronoun."""
     name = title.strip().strip(" .")
     bare = re.sub(r"^(?:the|a|an)\s+", "", name, flags=re.IGNORECASE)
-    if not bare or len(bare.split()) > MAX_NAME_WORDS or bare.casefold() not in text.casefold():
-        return ""
-    return bare
+    names = any(word[0].isalpha() for word in content_words(bare))
+    return bare if names and len(bare.split()) <= MAX_NAME_WORDS and _says(bare, text) else ""
+
+
+def _says(name: str, text: str) -> bool:
+    """In whole words: the title `art` is not said by `party`."""
+    return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", text.casefold()) is not None
 
 
 def _begins_with(sentence: str, subject: str) -> bool:
     """Whether the sentence speaks of the subject, by its last word: `Tamsk never married` of `Oriel Tamsk`."""
-    head = " ".join(sentence.split()[: 2 + len(subject.split())]).casefold()
-    return subject.split()[-1].casefold() in head
+    return _says(subject.split()[-1], " ".join(sentence.split()[: 2 + len(subject.split())]))
 
 
 def _with_name(sentence: str, pronoun: re.Match[str], subject: str) -> str:
@@ -340,38 +341,21 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def spans(statement: str, subject: str) -> list[Span]:
+def spans(statement: str, subject: str) -> list[AnswerSpan]:
     """What the statement tells: dates, quantities, names other than the subject's, things; none inside another."""
     found = [
-        *(Span(match[0], "date") for match in _DATE.finditer(statement)),
-        *(Span(match[0].strip(), "quantity") for match in _QUANTITY.finditer(statement)),
-        *(Span(match[1], "name") for match in _QUOTED.finditer(statement)),
-        *(Span(match[0], "name") for match in _NAME.finditer(statement) if match.start() > 0),
-        *(Span(match[1].strip(), "thing") for match in _OBJECT.finditer(statement)),
+        *(AnswerSpan(match[0], "date") for match in _DATE.finditer(statement)),
+        *(AnswerSpan(match[0].strip(), "quantity") for match in _QUANTITY.finditer(statement)),
+        *(AnswerSpan(match[1], "name") for match in _QUOTED.finditer(statement)),
+        *(AnswerSpan(match[0], "name") for match in _NAME.finditer(statement) if match.start() > 0),
+        *(AnswerSpan(match[1].strip(), "thing") for match in _OBJECT.finditer(statement)),
     ]
-    kept: list[Span] = []
+    kept: list[AnswerSpan] = []
     for span in found:
         inside = any(span.text in other.text for other in kept)
         if not inside and len(span.text) > 1 and span.text.casefold() not in subject.casefold():
             kept.append(span)
     return kept
-
-
-def content_words(text: str) -> list[str]:
-    """Words of at least three letters that carry meaning, in order; of writing without blanks each two letters."""
-    found = list[str]()
-    for word in re.findall(r"[\w'’-]+", text):
-        for run in filter(None, _UNSPACED.split(word)):
-            if _UNSPACED.match(run):
-                found += map("".join, pairwise(run))
-            elif len(run) > 2 and run.casefold() not in STOP_WORDS:
-                found.append(run)
-    return found
-
-
-def stem(word: str) -> str:
-    """The first five letters: enough to tell that two English words belong together."""
-    return word.casefold().removesuffix("'s")[:5]
 
 
 def words_of_many(statements: Sequence[Statement]) -> set[str]:
@@ -383,15 +367,3 @@ def words_of_many(statements: Sequence[Statement]) -> set[str]:
         twice |= stems & seen
         seen |= stems
     return twice
-
-
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "the and but for are was were had has have been its his her their they them this that these those with from "
-        "into onto over under which who whom whose what when where why how there then than only also not all any "
-        "called named known can may must will would should could about after before between because while during "
-        "such each every one two other some more most very just him she you your our out off did does done being "
-        "upon among until since",
-    )
-)

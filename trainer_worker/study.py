@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+from loramem.base_model import BaseModel
 from loramem.chunk import Span
 from loramem.queue import Claim
 from loramem.records import AdapterManifest, ExamResult, QAPair, Remedy, TrainingOptions
@@ -12,7 +14,8 @@ from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.assign import pairs_of
 from trainer_worker.checkpoint import Checkpoint
 from trainer_worker.examples import Asked, Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
+from trainer_worker.progress import ChunkProgress, OnPhase
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Assignment:
     claim: Claim
     revision: Revision
     options: TrainingOptions
-    kept: Checkpoint
+    checkpoint: Checkpoint
 
     def text(self, span: Span) -> str:
         return self.revision.text[span.start : span.end]
@@ -33,9 +36,11 @@ class Assignment:
         return pairs_of(self.revision.qa)
 
     @property
-    def recipe(self) -> Recipe:
+    def hyperparameters(self) -> Hyperparameters:
         asked = self.options
-        return Recipe(placement=asked.placement, variant=asked.variant, freeze_a=asked.freeze_a, distil=asked.distil)
+        return Hyperparameters(
+            placement=asked.placement, variant=asked.variant, freeze_a=asked.freeze_a, distil=asked.distil
+        )
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,20 @@ class Memory:
     manifest: AdapterManifest
     stored: Stored
     asked: tuple[Asked, ...]
+
+
+class Retrainer(Protocol):
+    """The steps of a build that a weak adapter goes through again; see `build.Builder`."""
+
+    @property
+    def base(self) -> BaseModel: ...
+
+    def remedy(self, job: Assignment, span: Span, rank: int, exam: ExamResult) -> Remedy | None: ...
+
+    def study(
+        self, job: Assignment, span: Span, pairs: Sequence[QAPair], on_phase: OnPhase, tried: tuple[Remedy, ...] = ()
+    ) -> Study: ...
+
+    def with_more(self, job: Assignment, study: Study, progress: ChunkProgress) -> Study: ...
+
+    def attempts(self, job: Assignment, studies: Sequence[Study], progress: ChunkProgress) -> list[Attempt]: ...

@@ -22,8 +22,6 @@ from trainer_worker.statements import Statement, name_of, statements, words_of_m
 from trainer_worker.told import told
 from trainer_worker.writer import Writer
 
-__all__ = ["Example", "more", "split_exam", "synthesize"]
-
 BEGINNINGS = 9
 """Questions the writer is asked for, for each statement."""
 GAP_ROUNDS = 1

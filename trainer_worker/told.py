@@ -5,12 +5,19 @@ from dataclasses import dataclass
 
 from loramem.prompts import MAX_ANSWER_TOKENS
 
-_QUESTION = re.compile(r"^[ \t]*(?:Question|Q)[ \t]*:[ \t]*(?=\S)", re.MULTILINE | re.IGNORECASE)
-_ANSWER = re.compile(r"(?<!\S)(?:Answer|A)[ \t]*:[ \t]*(?=\S)", re.IGNORECASE)
-_LATER = re.compile(rf"\s+{_ANSWER.pattern}", re.IGNORECASE)
-_END = re.compile(r"(?=\n[ \t]*(?:\n|(?:Question|Q)[ \t]*:))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
+_ITEM = r"(?:(?:#{1,6}|[-*+]|\d{1,3}[.)])[ \t]+)?"
+_EMPHASIS = "[*_]{0,3}"
+_ASKS, _ANSWERS = (rf"{_EMPHASIS}(?:{names}){_EMPHASIS}[ \t]*:" for names in ("Question|Q", "Answer|A"))
+_SAID = rf"{_EMPHASIS}[ \t]*(?=\S)"
+_QUESTION = re.compile(rf"^[ \t>]*+{_ITEM}{_ASKS}{_SAID}", re.MULTILINE | re.IGNORECASE)
+_ANSWER = re.compile(rf"(?:^[ \t>]*+{_ITEM}|(?<!\S)){_ANSWERS}{_SAID}", re.MULTILINE | re.IGNORECASE)
+_LATER = re.compile(rf"[\s>]++{_ITEM}{_ANSWERS}{_SAID}", re.IGNORECASE)
+_END = re.compile(rf"(?=\n[ \t>]*+(?:\n|{_ITEM}{_ASKS}))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
+_QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
+_EMPHASISED = re.compile(r"\*{0,3}([^*]*[^*\s])\*{1,3}")
+"""The whole of a part; what opens it may stand before the mark: `**Q: How tall is it?**`."""
 
 ASCII_IN_TOKEN, OTHERS_IN_TOKEN = 3.0, 1.5
 """Bytes."""
@@ -25,9 +32,10 @@ class Told:
 def told(text: str) -> tuple[list[Told], str]:
     """Pairs marked `Question:` and `Answer:`, or `Q:` and `A:`, in reading order, and the text without them.
 
-    A question begins a line and is one paragraph; a blank line may stand before its answer, which goes on to the next
-    question, to a blank line or to the end. As prose, the answer of one would be taken together with the question of
-    the next. A pair that is longer than what is taught of one, by a guess, stays prose.
+    As in Markdown, marks may be emphasised, and begin headings, items and quotations. A question begins a line and is
+    one paragraph; a blank line may stand before its answer, which goes on to the next question, to a blank line or to
+    the end. As prose, the answer of one would be taken together with the question of the next. A pair that is longer
+    than what is taught of one, by a guess, stays prose.
 
     Takes time linear in the text's length, whatever the text is, since no search goes beyond its paragraph: one pattern
     for a whole pair would try every way to share a run of blanks among its parts.
@@ -69,4 +77,6 @@ def _end(text: str, start: int) -> re.Match[str]:
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.split())
+    flat = " ".join(_QUOTED.sub(" ", text).split())
+    emphasised = _EMPHASISED.fullmatch(flat)
+    return emphasised[1] if emphasised else flat

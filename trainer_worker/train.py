@@ -18,28 +18,22 @@ from torch.nn import Parameter
 from loramem.errors import TrainingFailed
 from trainer_worker import lora, pissa
 from trainer_worker.adapter import ALPHA_PER_RANK, Facts, TrainedAdapter
-from trainer_worker.anchors import Anchors, anchors, exam_anchors, held, some
+from trainer_worker.anchors import Anchors, anchors, drawn, exam_anchors
 from trainer_worker.base import Base
 from trainer_worker.distil import taught
 from trainer_worker.examples import Example
 from trainer_worker.layers import can_be_cut
-from trainer_worker.loop import Compute, Draw, Keeper, Loop, OnStep, Recipe
+from trainer_worker.loop import Compute, Draw, Hyperparameters, Keeper, Loop, OnStep
 from trainer_worker.packing import Row, steps_in_order
 
 log = logging.getLogger(__name__)
-
-NEIGHBOUR_TOKENS = 3
-"""Of the base's answers to neighbours: where they begin is where a taught answer would come in."""
-ASKED_AT_ONCE = 64
-
-__all__ = ["Lesson", "Recipe", "TrainedAdapter", "Trainer"]
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What one adapter learns, and the questions that decide when it knows it best.
 
-    `neighbours` are similar prompts whose answers must not change; those without an answer keep the base's first words.
+    `neighbours` are similar prompts, with their answers, which must not change.
     """
 
     examples: Sequence[Example]
@@ -56,21 +50,21 @@ class Trainer(Base):
         model_path: str,
         *,
         seed: int,
-        recipe: Recipe | None = None,
+        hyperparameters: Hyperparameters | None = None,
         base_name: str = "",
         cache: Path | None = None,
     ) -> None:
         super().__init__(model_path)
         self.seed = seed
-        self.recipe = recipe or Recipe()
+        self.hyperparameters = hyperparameters or Hyperparameters()
         self.base_name = base_name
         self.cache = cache
         self._principal_parts: dict[tuple[str, int], lora.Pair] = {}
 
     @property
     def learning_rate(self) -> float:
-        """The recipe's, or what the rule gives for this base."""
-        wanted = self.recipe.learning_rate
+        """That of the hyperparameters, or what the rule gives for this base."""
+        wanted = self.hyperparameters.learning_rate
         return learning_rate_of(self.model.config) if wanted is None else wanted
 
     def train(
@@ -113,10 +107,10 @@ class Trainer(Base):
         keep: Keeper | None = None,
     ) -> list[TrainedAdapter]:
         """Train an adapter for each lesson, all at once; `on_step(step, total_steps, mean loss)` may raise to stop, the
-        base is then as before. What comes of `rank` has the recipe's `published_rank`.
+        base is then as before. What comes of `rank` has the hyperparameters' `published_rank`.
 
-        Raises `TrainingFailed` when there is nothing to learn, the base has no layer where the recipe puts adapters, or
-        a loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
+        Raises `TrainingFailed` when there is nothing to learn, the base has no layer where adapters are to be, or a
+        loss is no longer finite. On a CPU the same seed, lessons and number of steps give the same weights, and time
         enters only where `max_seconds`, for all together, cuts a training short or for a while seems to. What is found
         once for a base, as its answers to unrelated prompts, is not in these seconds, nor is a teacher's reading, of
         which `on_taught(rows done, rows in all)` is told and may raise too.
@@ -124,15 +118,15 @@ class Trainer(Base):
         With `keep` the training goes on from a state kept of the same one, whose seconds count against `max_seconds`,
         and saves its own whenever that is due.
         """
-        unrelated = self._anchors if self.recipe.anchors else []
+        unrelated = self._anchors if self.hyperparameters.anchors else []
         lower = self._lower_layers
-        layers = lora.placed(self.model, self.recipe.placement, lower)
+        layers = lora.placed(self.model, self.hyperparameters.placement, lower)
         parts = self._parts(layers, rank)
         groups = self._groups_of(lessons, on_taught)
         started = time.monotonic()
-        neighbours = [self._neighbours(lesson) for lesson in lessons]  # asks the base, so before adapters
+        neighbours = [self._neighbours(lesson) for lesson in lessons]
         draw = self._draw(groups, neighbours, unrelated)
-        asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.recipe.step_tokens)
+        asked = steps_in_order([self.groups(lesson.held_out) for lesson in lessons], self.hyperparameters.step_tokens)
         with lora.attached(
             self.model, layers.__contains__, count=len(lessons), rank=rank, scaling=ALPHA_PER_RANK, less=parts
         ) as parameters:
@@ -147,7 +141,7 @@ class Trainer(Base):
         spent: Facts = {"seconds": round(seconds, 2), "seed": self.seed, "beside": len(lessons) - 1}
         return [
             TrainedAdapter(
-                self.recipe.published_rank(rank),
+                self.hyperparameters.published_rank(rank),
                 pissa.published(_of(index, trained), parts),
                 loop.facts(index) | spent | self._kind | {"examples": len(lesson.examples)},
                 self.base_name,
@@ -156,8 +150,8 @@ class Trainer(Base):
         ]
 
     def _loop(self, live: Sequence[Tensor], draw: Draw, lower: int) -> Loop:
-        compute = self._compute(lower if self.recipe.placement == "late" else 0)
-        return Loop(compute, live, draw, self.recipe, self.seed, learning_rate=self.learning_rate)
+        compute = self._compute(lower if self.hyperparameters.placement == "late" else 0)
+        return Loop(compute, live, draw, self.hyperparameters, self.seed, learning_rate=self.learning_rate)
 
     def _kept(self, loop: Loop, keep: Keeper, of: str, on_step: OnStep) -> OnStep:
         """Take the loop to where `keep` has it; gives the `on_step` that saves when it is due."""
@@ -177,7 +171,7 @@ class Trainer(Base):
 
     def _digest(self, lessons: Sequence[Lesson], rank: int) -> str:
         """Of all that a training's steps follow from."""
-        how = [rank, self.seed, self.learning_rate, asdict(self.recipe), self.base_name]
+        how = [rank, self.seed, self.learning_rate, asdict(self.hyperparameters), self.base_name]
         told = json.dumps([how, [asdict(lesson) for lesson in lessons]])
         return hashlib.sha256(told.encode()).hexdigest()
 
@@ -186,12 +180,12 @@ class Trainer(Base):
         lora.start(parameters, self.seed)
         pissa.start(parameters, parts)
         for name, parameter in parameters.items():
-            parameter.requires_grad_(not (self.recipe.freeze_a and ".lora_A." in name))
+            parameter.requires_grad_(not (self.hyperparameters.freeze_a and ".lora_A." in name))
         return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
     def _parts(self, layers: Sequence[str], rank: int) -> dict[str, lora.Pair]:
         """By layer, what PiSSA starts from; found once for each layer and rank."""
-        if self.recipe.variant != "pissa":
+        if self.hyperparameters.variant != "pissa":
             return {}
         for name in layers:
             if (name, rank) not in self._principal_parts:
@@ -204,16 +198,16 @@ class Trainer(Base):
     @property
     def _kind(self) -> Facts:
         return {
-            "placement": self.recipe.placement,
-            "variant": self.recipe.variant,
-            "freeze_a": self.recipe.freeze_a,
+            "placement": self.hyperparameters.placement,
+            "variant": self.hyperparameters.variant,
+            "freeze_a": self.hyperparameters.freeze_a,
         }
 
     @property
     def _lower_layers(self) -> int:
         """How many layers count as the base's lower part; none where an upper part cannot be trained alone."""
-        wanted = int(self.recipe.frozen_layers * self.model.config.num_hidden_layers)
-        if self.recipe.placement != "late" or not wanted or can_be_cut(self.model, wanted):
+        wanted = int(self.hyperparameters.frozen_layers * self.model.config.num_hidden_layers)
+        if self.hyperparameters.placement != "late" or not wanted or can_be_cut(self.model, wanted):
             return wanted
         log.warning("%s cannot be run in two parts: all its layers get an adapter", self.base_name)
         return 0
@@ -242,18 +236,14 @@ class Trainer(Base):
         labelled: list[Row] = []
         for source, alike in told.items():  # one by one: the teacher reads what rows have in common once for a pack
             shown = [self.row(replace(one, context=source)) for one in alike]
-            labelled += taught(self, [self.row(one) for one in alike], shown, self.recipe.distil, on_each)
+            labelled += taught(self, [self.row(one) for one in alike], shown, self.hyperparameters.distil, on_each)
         groups += [labelled] if labelled else []
         if not groups:
             raise TrainingFailed("no training example has an answer")
         return groups
 
     def _neighbours(self, lesson: Lesson) -> list[Row]:
-        answered = [self.row(one) for one in lesson.neighbours if one.answer.strip()]
-        prompts = [one for one in lesson.neighbours if not one.answer.strip()]
-        batches = [prompts[start : start + ASKED_AT_ONCE] for start in range(0, len(prompts), ASKED_AT_ONCE)]
-        asked = [group for some in batches for group in held(self, some, max_new_tokens=NEIGHBOUR_TOKENS)]
-        return [*answered, *(row for group in asked for row in group)]
+        return [self.row(one) for one in lesson.neighbours]
 
     def _draw(
         self, lessons: Sequence[Sequence[Sequence[Row]]], neighbours: Sequence[Sequence[Row]], unrelated: Anchors
@@ -261,21 +251,21 @@ class Trainer(Base):
         """Each lesson's rows, and among them others every time that hold the adapter to the base: a share of unrelated
         ones, and as many neighbours as there are rows to be learnt."""
         learnt = [sum(map(len, groups)) for groups in lessons]
-        wanted = [round(self.recipe.anchors * count) for count in learnt]
+        wanted = [round(self.hyperparameters.anchors * count) for count in learnt]
 
         def near(rows: Sequence[Row], most: int, rng: random.Random) -> list[Sequence[Row]]:
             return [rng.sample(rows, min(most, len(rows)))] if rows else []
 
         def draw(rng: random.Random) -> list[list[Sequence[Row]]]:
             return [
-                [*groups, *near(rows, most, rng), *some(unrelated, count, rng)]
+                [*groups, *near(rows, most, rng), *drawn(unrelated, count, rng)]
                 for groups, rows, most, count in zip(lessons, neighbours, learnt, wanted, strict=True)
             ]
 
         return draw
 
     def _is_taught(self, example: Example) -> bool:
-        return bool(self.recipe.distil and example.source and example.answer.strip() and not example.context)
+        return bool(self.hyperparameters.distil and example.source and example.answer.strip() and not example.context)
 
     @cached_property
     def unrelated(self) -> list[Row]:

@@ -4,7 +4,7 @@ Scripts, menus and formulas are left out.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from loramem.formats import Extract
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 _DROPPED = frozenset((
-    "script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "nav", "select", "button",
+    "script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "nav", "select",
     "textarea", "audio", "video", "canvas",
 ))
 _PARAGRAPHS = frozenset((
@@ -24,6 +24,7 @@ _PARAGRAPHS = frozenset((
     "section", "table", "ul",
 ))
 _LINES = frozenset(("br", "caption", "dd", "dt", "legend", "li", "option", "summary"))
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "dt", "summary"))
 # fmt: on
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
 _ENCODINGS = re.compile(r"utf-?8|iso-8859-\d+|windows-125\d|koi8-[ru]|euc-jp|gb18030|big5", re.IGNORECASE)
@@ -38,6 +39,8 @@ _MEANT = {
     "macintosh": "mac_roman",
 }
 """Names that pages give, and what browsers read them as."""
+_NEAR = 3
+"""Elements around a button, in which a heading is looked for."""
 _XML = re.compile(r"<\?xml\b|xmlns\s*=\s*[\"']http://www\.w3\.org/1999/xhtml")
 _EMPTY = re.compile(
     r"<(title|script|style|iframe|object|audio|video|canvas|textarea|button|select|nav|noscript|template)\b"
@@ -123,9 +126,21 @@ def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
             node = ancestors.pop()
             yield node, False
             node = node.next if ancestors else None
-        elif node.tag in _DROPPED or node.is_comment_node:
+        elif _is_dropped(node, ancestors):
             node = node.next
         else:
             yield node, True
             ancestors.append(node)
             node = node.child
+
+
+def _is_dropped(node: "LexborNode", ancestors: Sequence["LexborNode"]) -> bool:
+    """Of buttons those that begin no heading: an accordion has its headings in them."""
+    if node.tag == "button":
+        return not (_is_first(node) and any(each.tag in _HEADINGS for each in ancestors[-_NEAR:]))
+    return node.tag in _DROPPED or node.is_comment_node
+
+
+def _is_first(node: "LexborNode") -> bool:
+    before = node.prev
+    return before is None or (before.prev is None and before.is_text_node and not (before.text_content or "").strip())

@@ -9,7 +9,8 @@ from loramem.lines import tidy, unwrap
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
-_HYPHEN_AT_LINE_END = re.compile("[\x02\ufffe](?:\r?\n)?")
+_HYPHEN_AT_LINE_END = re.compile("[\x02\ufffe]")
+"""As PDFium puts in the place of hyphen and line end. Before a line end it is a glyph without Unicode."""
 _WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _UNKNOWN_SECURITY = 5  # FPDF_ERR_SECURITY
 

@@ -7,7 +7,14 @@ from loramem.formats import Extract, unreadable
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _FENCE = re.compile(r"^(```|~~~).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(\S[^\n]*)$|^(\S[^\n]*)\n(?:=+|-{3,})[ \t]*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=[\w-]+[ \t]*:)(.*?)^(?:---|\.\.\.)[ \t]*$", re.MULTILINE | re.DOTALL)
+_TITLE = re.compile(r"^title[ \t]*:[ \t]*([^\s>|][^\n]*)$", re.MULTILINE | re.IGNORECASE)
+_HEADING = re.compile(
+    r"^ {0,3}#{1,6}[ \t]+(\S[^\n]*)$"
+    r"|^(?!(?:[-*+]|\d{1,9}[.)])[ \t]|[>|])(?=[^\n]*\w)(\S[^\n]*)\n(?:=+|-{3,})[ \t]*$",
+    re.MULTILINE,
+)
+"""What is underlined is none where it is an item, a quotation, a row or a rule."""
 
 
 def decode(content: bytes, name: str, encoding: str = "utf-8") -> str:
@@ -31,8 +38,19 @@ def read_text(content: bytes, name: str) -> Extract:
 
 
 def read_markdown(content: bytes, name: str) -> Extract:
-    """The title is the first heading outside a code fence."""
+    """The title is the front matter's (YAML), or else the first heading outside a code fence."""
     text = decode(content, name)
     unified = text.replace("\r\n", "\n")
-    found = _HEADING.search(_FENCE.sub("", unified))
-    return Extract(text, (found[1] or found[2]).rstrip("# \t") if found else None)
+    front = _FRONT_MATTER.match(unified)
+    named = _TITLE.search(front[1]) if front else None
+    title = _unquoted(named[1].strip()) if named else ""
+    return Extract(text, title or _first_heading(unified[front.end() :] if front else unified))
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+
+
+def _first_heading(text: str) -> str | None:
+    found = _HEADING.search(_FENCE.sub("", text))
+    return (found[1] or found[2]).rstrip("# \t") if found else None

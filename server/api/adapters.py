@@ -2,11 +2,10 @@
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from sqlalchemy import select
 
 from loramem.errors import NotFound
 from loramem.tables import Adapter
-from server.api.common import After, Limit, NamespaceFilter, TheGateway, adapter_out, problems
+from server.api.common import After, Limit, NamespaceFilter, TheGateway, adapter_out, page, problems
 from server.api.fields import Text
 from server.api.schemas import AdapterOut, AdapterPage
 from server.gateway import Gateway
@@ -23,17 +22,11 @@ def list_adapters(
     after: After = None,
 ) -> AdapterPage:
     """Newest last, in pages; retired ones are listed until their files are gone."""
-    wanted = select(Adapter).order_by(Adapter.id).limit(limit + 1)
-    if namespace is not None:
-        wanted = wanted.where(Adapter.namespace == namespace)
-    if document_id is not None:
-        wanted = wanted.where(Adapter.document_id == document_id)
-    if after is not None:
-        wanted = wanted.where(Adapter.id > after)
+    wanted = [] if namespace is None else [Adapter.namespace == namespace]
+    wanted += [] if document_id is None else [Adapter.document_id == document_id]
     with gateway.database.read() as session:
-        rows = [adapter_out(row) for row in session.scalars(wanted)]
-    more = len(rows) > limit
-    return AdapterPage(data=rows[:limit], has_more=more, next_cursor=rows[limit - 1].id if more else None)
+        rows, cursor = page(session, Adapter, wanted, limit, after)
+    return AdapterPage(data=[adapter_out(row) for row in rows], has_more=cursor is not None, next_cursor=cursor)
 
 
 @router.get("/{adapter_id}", responses=problems(404))

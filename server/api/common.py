@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from loramem.records import ExamResult, PreviewExample, Progress
@@ -25,6 +25,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="rows in a page")]
 After = Annotated[Text | None, Query(max_length=64, description="`next_cursor` of the page before")]
 NamespaceFilter = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
+Row = TypeVar("Row", Adapter, Document)
 PROBLEM = "#/components/schemas/Problem"
 USUAL = {
     400: "Bad request",
@@ -42,6 +43,15 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """Response descriptions for the API's own description: the usual ones and these."""
     return {**PROBLEMS, **{code: {**PROBLEMS[400], "description": "see `detail`"} for code in codes}}
+
+
+def page(
+    session: Session, table: type[Row], conditions: Sequence[ColumnElement[bool]], limit: int, after: str | None
+) -> tuple[list[Row], str | None]:
+    """Rows in the order of their ids, and the cursor of the next page, where there is one."""
+    wanted = select(table).where(*conditions).order_by(table.id).limit(limit + 1)
+    rows = list(session.scalars(wanted if after is None else wanted.where(table.id > after)))
+    return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
 
 
 def job_out(job: Job) -> JobOut:

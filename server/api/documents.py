@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
-from sqlalchemy import select
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -31,6 +30,7 @@ from server.api.common import (
     job_out,
     latest_jobs,
     mending_jobs,
+    page,
     problems,
 )
 from server.api.fields import Text
@@ -84,6 +84,7 @@ async def upload(
     if preview:
         job = await asyncio.to_thread(create_preview, gateway.database, gateway.queue, wanted)
         return _accepted(response, job)
+    _check_askable(wanted.namespace, gateway)
     accepted = await asyncio.to_thread(create_document, gateway.database, gateway.queue, wanted)
     return _accepted(response, accepted.job, accepted.document, accepted.created)
 
@@ -104,18 +105,13 @@ def list_documents(
     gateway: TheGateway, namespace: NamespaceFilter = None, limit: Limit = 50, after: After = None
 ) -> DocumentPage:
     """Newest last, in pages."""
-    wanted = select(Document).order_by(Document.id).limit(limit + 1)
-    if namespace is not None:
-        wanted = wanted.where(Document.namespace == namespace)
-    if after is not None:
-        wanted = wanted.where(Document.id > after)
+    wanted = [] if namespace is None else [Document.namespace == namespace]
     with gateway.database.read() as session:
-        rows = list(session.scalars(wanted))
+        rows, cursor = page(session, Document, wanted, limit, after)
         ids = [row.id for row in rows]
         jobs, mendings = latest_jobs(session, ids), mending_jobs(session, ids)
-    page = [document_out(row, jobs.get(row.id), mendings.get(row.id)) for row in rows[:limit]]
-    more = len(rows) > limit
-    return DocumentPage(data=page, has_more=more, next_cursor=page[-1].id if more else None)
+    data = [document_out(row, jobs.get(row.id), mendings.get(row.id)) for row in rows]
+    return DocumentPage(data=data, has_more=cursor is not None, next_cursor=cursor)
 
 
 @router.get("/{document_id}", responses=problems(404))
@@ -265,6 +261,18 @@ def _check_pairs(pairs: Sequence[QAPair], gateway: Gateway) -> None:
                     value=f"{count} tokens",
                     allowed=f"fewer than {most} tokens",
                 )
+
+
+def _check_askable(namespace: str, gateway: Gateway) -> None:
+    """Under /v1 one name cannot be two models."""
+    if namespace == gateway.base.name:
+        raise InvalidValue(
+            f"namespace {namespace!r} has the name of the base model (LORAMEM_SERVED_MODEL_NAME), so /v1 would never "
+            "ask it: take another, or set that",
+            key="namespace",
+            value=namespace,
+            allowed=f"any but {namespace}",
+        )
 
 
 def _check_servable(training: TrainingOptions, settings: Settings) -> None:

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from loramem.errors import InvalidValue
+from loramem.lines import composed
+
 METADATA_BYTES = 16_384
 MAX_MESSAGE_CHARS = 200_000
 MAX_KEYS = 100
@@ -29,10 +32,26 @@ def _storable(value: str) -> str:
     return value
 
 
+def _composed(value: object) -> object:
+    """Before its length is counted, which may change."""
+    return composed(value) if isinstance(value, str) else value
+
+
 def not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must hold more than white space")
     return value
+
+
+def check_max_tokens(key: str, wanted: int, limit: int) -> None:
+    """Raises `InvalidValue` for more tokens of an answer than the server allows."""
+    if wanted > limit:
+        raise InvalidValue(
+            f"{key} is {wanted}, at most {limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
+            key=key,
+            value=wanted,
+            allowed=f"1 to {limit}",
+        )
 
 
 def _small_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +85,10 @@ def _top_k(value: object) -> object:
 TopK = Annotated[Annotated[int, Field(ge=1, le=8)] | Literal["auto"], BeforeValidator(_top_k)]
 Text = Annotated[str, AfterValidator(_storable)]
 FilledText = Annotated[str, AfterValidator(_storable), AfterValidator(not_blank)]
-MessageText = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(_storable)]
+PairText = Annotated[FilledText, BeforeValidator(_composed)]
+MessageText = Annotated[
+    str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(_storable), BeforeValidator(_composed)
+]
 FilledMessage = Annotated[MessageText, AfterValidator(not_blank)]
 NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Metadata = Annotated[dict[str, Any], AfterValidator(_small_json)]
@@ -75,5 +97,5 @@ FilterKey = Annotated[
 ]
 FilterValue = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 Filter = Annotated[dict[FilterKey, FilterValue], Field(max_length=16), BeforeValidator(few_keys)]
-Title = Annotated[str, StringConstraints(max_length=500), AfterValidator(_storable)]
+Title = Annotated[str, StringConstraints(max_length=500), AfterValidator(_storable), BeforeValidator(_composed)]
 ExternalId = Annotated[str, StringConstraints(max_length=256), AfterValidator(_storable), AfterValidator(not_blank)]

@@ -1,7 +1,6 @@
 """What happens around every request: an id, an access line, the body limit, the API key, the metrics."""
 
 import hmac
-import ipaddress
 import logging
 import re
 import time
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loramem.errors import BodyTooLarge, Forbidden, LoramemError, Unauthorized
 from loramem.logs import bind
+from loramem.loopback import is_loopback
 from server.api.errors import UNEXPECTED, respond
 from server.metrics import Metrics
 from server.stream import ClientGone
@@ -146,7 +146,7 @@ class OwnPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope) if scope["type"] == "http" else None
-        if request is None or request.url.path in OPEN_PATHS or all(map(_is_here, _places(request))):
+        if request is None or request.url.path in OPEN_PATHS or all(map(is_loopback, _places(request))):
             await self._app(scope, receive, send)
             return
         error = Forbidden(
@@ -154,15 +154,6 @@ class OwnPages:
             "name it 127.0.0.1 or localhost, or set keys"
         )
         await respond(request, error)(scope, receive, send)
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _places(request: Request) -> list[str]:

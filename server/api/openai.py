@@ -23,10 +23,10 @@ from server.api.errors import known, openai_error
 from server.api.fields import Text
 from server.api.openai_schemas import ChatIn, CompletionIn, ErrorOut, GenerationFields, Json, ModelList, ModelOut
 from server.api.queries import answered, observed
-from server.ask import Ask, Done, Event, Routed, Token
+from server.ask import Ask, Done, Event, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
-from server.stream import sse_response, while_connected
+from server.stream import sse_response, streamed, while_connected
 from server.tasks import together
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -68,8 +68,9 @@ async def chat(wanted: ChatIn, request: Request, gateway: TheGateway) -> JSONRes
     events = observed(gateway, ask)
     head = _head("chatcmpl", wanted.model)
     if wanted.stream:
-        first = await while_connected(request, anext(events))
-        return sse_response(_chat_stream(head, first, events, top=top, usage=wanted.include_usage))
+        await while_connected(request, anext(events))  # errors before the first byte keep their status
+        chunks = _chat_stream(head, events, top=top, usage=wanted.include_usage)
+        return sse_response(streamed(chunks, events, _failure))
     _, tokens, done = await while_connected(request, whole(events))
     return JSONResponse(replies.chat_reply(head, tokens, done, top=top))
 
@@ -84,12 +85,10 @@ async def completions(wanted: CompletionIn, request: Request, gateway: TheGatewa
     if wanted.stream:
         if len(answers) > 1:
             raise InvalidValue("stream takes one prompt", key="prompt", value=f"{len(answers)} prompts", allowed="one")
-        first = await while_connected(request, anext(answers[0]))
-        return sse_response(
-            _completion_stream(
-                head, first, answers[0], logprobs=wanted.logprobs is not None, usage=wanted.include_usage
-            )
-        )
+        (events,) = answers
+        await while_connected(request, anext(events))
+        chunks = _completion_stream(head, events, logprobs=wanted.logprobs is not None, usage=wanted.include_usage)
+        return sse_response(streamed(chunks, events, _failure))
     found = await while_connected(request, together(map(whole, answers)))
     pairs = [(tokens, done) for _, tokens, done in found]
     return JSONResponse(replies.completion_reply(head, pairs, logprobs=wanted.logprobs is not None))
@@ -110,6 +109,7 @@ def _resolve(gateway: Gateway, model: str) -> tuple[str, AskedMode]:
 def _sampling(gateway: Gateway, wanted: GenerationFields, mode: AskedMode, logprobs: int | None) -> Sampling:
     return wanted.sampling(
         max_tokens_limit=gateway.settings.max_tokens_limit,
+        window=gateway.settings.max_model_len,
         default_temperature=1.0 if mode == "base" else 0.0,
         logprobs=logprobs,
     )
@@ -133,46 +133,38 @@ def _completion_events(
 
 
 async def _chat_stream(
-    head: Json, first: Event, events: AsyncGenerator[Event, None], *, top: int | None, usage: bool
+    head: Json, events: AsyncGenerator[Event, None], *, top: int | None, usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    assert isinstance(first, Routed)
-    try:
-        yield _data(replies.chat_chunk(head, {"role": "assistant", "content": ""}))
-        async for item in events:
-            if isinstance(item, Token):
-                logprobs = replies.chat_logprobs([item], top)
-                yield _data(replies.chat_chunk(head, {"content": item.text}, None, logprobs))
-            elif isinstance(item, Done):
-                yield _data(replies.chat_chunk(head, {}, item.finish_reason))
-                if usage:
-                    yield _data(replies.chat_usage_chunk(head, item))
-        yield _data("[DONE]")
-    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
-        yield _data(json.dumps(openai_error(known(error))))
-    finally:
-        await events.aclose()
+    yield _data(replies.chat_chunk(head, {"role": "assistant", "content": ""}))
+    async for item in events:
+        if isinstance(item, Token):
+            logprobs = replies.chat_logprobs([item], top)
+            yield _data(replies.chat_chunk(head, {"content": item.text}, None, logprobs))
+        elif isinstance(item, Done):
+            yield _data(replies.chat_chunk(head, {}, item.finish_reason))
+            if usage:
+                yield _data(replies.chat_usage_chunk(head, item))
+    yield _data("[DONE]")
 
 
 async def _completion_stream(
-    head: Json, first: Event, events: AsyncGenerator[Event, None], *, logprobs: bool, usage: bool
+    head: Json, events: AsyncGenerator[Event, None], *, logprobs: bool, usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    assert isinstance(first, Routed)
     seen = 0
-    try:
-        async for item in events:
-            if isinstance(item, Token):
-                scored = replies.completion_logprobs([item], seen) if logprobs else None
-                seen += sum(len(one.token) for one in item.logprobs)
-                yield _data(json.dumps(replies.completion_chunk(head, item.text, None, scored)))
-            elif isinstance(item, Done):
-                yield _data(json.dumps(replies.completion_chunk(head, "", item.finish_reason, None)))
-                if usage:
-                    yield _data(json.dumps(replies.completion_usage_chunk(head, item)))
-        yield _data("[DONE]")
-    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
-        yield _data(json.dumps(openai_error(known(error))))
-    finally:
-        await events.aclose()
+    async for item in events:
+        if isinstance(item, Token):
+            scored = replies.completion_logprobs([item], seen) if logprobs else None
+            seen += sum(len(one.token) for one in item.logprobs)
+            yield _data(json.dumps(replies.completion_chunk(head, item.text, None, scored)))
+        elif isinstance(item, Done):
+            yield _data(json.dumps(replies.completion_chunk(head, "", item.finish_reason, None)))
+            if usage:
+                yield _data(json.dumps(replies.completion_usage_chunk(head, item)))
+    yield _data("[DONE]")
+
+
+def _failure(error: Exception) -> bytes:
+    return _data(json.dumps(openai_error(known(error))))
 
 
 def _head(prefix: str, model: str) -> Json:

@@ -4,13 +4,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from loramem.errors import InvalidValue
-from server.api.fields import MAX_MESSAGE_CHARS, FilledMessage, MessageText, Text, not_blank
+from server.api.fields import MAX_MESSAGE_CHARS, FilledMessage, MessageText, Text, check_max_tokens, not_blank
 from server.api.schemas import RequestSchema, Schema
 from server.engine.engine import Sampling
 
 ModelName = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 Stop = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+LEAST_TOKENS = 64
+"""Of an answer whose length nobody limits: a prompt that leaves less room is refused."""
+MaxTokens = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1 << 20,
+        description="default: a quarter of the model's window, LORAMEM_MAX_TOKENS_LIMIT at most, and less where the "
+        f"prompt leaves less; it has to leave {LEAST_TOKENS}",
+    ),
+]
 
 
 class OpenAISchema(RequestSchema):
@@ -57,7 +67,7 @@ class StreamOptions(OpenAISchema):
 
 class GenerationFields(OpenAISchema):
     model: ModelName
-    max_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    max_tokens: MaxTokens = None
     temperature: float | None = Field(None, ge=0, le=2, description="default: 1 for the base model, 0 for a memory")
     top_p: float = Field(1.0, gt=0, le=1)
     n: Literal[1] = 1
@@ -69,19 +79,18 @@ class GenerationFields(OpenAISchema):
     stream_options: StreamOptions | None = None
     user: Text | None = Field(None, description="accepted for clients that send it; not used")
 
-    def sampling(self, *, max_tokens_limit: int, default_temperature: float, logprobs: int | None) -> Sampling:
+    def sampling(
+        self, *, max_tokens_limit: int, window: int, default_temperature: float, logprobs: int | None
+    ) -> Sampling:
         """Raises `InvalidValue` for more tokens than the server allows."""
         key, wanted = self.wanted_tokens()
-        if wanted > max_tokens_limit:
-            raise InvalidValue(
-                f"{key} is {wanted}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
-                key=key,
-                value=wanted,
-                allowed=f"1 to {max_tokens_limit}",
-            )
+        if wanted is not None:
+            check_max_tokens(key, wanted, max_tokens_limit)
+        unlimited = min(max_tokens_limit, window // 4)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
-            max_tokens=wanted,
+            max_tokens=wanted or unlimited,
+            least_tokens=None if wanted else min(unlimited, LEAST_TOKENS),
             temperature=default_temperature if self.temperature is None else self.temperature,
             top_p=self.top_p,
             seed=self.seed,
@@ -91,9 +100,9 @@ class GenerationFields(OpenAISchema):
             frequency_penalty=self.frequency_penalty,
         )
 
-    def wanted_tokens(self) -> tuple[str, int]:
+    def wanted_tokens(self) -> tuple[str, int | None]:
         """By which key, and how many."""
-        return "max_tokens", self.max_tokens or 64
+        return "max_tokens", self.max_tokens
 
     @property
     def include_usage(self) -> bool:
@@ -102,7 +111,7 @@ class GenerationFields(OpenAISchema):
 
 class ChatIn(GenerationFields):
     messages: list[ChatMessage] = Field(min_length=1, max_length=200, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    max_completion_tokens: MaxTokens = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
@@ -113,7 +122,7 @@ class ChatIn(GenerationFields):
             raise ValueError("needs logprobs to be true")
         return top
 
-    def wanted_tokens(self) -> tuple[str, int]:
+    def wanted_tokens(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is None:
             return super().wanted_tokens()
         return "max_completion_tokens", self.max_completion_tokens

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from loramem import tracing
-from loramem.errors import InvalidValue
 from loramem.prompts import Message
 from server.answer import whole
 from server.api.common import TheGateway, problems
 from server.api.errors import known, problem
+from server.api.fields import check_max_tokens
 from server.api.schemas import (
     AnswerHead,
     AnswerOut,
@@ -31,7 +31,7 @@ from server.api.schemas import (
 from server.ask import Ask, Choice, Done, Event, MergeOptions, Prepared, Routed, RoutedAdapter, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
-from server.stream import event, sse_response, while_connected
+from server.stream import event, sse_response, streamed, while_connected
 
 router = APIRouter(tags=["queries"])
 
@@ -58,17 +58,11 @@ async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> Answe
         return _answer(head, "".join(token.text for token in tokens), done)
     first = await while_connected(request, anext(events))  # errors before the first byte keep their status
     assert isinstance(first, Routed)
-    return sse_response(_stream(_head(answer_id, ask, first), events))
+    return sse_response(streamed(_stream(_head(answer_id, ask, first), events), events, _failure))
 
 
 def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
-    if wanted.max_tokens > max_tokens_limit:
-        raise InvalidValue(
-            f"max_tokens is {wanted.max_tokens}, at most {max_tokens_limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
-            key="max_tokens",
-            value=wanted.max_tokens,
-            allowed=f"1 to {max_tokens_limit}",
-        )
+    check_max_tokens("max_tokens", wanted.max_tokens, max_tokens_limit)
     turns = [message.model_dump() for message in wanted.messages or ()]
     return Ask(
         key="question" if wanted.messages is None else "messages",
@@ -120,18 +114,17 @@ async def observed(gateway: Gateway, ask: Ask) -> AsyncGenerator[Event, None]:
 
 async def _stream(head: AnswerHead, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
     text = ""
-    try:
-        yield event("route", head.model_dump_json())
-        async for item in events:
-            if isinstance(item, Token):
-                text += item.text
-                yield event("token", TokenOut(text=item.text).model_dump_json())
-            elif isinstance(item, Done):
-                yield event("done", _answer(head, text, item).model_dump_json())
-    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
-        yield event("error", json.dumps(problem(known(error))))
-    finally:
-        await events.aclose()
+    yield event("route", head.model_dump_json())
+    async for item in events:
+        if isinstance(item, Token):
+            text += item.text
+            yield event("token", TokenOut(text=item.text).model_dump_json())
+        elif isinstance(item, Done):
+            yield event("done", _answer(head, text, item).model_dump_json())
+
+
+def _failure(error: Exception) -> bytes:
+    return event("error", json.dumps(problem(known(error))))
 
 
 def _head(answer_id: str, ask: Ask, routed: Routed) -> AnswerHead:

@@ -28,6 +28,7 @@ from server.api.fields import (
     MessageText,
     Metadata,
     NamespaceName,
+    PairText,
     Text,
     Title,
     TopK,
@@ -54,8 +55,8 @@ class RequestSchema(Schema):
 
 
 class CleanQAPair(QAPair):
-    question: FilledText = Field(max_length=2000)
-    answer: FilledText = Field(max_length=2000)
+    question: PairText = Field(max_length=2000)
+    answer: PairText = Field(max_length=2000)
 
 
 class DocumentFields(RequestSchema):

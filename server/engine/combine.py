@@ -19,7 +19,6 @@ is the same).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,18 +26,7 @@ from loramem.records import TRIMS_AT_RANDOM, TRIMS_BY_MAGNITUDE, Recipe, merged_
 from server.engine.fused import Elementwise, Flat, Gains, merge_flat
 from server.engine.layout import SIDE_A, Layout, side_of, union
 from server.engine.product import merge_products
-from server.engine.published import WHOLE, Trim, as_tensor
-
-
-@dataclass(frozen=True)
-class Part:
-    """One source of a merge: its entries (size,), trimmed as the method wants them, and how they lie."""
-
-    flat: Flat
-    layout: Layout
-    rank: int
-    scaling: float
-    weight: float
+from server.engine.published import WHOLE, Part, Trim, as_tensor
 
 
 def trim_of(recipe: Recipe) -> Trim:

@@ -1,4 +1,4 @@
-"""Merging on the GPU, straight into vLLM's LoRA slots: equal to `combine` for `ties` and `linear`.
+"""Merging on the GPU, straight into vLLM's LoRA slots: equal to `combine` for `ties`, `linear` and DARE.
 
 vLLM's `set_lora` fills a slot with two launches per matrix, some 900 for an 8B model, and needs the merged adapter in
 memory first. Here one Triton kernel reads the sources, elects, averages and writes every entry of the slot once, its
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 MAX_SOURCES = 8
 METHODS = ("ties_total", "ties_frequency", "sum")
-"""Sign election by total or by frequency, then the mean of those that agree; or the plain weighted sum (`linear`)."""
+"""Sign election by total or by frequency, then the mean of those that agree; or the plain weighted sum (`linear`).
+DARE's are the same, of sources that were trimmed before."""
 
 LINEAR = frozenset(
     {

@@ -42,7 +42,8 @@ Tiers = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. `logprobs` asks for that many alternatives per token; None for none."""
+    """How to decode. `logprobs` asks for that many alternatives per token; None for none. `least_tokens`: a prompt that
+    leaves room for so many is taken, and the end of the window ends the answer; None: for `max_tokens`."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -52,6 +53,12 @@ class Sampling:
     logprobs: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    least_tokens: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Tokens of the window that the prompt has to leave."""
+        return self.max_tokens if self.least_tokens is None else self.least_tokens
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Engine:
         started = time.monotonic()
         await asyncio.to_thread(self._load)
         await self._call("loramem_warm_up")
-        # What is there now stays. Looking through all of it for garbage takes 0.4 s, in which nobody is answered.
+        # What is there now stays. While all of it is looked through for garbage, nobody is answered.
         gc.collect()
         gc.freeze()
         self._warm = True

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from loramem.errors import LoramemError
-from server.engine.plugin import RECIPE_PREFIX, refusals, refuse, source_pool
+from loramem.records import Recipe
+from server.engine.plugin import refusals, refuse, source_pool
 from server.engine.speculate import Drafter
 
 log = logging.getLogger(__name__)
@@ -17,20 +18,21 @@ class WorkerExtension:
 
     def loramem_warm_up(self) -> None:
         """Have the merge, on a CPU product and norm too, compiled before a query needs them, and the drafter told whose
-        requests it serves; what is there then stays.
+        requests it serves; what is there then stays. On a CPU, helpers make room for the thread that computes.
 
         The worker for CPUs (vLLM 0.32) does not freeze its objects, as that for GPUs does: now and then all of them
         would be looked through for garbage in the middle of a step.
         """
         from vllm.platforms import current_platform
 
-        from server.engine import cpu_lora, cpu_norm, fused
+        from server.engine import cpu_lora, cpu_norm, cpu_threads, fused
 
         fused.warm_up()
         runner: Any = getattr(self, "model_runner", None)
         if current_platform.is_cpu():
             cpu_lora.warm_up()
             cpu_norm.warm_up()
+            cpu_threads.move_helpers()
         else:
             _compile_for_gpu(runner.lora_manager._adapter_manager)
         if isinstance(getattr(runner, "drafter", None), Drafter):
@@ -40,10 +42,8 @@ class WorkerExtension:
 
     def loramem_prefetch(self, int_id: int, path: str) -> None:
         """Start bringing a recipe's sources into memory, unless it has its slot; returns at once."""
-        from loramem.records import Recipe
-
         if not self._loramem_is_active(int_id):
-            source_pool().prefetch(Recipe.model_validate_json(path.removeprefix(RECIPE_PREFIX)))
+            source_pool().prefetch(Recipe.from_path(path))
 
     def loramem_activate(self, name: str, int_id: int, path: str) -> dict[str, Any]:
         """Load (or merge) an adapter and give it a slot.

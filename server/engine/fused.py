@@ -8,7 +8,6 @@ be bound to one core.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.cpu_threads import use_every_core
 from server.engine.layout import TILE
 
 Elementwise = Literal["sum", "ties_total", "ties_frequency"]
@@ -70,13 +70,6 @@ def _thread_count() -> int:
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_thread_count(), "merge", initializer=use_every_core)
-
-
-def use_every_core() -> None:
-    """For a thread of ours: vLLM binds its worker to the cores of its own threads, and new threads inherit that."""
-    if hasattr(os, "sched_setaffinity"):
-        with suppress(OSError):  # a container may have fewer than the machine; then the threads stay where they are
-            os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @cache

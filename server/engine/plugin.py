@@ -2,7 +2,7 @@
 
 vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It wraps four methods:
 
-    WorkerLoRAManager._load_adapter      a path that starts with `loramem:` is the canonical JSON of a `Recipe`
+    WorkerLoRAManager._load_adapter      a path that starts with `loramem:` is a `Recipe`
     LoRAModelManager._add_adapter        such an adapter has no tensors that would have to be packed or pinned
     LoRAModelManager.activate_adapter    its weights are merged just before vLLM copies them into a slot
     LRUCacheWorkerLoRAManager._apply_adapters    what runs keeps its slot before what does not
@@ -15,6 +15,7 @@ What else is put in place of vLLM's own, to be looked at with a new release:
     rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
     SamplingParams.__repr__          drafts stay out of its log (`speculate`)
+    EngineCore.post_step             proposals are sent for where there may be some (`speculate`)
     tokenizers.registry.get_config   a tokenizer's folder without a configuration is not tried twice
 
 Everything else about adapters goes the stock way: vLLM's own LRU caches and evicts merges like any adapter, and its
@@ -32,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from loramem.logs import configure
+from loramem.records import Recipe
 
 log = logging.getLogger(__name__)
 
-RECIPE_PREFIX = "loramem:"
 ADAPTERS_VARIABLE = "LORAMEM_ENGINE_ADAPTERS"
 LOG_LEVEL_VARIABLE = "LORAMEM_ENGINE_LOG_LEVEL"
 BUDGET_VARIABLE = "LORAMEM_ENGINE_SOURCE_POOL_BYTES"
@@ -49,6 +50,7 @@ def register() -> None:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
     from vllm.tokenizers import registry
+    from vllm.v1.engine.core import EngineCore
 
     from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait, resolver, speculate
 
@@ -58,6 +60,7 @@ def register() -> None:
     cpu_sample.install()
     cpu_wait.install()
     speculate.hide_drafts(SamplingParams)
+    speculate.fetch_where_proposed(EngineCore)
     _ask_for_no_configuration(registry)
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
@@ -65,7 +68,7 @@ def register() -> None:
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
         _keep_slots(LRUCacheWorkerLoRAManager)
-    resolver.register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+    resolver.register_resolver(ADAPTERS_VARIABLE)
 
 
 def _ask_for_no_configuration(tokenizers: Any) -> None:
@@ -92,7 +95,7 @@ def _wrap(worker_manager: Any, model_manager: Any) -> None:
     def load(self: Any, lora_request: Any) -> Any:
         if lora_request.lora_int_id in refusals:
             return _nothing(lora_request.lora_int_id)
-        if lora_request.lora_path.startswith(RECIPE_PREFIX):
+        if lora_request.lora_path.startswith(Recipe.PATH_PREFIX):
             return _load_merge(self, lora_request)
         _verify(Path(lora_request.lora_path))
         return stock_load(self, lora_request)
@@ -187,11 +190,9 @@ def _verify(folder: Path) -> None:
 def _load_merge(manager: Any, request: Any) -> Any:
     from vllm.lora.peft_helper import PEFTHelper
 
-    from loramem.records import Recipe
     from server.engine.virtual import VirtualAdapter
 
-    recipe = Recipe.model_validate_json(request.lora_path.removeprefix(RECIPE_PREFIX))
-    merge = source_pool().open(recipe)
+    merge = source_pool().open(Recipe.from_path(request.lora_path))
     PEFTHelper(r=merge.rank, lora_alpha=merge.rank, target_modules=[]).validate_legal(manager.lora_config)
     return VirtualAdapter(request.lora_int_id, merge, source_pool(), _scratch(manager, merge))
 

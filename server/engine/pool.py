@@ -25,10 +25,11 @@ from torch import Tensor
 from loramem.errors import LoramemError
 from loramem.records import Recipe, Source
 from loramem.store import AdapterStore
-from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
-from server.engine.fused import Flat, use_every_core
+from server.engine.combine import layout_of_merge, merge_into, trim_of
+from server.engine.cpu_threads import use_every_core
+from server.engine.fused import Flat
 from server.engine.layout import Layout
-from server.engine.published import PublishedAdapter, Trim, as_tensor, open_published
+from server.engine.published import Part, PublishedAdapter, Trim, as_tensor, open_published
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Merge:
 
 
 class SourcePool:
-    """One a process. `open` may raise, `merge_into` what is open may not; `prefetch` returns at once.
+    """One a process. `open` may raise; `merge_into` never does for what has been opened; `prefetch` returns at once.
 
     `keeps_opened`: what was opened stays mapped when its folder is deleted, for an engine that may load it again in the
     middle of a step.

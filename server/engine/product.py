@@ -9,7 +9,6 @@ cross terms, and factors that differ but have the same product give the same mer
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,13 +16,10 @@ from torch import Tensor
 from loramem.records import Recipe, SignMethod
 from server.engine.fused import Flat
 from server.engine.layout import SIDE_A, Layout, side_of
-from server.engine.published import as_tensor
-
-if TYPE_CHECKING:
-    from server.engine.combine import Part
+from server.engine.published import Part, as_tensor
 
 
-def merge_products(recipe: Recipe, parts: "Sequence[Part]", layout: Layout, out: Flat) -> None:
+def merge_products(recipe: Recipe, parts: Sequence[Part], layout: Layout, out: Flat) -> None:
     """Write A and B of every module to `out`; slow beside the elementwise methods: two QR and three SVD a module."""
     tensors = [part.layout.views(as_tensor(part.flat)) for part in parts]
     merged = layout.views(as_tensor(out))

@@ -81,6 +81,17 @@ class PublishedAdapter:
         return thinned.numpy()
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of a merge: its entries (size,), trimmed as the method wants them, and how they lie."""
+
+    flat: Flat
+    layout: Layout
+    rank: int
+    scaling: float
+    weight: float
+
+
 def random_mask(sha256: str, name: str, shape: tuple[int, ...], trim: Trim) -> NDArray[np.bool_]:
     """Which entries DARE keeps: a draw of its own for each tensor of each adapter, by the seed, whatever it is merged
     with, so that a trimmed source serves many merges."""

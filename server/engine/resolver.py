@@ -147,11 +147,10 @@ def pinned_recipe(merge: NamedMerge, store: AdapterStore) -> Recipe:
 
 
 class RecipeResolver(LoRAResolver):  # type: ignore[misc] # vLLM is untyped for mypy
-    """One per API server. `recipe_prefix` marks a LoRA path as a recipe for the plugin."""
+    """One per API server."""
 
-    def __init__(self, store: AdapterStore, recipe_prefix: str) -> None:
+    def __init__(self, store: AdapterStore) -> None:
         self._store = store
-        self._recipe_prefix = recipe_prefix
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """The adapter that the name means, or None, upon which vLLM answers 404; the log says why."""
@@ -163,13 +162,13 @@ class RecipeResolver(LoRAResolver):  # type: ignore[misc] # vLLM is untyped for 
             log.warning("no model %.200r: %s", lora_name, error)
             return None
         # The name stays as it was asked for, because vLLM keeps requests apart by it; the id is replaced by vLLM.
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=self._recipe_prefix + recipe.canonical())
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=recipe.path())
 
     def _recipe(self, name: str) -> Recipe:
         return pinned_recipe(parse_name(name), self._store)
 
 
-def register_resolver(recipe_prefix: str, adapters_variable: str) -> None:
+def register_resolver(adapters_variable: str) -> None:
     """Hand the resolver to vLLM, where it will be asked. Raises `SettingsError` when the adapters' folder is unknown.
 
     `adapters_variable` names that folder to the engine's processes too, so the default is put there.
@@ -178,4 +177,4 @@ def register_resolver(recipe_prefix: str, adapters_variable: str) -> None:
         return
     root = os.environ.get(adapters_variable) or str(load_settings().adapters_path)
     os.environ[adapters_variable] = root
-    LoRAResolverRegistry.register_resolver(RESOLVER, RecipeResolver(AdapterStore(Path(root)), recipe_prefix))
+    LoRAResolverRegistry.register_resolver(RESOLVER, RecipeResolver(AdapterStore(Path(root))))

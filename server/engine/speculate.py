@@ -19,6 +19,8 @@ from loramem.settings import Settings
 
 Tokens = NDArray[np.int32]
 
+METHOD = "custom_class"
+"""vLLM's name for a drafter that it is told."""
 BETWEEN = -1
 """Stands before, between and after the texts of a draft, and before an answer, so that beginnings match beginnings."""
 LONGEST_MATCH = 12
@@ -40,8 +42,8 @@ def configuration(settings: Settings, on_gpu: bool) -> dict[str, Any] | None:
     if not tokens:
         return None
     found = {
-        "method": "custom_class",
-        "model": f"{Drafter.__module__}.{Drafter.__qualname__}",
+        "method": METHOD,
+        "model": _name(),
         "num_speculative_tokens": tokens,
     }
     if on_gpu:
@@ -91,11 +93,45 @@ def hide_drafts(parameters: Any) -> None:
 
     def shown(self: Any) -> str:
         text: str = stock(self)
-        drafts = (self.extra_args or {}).get(ARGUMENT)
+        drafts = _drafts_of(self)
         return text if drafts is None else text.replace(repr(drafts), f"<{len(drafts)} bytes>")
 
     shown._loramem = True  # type: ignore[attr-defined]
     parameters.__repr__ = shown
+
+
+def fetch_where_proposed(core: Any) -> None:
+    """vLLM sends for its worker's proposals after each step, which waits for the answer, also when no request that runs
+    has drafts, as with a temperature; once."""
+    stock = core.post_step
+    if hasattr(stock, "_loramem"):
+        return
+
+    def post_step(self: Any, model_executed: bool) -> None:
+        running = self.scheduler.running
+        if not _is_ours(self.vllm_config.speculative_config) or any(_is_drafted(request) for request in running):
+            stock(self, model_executed)
+
+    post_step._loramem = True  # type: ignore[attr-defined]
+    core.post_step = post_step
+
+
+def _is_ours(config: Any) -> bool:
+    """Somebody else's drafter proposes without our drafts."""
+    return config is not None and (config.method, config.model) == (METHOD, _name())
+
+
+def _name() -> str:
+    return f"{Drafter.__module__}.{Drafter.__qualname__}"
+
+
+def _is_drafted(request: Any) -> bool:
+    return _drafts_of(request.sampling_params) is not None
+
+
+def _drafts_of(sampling: Any) -> bytes | None:
+    drafts: bytes | None = (sampling.extra_args or {}).get(ARGUMENT)
+    return drafts
 
 
 class Drafter:
@@ -137,7 +173,7 @@ class Drafter:
     def _proposed(self, row: int, length: int, tokens: Tokens, beside: int) -> list[int]:
         batch = self._runner.input_batch
         sampling = self._runner.requests[batch.req_ids[row]].sampling_params
-        drafts = (sampling.extra_args or {}).get(ARGUMENT)
+        drafts = _drafts_of(sampling)
         if drafts is None:
             return []
         begins = int(batch.num_prompt_tokens[row])

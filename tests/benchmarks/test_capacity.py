@@ -29,13 +29,13 @@ from loramem.base_model import BaseModel
 from tests.trainer_worker.tiny import save_tiny_model
 from trainer_worker import packing
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 COST = Cost(rank=16, parameters=1_000_000, steps=10, seconds=20.0, first_loss=4.0, loss=0.1)
 WORDS = ["larch", "copper", "brick", "orm"]
 ROWS = [Example(f"what is the {word} ?", word, "user") for word in WORDS]
-RECIPE = Recipe(learning_rate=1e-2, epochs=1, min_steps=60, frozen_layers=0.0, anchors=0.0)
+QUICK = Hyperparameters(learning_rate=1e-2, epochs=1, min_steps=60, frozen_layers=0.0, anchors=0.0)
 EDIT = Edit("the roof is", "larch", "copper", "what is the roof ?", "the wheel is", "copper")
 
 
@@ -61,7 +61,7 @@ def run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(module, "read_phonebook", lambda data, load: ROWS)
     lessons = [Example(f"Complete the sentence: {EDIT.prompt}", EDIT.target_new, "user")]
     monkeypatch.setattr(capacity, "read_counterfact", lambda data, load, rows: Slice(lessons, [EDIT]))
-    return Run(trainer, Path(), Size(sectors=2, phonebook=RECIPE, counterfact=RECIPE))
+    return Run(trainer, Path(), Size(sectors=2, phonebook=QUICK, counterfact=QUICK))
 
 
 def test_bounds_hold_at_the_bound_and_not_beyond() -> None:
@@ -72,10 +72,10 @@ def test_bounds_hold_at_the_bound_and_not_beyond() -> None:
 
 
 def test_a_phone_book_is_stored_and_asked(trainer: Trainer) -> None:
-    stored = store(trainer, RECIPE, ROWS, 4)
+    stored = store(trainer, QUICK, ROWS, 4)
     assert (stored.rows, stored.right, stored.cost.steps) == (4, 4, 60)
     assert stored.cost.loss < stored.cost.first_loss
-    assert store(trainer, RECIPE, ROWS, 8).cost.parameters == 2 * stored.cost.parameters
+    assert store(trainer, QUICK, ROWS, 8).cost.parameters == 2 * stored.cost.parameters
 
 
 def test_phonebook_promises_all_numbers_within_the_time(run: Run) -> None:
@@ -118,7 +118,7 @@ def test_a_smoke_run_is_judged_by_its_loss_alone() -> None:
 
 def test_a_sweep_has_every_rank_and_load_and_equal_parameters_beside_each_other(run: Run) -> None:
     plan = Plan(ranks=(2, 4), loads=(1, 2), split_ranks=(4,), parts=2)
-    figures = sweep(run.trainer, run.data, RECIPE, plan)
+    figures = sweep(run.trainer, run.data, QUICK, plan)
     assert [(one["load"], one["rank"]) for one in figures["grid"]] == [(1, 2), (1, 4), (2, 2), (2, 4)]
     (split,) = figures["split"]
     assert (split["small"]["adapters"], split["small"]["rank"], split["large"]["rank"]) == (2, 2, 4)
@@ -178,8 +178,8 @@ class Paper:
 def test_a_sweep_cut_down_splits_those_ranks_that_the_whole_one_splits(
     given: list[str], split: tuple[int, ...]
 ) -> None:
-    recipe, plan = _cut_down(Size(), _parser().parse_args([*given, "--loads", "1,4", "--epochs", "3"]))
-    assert (plan.split_ranks, plan.loads, recipe.epochs) == (split, (1, 4), 3)
+    hyperparameters, plan = _cut_down(Size(), _parser().parse_args([*given, "--loads", "1,4", "--epochs", "3"]))
+    assert (plan.split_ranks, plan.loads, hyperparameters.epochs) == (split, (1, 4), 3)
 
 
 def test_plotting_anything_but_the_sweep_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

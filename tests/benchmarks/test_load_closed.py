@@ -2,11 +2,9 @@
 
 import asyncio
 import random
-import selectors
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from statistics import fmean
-from typing import Any
 
 import pytest
 
@@ -14,30 +12,10 @@ from benchmarks import load_run
 from benchmarks.load_client import Ask, Reply
 from benchmarks.load_plan import Planned
 from benchmarks.load_run import Level, Window, closed_loop, measure_capacity, rate_within
+from tests.simulated_time import run_simulated
 
 SLOTS, MEAN_S, SECONDS = 8, 1.3, 10.0
 QUESTION = Planned(0.0, "lora", 0, "?", 16)
-
-
-class Clock(selectors.SelectSelector):
-    """Waits for nothing: the time that a loop would have waited has passed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-class SimulatedLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.clock = Clock()
-        super().__init__(self.clock)
-
-    def time(self) -> float:
-        return self.clock.now
 
 
 def simulated(concurrency: int, took_s: Callable[[], float], seconds: float = SECONDS) -> Level:
@@ -53,8 +31,7 @@ def simulated(concurrency: int, took_s: Callable[[], float], seconds: float = SE
 
         return await closed_loop(ask, repeat(QUESTION), concurrency, seconds)
 
-    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        return runner.run(run())
+    return run_simulated(run())
 
 
 def true_rate(concurrency: int) -> float:
@@ -90,8 +67,7 @@ def test_a_rate_is_askers_by_the_time_of_an_answer() -> None:
 
 
 def run_levels(ask: Ask, levels: Sequence[int]) -> list[Level]:
-    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        return runner.run(measure_capacity(ask, [QUESTION], levels, SECONDS))
+    return run_simulated(measure_capacity(ask, [QUESTION], levels, SECONDS))
 
 
 def test_a_level_whose_first_answers_do_not_come_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:

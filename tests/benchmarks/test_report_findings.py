@@ -213,6 +213,19 @@ def test_merging_is_judged_where_routing_goes_wrong() -> None:
     assert preferred.notes[2] == interference  # of the run that has it
 
 
+@pytest.mark.parametrize(
+    ("concatenation", "linear", "told"), [(0.06, -0.02, True), (0.04, -0.02, False), (0.06, 0.01, False)]
+)
+def test_other_merges_that_stand_the_other_way_round_are_told(concatenation: float, linear: float, told: bool) -> None:
+    report = recalled("paperqa", GOOD | {"lora-top3-cat": 0.1, "lora-top3-linear": 0.1}, astray=0.05)
+    for method, mean in (("lora-top3-cat", concatenation), ("lora-top3-linear", linear)):
+        minus = {"lora": {"rouge_l": {"mean": mean, "interval": None}}}
+        report["methods"][method]["misrouted"] = {"questions": 12, "documents": 5, "minus": minus}
+    notes = found_in(report_findings.merging, report).notes
+    note = "By their means concatenation beats TIES there and linear loses to the one routed, against the paper."
+    assert (note in notes) == told
+
+
 def test_text_that_was_cut_is_told() -> None:
     report = recalled("narrativeqa", GOOD | {"icl": 0.4})
     report["methods"]["icl"]["text_cut"] = {"mean": 0.75, "interval": None}

@@ -286,21 +286,22 @@ def test_the_server_ends_after_an_error_of_ours_too(fakes: Fakes, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("serve", "said"),
+    ("serve", "ready_s", "said"),
     [
-        (lambda folder: (sys.executable, "-c", "import sys; sys.exit('LORAMEM_MODEL names nothing')"), "names nothing"),
-        (lambda folder: (sys.executable, "-c", "import time; time.sleep(600)"), "not ready after 1 s"),
-        (lambda folder: (str(folder / "loramem"), "serve"), "cannot be started"),
+        (lambda folder: (sys.executable, "-c", "import sys; sys.exit('LORAMEM_MODEL names nothing')"), 60, "nothing"),
+        (lambda folder: (sys.executable, "-c", "import time; time.sleep(600)"), 1, "not ready after 1 s"),
+        (lambda folder: (str(folder / "loramem"), "serve"), 60, "cannot be started"),
     ],
 )
 def test_without_the_server_those_that_need_it_fail_and_the_others_run(
     fakes: Fakes,
     monkeypatch: pytest.MonkeyPatch,
     serve: Callable[[Path], tuple[str, ...]],
+    ready_s: float,
     said: str,
 ) -> None:
     monkeypatch.setattr(smoke, "SERVE", serve(fakes.folder))
-    monkeypatch.setattr(smoke, "READY_S", 1.0)
+    monkeypatch.setattr(smoke, "READY_S", ready_s)
     fakes.add("asking", server=True)
     fakes.add("reading", server=True, learnt=True)
     fakes.add("alone")

@@ -6,15 +6,15 @@ from benchmarks.adapters import Archive
 from tests.benchmarks.fake_server import archive
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker.adapter import TrainedAdapter
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 
 def train_tiny(folder: Path) -> tuple[Trainer, TrainedAdapter]:
     """The model is written into the folder."""
-    recipe = Recipe(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0)
-    trainer = Trainer(str(save_tiny_model(folder)), seed=0, recipe=recipe)
-    return trainer, trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=lambda *_: None)
+    hyperparameters = Hyperparameters(learning_rate=1e-2, epochs=1, min_steps=30, anchors=0.0)
+    trainer = Trainer(str(save_tiny_model(folder)), seed=0, hyperparameters=hyperparameters)
+    return trainer, trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=lambda *_: None)
 
 
 def tar_of(adapter: TrainedAdapter, folder: Path) -> bytes:

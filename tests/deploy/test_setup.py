@@ -24,7 +24,7 @@ case "$*" in
   "-m pip install"*)
     asked=$*
     echo "${asked#*--no-deps }" >>installed
-    [[ -z ${SLOW:-} ]] || sleep "$SLOW"
+    while [[ -n ${UNTIL:-} && ! -e $UNTIL ]]; do sleep 0.02; done
     if [[ -n ${ELSEWHERE:-} && $asked == *torch==* && $asked != *--index-url* ]]; then
       echo "No matching distribution" >&2
       exit 1
@@ -69,7 +69,7 @@ class Machine:
 
     def setup(self, *arguments: str, **environment: str) -> tuple[int, str]:
         process = self.start(*arguments, **environment)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
         return process.returncode, said
 
     def installed(self) -> list[str]:
@@ -200,11 +200,24 @@ def test_a_wrong_call_is_refused(machine: Machine, arguments: list[str], profile
 
 def test_runs_at_the_same_time_install_once(machine: Machine) -> None:
     machine.add_python()
-    processes = [machine.start(SLOW="0.2") for _ in range(3)]
-    said = [process.communicate(timeout=30)[1] for process in processes]
+    release = machine.checkout / "release"
+    processes = [machine.start(UNTIL=str(release))]
+    try:
+        assert "making .venv" in next_line(processes[0])
+        processes += [machine.start() for _ in range(2)]
+        assert all("waiting for it" in next_line(process) for process in processes[1:])
+    finally:
+        release.touch()
+        for process in processes:
+            process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert machine.installed() == CPU
-    assert sum("waiting for it" in each for each in said) == 2
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """What it says to people next; waited for."""
+    assert process.stderr is not None
+    return process.stderr.readline()
 
 
 def test_a_moved_checkout_is_set_up_again(machine: Machine) -> None:

@@ -22,7 +22,7 @@ from tests.deploy.test_compose import SECRETS
 from tests.flow.test_walkthrough import walk
 from tests.rules import ROOT
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 with_postgres = pytest.mark.skipif(postgres_binaries() is None, reason="PostgreSQL is not installed")
 
@@ -128,7 +128,7 @@ def test_everything_together_learns_a_document_and_answers(
 ) -> None:
     fill_cache(home / "volumes" / "data" / "cache")
     small = {"LORAMEM_MAX_MODEL_LEN": "1024", "LORAMEM_LEASE_S": "6", "LORAMEM_HEARTBEAT_S": "1"}
-    with Up(home, timeout_s=400, **small, LORAMEM_TRAIN_MAX_S="300") as up:
+    with Up(home, timeout_s=1800, **small, LORAMEM_TRAIN_MAX_S="3600") as up:
         gateway = f"http://{up.address('gateway-cpu')}"
         assert httpx.get(f"{gateway}/documents").status_code == 401
         assert httpx.get(f"{gateway}/metrics").status_code == 401

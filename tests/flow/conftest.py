@@ -11,8 +11,8 @@ from tests.flow.live import Live, free_port
 
 QUICK = {"formats": ["original"], "max_seconds": 3, "mend": False}
 """Training that is long enough to be real and short enough for a test; the text itself is all it learns."""
-TAUGHT = {**QUICK, "max_seconds": 240}
-"""Training that ends by its plan, not by the clock: for knowledge that is asked for."""
+TAUGHT = {**QUICK, "max_seconds": 3600}
+"""Training that ends by its plan, however slow the machine: for knowledge that is asked for."""
 
 HARBOUR = (
     "The harbour of Quillmere was dug by the engineer Tobias Wrenfield in 1874. Its lighthouse stands 31 metres high. "
@@ -55,8 +55,8 @@ def live(
 ) -> Iterator[Live]:
     home: Path = tmp_path_factory.mktemp("home")
     fill_cache(home / "cache")
-    settings = {"lease_s": 6, "heartbeat_s": 1, "max_model_len": 1024, "worker_metrics_port": free_port()}
-    with Live(home, **settings, otlp_endpoint=collector.url) as server:
+    settings = {"lease_s": 6, "heartbeat_s": 1, "max_model_len": 1024, "train_max_s": 3600}
+    with Live(home, **settings, worker_metrics_port=free_port(), otlp_endpoint=collector.url) as server:
         yield server
         told = [word for word in ("Wrenfield", "Okonjo", "powdered amber") if word in server.log.read_text()]
     assert not told, "documents, questions and answers are nobody's business in a log"
@@ -71,4 +71,7 @@ def library(live: Live) -> Library:
     ]
     for _, job_id in jobs:
         live.wait_job(job_id)
-    return Library(*(document_id for document_id, _ in jobs))
+    library = Library(*(document_id for document_id, _ in jobs))
+    (taught,) = [one.training for one in live.manifests() if one.document_id == library.harbour]
+    assert taught["steps"] == taught["planned_steps"], "the clock cut what is asked for"
+    return library

@@ -11,8 +11,11 @@ from typing import Any
 
 import httpx
 
-READY_S = 300.0
-JOB_S = 700.0
+from loramem.records import AdapterManifest
+from loramem.store import MANIFEST
+
+READY_S = 900.0
+JOB_S = 1800.0
 
 
 class Live:
@@ -24,7 +27,7 @@ class Live:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "server.log"
         self._settings = {f"LORAMEM_{key.upper()}": str(value) for key, value in settings.items()}
-        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self.client = httpx.Client(base_url=self.url, timeout=300)
 
     def __enter__(self) -> "Live":
         self.home.mkdir(parents=True, exist_ok=True)
@@ -91,15 +94,21 @@ class Live:
             time.sleep(0.2)
         raise TimeoutError(f"job {self.job(job_id)} is not {wanted}:\n{self.story()}")
 
-    def wait_phase(self, job_id: str, phase: str) -> None:
+    def wait_phase(self, job_id: str, *phases: str) -> None:
+        """Until the job is in one of `phases`; a short one may be over before it is seen."""
         deadline = time.monotonic() + JOB_S
         while time.monotonic() < deadline:
             job = self.job(job_id)
-            if job["state"] == "running" and job["progress"]["phase"] == phase:
+            if job["state"] == "running" and job["progress"]["phase"] in phases:
                 return
             assert job["state"] in ("queued", "running"), job
             time.sleep(0.1)
-        raise TimeoutError(f"job {job_id} never was in phase {phase}")
+        raise TimeoutError(f"job {job_id} never was in {phases}")
+
+    def manifests(self) -> list[AdapterManifest]:
+        """Of all adapters that are published."""
+        files = self.home.glob(f"adapters/ada_*/{MANIFEST}")
+        return [AdapterManifest.model_validate_json(file.read_bytes()) for file in files]
 
     def learn(self, text: str, **fields: Any) -> str:
         """Upload and wait until the adapters are live; the document's id."""

@@ -27,7 +27,6 @@ from loramem.records import AdapterManifest, Recipe, Source
 from loramem.settings import Settings
 from loramem.store import CONFIG, WEIGHTS, AdapterStore
 from server.engine.engine import CORE, Activation, Delta, Engine, EngineAdapter, Sampling
-from server.engine.plugin import RECIPE_PREFIX
 from tests.rows import EXAM
 
 SHAPES = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192), "mlp.down_proj": (1536, 576)}
@@ -38,7 +37,7 @@ PROMPT = "The keeper of the lighthouse is called"
 TOP = 8
 SAMPLING = Sampling(max_tokens=1, logprobs=TOP)
 NEVER_OPENED = "ada_never_opened"
-KILLED_S = 5
+KILLED_S = 60
 """Within which the death of the engine is known."""
 
 
@@ -182,7 +181,7 @@ class Storm:
     def _adapter(self, recipe: Recipe) -> EngineAdapter:
         name = recipe.digest()
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
-        return EngineAdapter(name, number, RECIPE_PREFIX + recipe.canonical())
+        return EngineAdapter(name, number, recipe.path())
 
     async def ask(self, recipe: Recipe) -> list[float]:
         """Log-probabilities of the most likely next tokens, greatest first: no choice that rounding could turn."""

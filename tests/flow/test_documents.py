@@ -7,7 +7,7 @@ import pytest
 from tests.flow.conftest import FESTIVAL, HARBOUR, QUICK
 from tests.flow.live import Live
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_the_same_content_again_is_the_same_document(live: Live) -> None:
@@ -21,7 +21,7 @@ def test_the_same_content_again_is_the_same_document(live: Live) -> None:
 
 
 def test_the_text_answers_before_the_adapters_do(live: Live) -> None:
-    document_id, job_id = live.upload(HARBOUR, namespace="early", training={**QUICK, "max_seconds": 20})
+    document_id, job_id = live.upload(HARBOUR, namespace="early", training={**QUICK, "max_seconds": 3600})
     live.wait_phase(job_id, "train")
     early = {"namespace": "early", "document_ids": [document_id]}
     assert "Wrenfield" in live.ask("Who dug the harbour?", mode="icl", **early)["answer"]
@@ -38,13 +38,12 @@ def test_the_old_revision_serves_until_the_new_one_is_live(live: Live) -> None:
     new_text = HARBOUR.replace("Tobias Wrenfield", "Agnes Bellweather")
     asked: dict[str, Any] = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised"}
     old = live.ask(mode="hybrid", max_tokens=4, **asked)["routed"][0]["adapter_id"]
-    slow = {**QUICK, "max_seconds": 12}
     reply = live.client.put(
-        f"/documents/{document_id}", json={"text": new_text, "namespace": "revised", "training": slow}
+        f"/documents/{document_id}", json={"text": new_text, "namespace": "revised", "training": QUICK}
     )
     assert reply.status_code == 202, reply.text
     job_id = reply.json()["job"]["id"]
-    live.wait_phase(job_id, "train")
+    live.wait_phase(job_id, "train", "examine")
     assert "Wrenfield" in live.ask(mode="icl", max_tokens=32, **asked)["answer"]
     live.wait_job(job_id)
     assert "Bellweather" in live.ask(mode="icl", max_tokens=32, **asked)["answer"]

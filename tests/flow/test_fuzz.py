@@ -15,7 +15,7 @@ from schemathesis.checks import content_type_conformance, not_a_server_error
 from tests.flow.conftest import QUICK, Library
 from tests.flow.live import Live
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 EXAMPLES = 40
 """Of each operation and kind; `schemathesis run URL/openapi.json` goes on for as long as one likes."""
@@ -63,7 +63,7 @@ class Sender:
         def send(case: Case, aimed: bool) -> None:
             _short_answers(case)
             own = self._aim(case) if aimed and kind == schemathesis.GenerationMode.POSITIVE else ""
-            response = case.call(base_url=self.live.url, timeout=60)
+            response = case.call(base_url=self.live.url, timeout=300)
             self.statuses[operation.label].add(response.status_code)
             case.validate_response(response, checks=[not_a_server_error, content_type_conformance])
             _discard(self.live, response)

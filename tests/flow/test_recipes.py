@@ -12,7 +12,7 @@ import pytest
 
 from loramem.base_model import BaseModel
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.1
@@ -25,7 +25,7 @@ def storm(base_model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> An
     home = tmp_path_factory.mktemp("storm")
     command = [sys.executable, "-m", "tests.flow.recipe_storm", str(home), str(base_model.path)]
     with (home / "log").open("w") as log:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, timeout=480, check=False)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, timeout=1800, check=False)
     assert done.returncode == 0, (home / "log").read_text()[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,7 +6,7 @@ from tests.flow.collector import Collector
 from tests.flow.conftest import Library
 from tests.flow.live import Live
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 QUESTION = "Who dug the harbour of Quillmere?"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

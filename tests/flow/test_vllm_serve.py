@@ -25,9 +25,9 @@ from tests.flow.live import free_port
 from tests.rows import EXAM
 from trainer_worker.adapter import TrainedAdapter, depth_of
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-READY_S = 240.0
+READY_S = 900.0
 SLOT_RANK = 64
 TRAINED = "ada_trained"
 RANKS = {"ada_x": 8, "ada_y": 8, "ada_wide": SLOT_RANK, TRAINED: 8}
@@ -56,7 +56,7 @@ class VllmServe:
     def __init__(self, model: Path, adapters: Path, modules: Mapping[str, Path], log: Path) -> None:
         self.port = free_port()
         self.log = log
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=300)
         named = [f"{name}={path}" for name, path in modules.items()]
         self._command = [*_serve(model), "--served-model-name", "base", "--dtype", "bfloat16"]
         self._command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager", "--enable-lora"]

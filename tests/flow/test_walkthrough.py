@@ -12,7 +12,7 @@ from tests.flow.conftest import HARBOUR
 from tests.flow.live import Live
 from tests.rules import ROOT
 
-pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 QUESTIONS = {
     "Who dug the harbour of Quillmere?": "Wrenfield",
@@ -30,7 +30,7 @@ def walk(url: str, folder: Path, **environment: str) -> subprocess.CompletedProc
     text.with_suffix(".json").write_text(json.dumps(asked))
     command = [str(ROOT / "deploy" / "walkthrough.sh"), "--cleanup", url, str(text)]
     given = {**os.environ, **environment}
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.mark.skipif(postgres_binaries() is not None, reason="with PostgreSQL, the stack is walked through")

@@ -264,8 +264,15 @@ def test_a_wrong_database_stops_the_start_before_anything_runs(monkeypatch: pyte
     assert "Traceback" not in done.stderr
 
 
-def test_no_server_is_one_line_on_stderr() -> None:
-    done = main("documents", "--url", "http://127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("http://127.0.0.1:9", "loramem: no answer from http://127.0.0.1:9: "),
+        ("http://127.0.0.1:80x", "loramem: no server can be asked at http://127.0.0.1:80x: "),
+    ],
+)
+def test_no_server_is_one_line_on_stderr(url: str, line: str) -> None:
+    done = main("documents", "--url", url)
     assert done.returncode == 1
-    assert done.stderr.startswith("loramem: no answer from http://127.0.0.1:9: ")
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1

@@ -1,11 +1,13 @@
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
-from loramem.client import Client, Event, Refused, ServerFailed, Unreachable, read_events
+from loramem.client import Client, ClientError, Event, Refused, ServerFailed, Unreachable, read_events
 from tests.loramem.echo import echo, set_proxy
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -101,6 +103,41 @@ def test_no_server_is_unreachable_with_its_address() -> None:
 
     with pytest.raises(Unreachable, match=r"no answer from http://server.*Connection refused"):
         client_of(handler).job("job_1")
+
+
+@pytest.mark.parametrize(
+    ("url", "api_key", "why"),
+    [
+        ("http://127.0.0.1:80x", None, "http://127.0.0.1:80x: Invalid port: '80x'"),
+        ("http://[::1", None, "no server can be asked at"),
+        ("http://server", "cl\xe9", "only ASCII is allowed"),
+    ],
+)
+def test_what_no_server_can_be_asked_by_is_a_client_error(url: str, api_key: str | None, why: str) -> None:
+    with pytest.raises(ClientError, match=re.escape(why)):
+        Client(url, api_key)
+
+
+def test_a_file_whose_name_is_no_text_is_uploaded_by_what_of_it_is(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    file.write_text("pipes of glass")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert b'filename="caf?.txt"' in request.read()
+        return httpx.Response(202, json={})
+
+    client_of(handler).upload(file)
+
+
+def test_what_cannot_be_sent_is_a_client_error() -> None:
+    client = client_of(lambda request: httpx.Response(200, json={}))
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: client.query("caf\udce9"), lambda: client.upload("text", title="caf\udce9"),
+        lambda: client.job("\0"), lambda: list(client.stream("caf\udce9")),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(ClientError, match="cannot be sent"):
+            call()
 
 
 def test_documents_come_from_all_pages() -> None:

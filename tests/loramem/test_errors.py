@@ -1,3 +1,4 @@
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ import pytest
 
 from loramem import errors
 from loramem.errors import BadRequest, InvalidValue, LoramemError, NotFound, SettingsError
+from tests.rules import modules
 
 
 def subclasses(kind: type[LoramemError]) -> Iterator[type[LoramemError]]:
@@ -23,6 +25,17 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     statuses = {kind.__name__: kind.status for kind in TREE}
     assert {name for name, _ in drawn} == set(statuses)
     assert not [name for name, status in drawn if status and statuses[name] != int(status)]
+
+
+def test_an_error_that_stands_with_what_raises_it_is_named_beside_the_tree() -> None:
+    own = {kind.__name__ for kind in TREE}
+    elsewhere = {
+        f"{name}.{node.name}"
+        for name, file in modules().items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and name != errors.__name__ and own & set(map(ast.unparse, node.bases))
+    }
+    assert set(re.findall(r"`([\w.]+\.\w+)`", errors.__doc__ or "")) == elsewhere
 
 
 @pytest.mark.parametrize("kind", TREE)

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +113,28 @@ def test_nothing_is_found_in_an_empty_lexicon() -> None:
     assert Lexicon().snapshot().search("mill", 10) == []
     assert of_texts().search("mill", 10) == []
     assert of_texts("", "--").search("mill", 10) == []
+
+
+def test_a_name_is_read_once_however_often_it_is_found() -> None:
+    class Reading:
+        """A searcher that notes what is read of it."""
+
+        def __init__(self, searcher: Any) -> None:
+            self.searcher, self.read = searcher, list[int]()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.searcher, name)
+
+        def doc(self, address: Any) -> Any:
+            self.read.append(address.doc)
+            return self.searcher.doc(address)
+
+    plain = of_texts("mill wheel", "mill roof", "wheel")
+    reading = Reading(plain.searcher)
+    words = Words(cast(Any, reading))
+    for question in ("mill", "mill", "wheel roof"):
+        assert words.search(question, 9) == plain.search(question, 9)
+    assert sorted(reading.read) == [0, 1, 2]
 
 
 # Changes.

@@ -134,10 +134,44 @@ class TestText:
             ("```\n# never closed", "a"),
             ("#hashtag, no heading", "a"),
             ("\r\n# Windows\r\ntext", "Windows"),
+            ("- item two\n---\n# Real", "Real"),
+            ("2. item\n===\n# Real", "Real"),
+            ("> quoted\n---\n# Real", "Real"),
+            ("| cell |\n---\n# Real", "Real"),
+            ("---\n---\n# Real", "Real"),
+            ("*The Lamp*\n---\n# Later", "*The Lamp*"),
         ],
     )
     def test_the_first_heading_is_the_title_of_markdown(self, text: str, title: str) -> None:
         assert read(text.encode(), "a.md").title == title
+
+    @pytest.mark.parametrize(
+        ("front", "title"),
+        [
+            ("date: 2024-05-01", "Real"),
+            ("layout: post\nTitle: 'The Lamp: a life'", "The Lamp: a life"),
+            ('title: The "Lamp"', 'The "Lamp"'),
+            ("title: ''", "Real"),
+            ("title: >\n  The Lamp", "Real"),
+        ],
+    )
+    @pytest.mark.parametrize("end", ["---", "..."])
+    @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+    def test_front_matter_gives_the_title_or_none(self, front: str, title: str, end: str, line_end: str) -> None:
+        text = f"---\n{front}\n{end}\n\n# Real\ntext".replace("\n", line_end)
+        assert read(text.encode(), "a.md").title == title
+
+    def test_a_rule_at_the_beginning_is_no_front_matter(self) -> None:
+        assert read(b"---\n\n# Real\n\ntext\n\n---\n\n# Later", "a.md").title == "Real"
+
+    def test_the_name_of_a_file_is_composed(self) -> None:
+        assert read(b"words", "Bjo\u0308rn.txt").title == "Björn"
+
+    @pytest.mark.parametrize("line", ["a: b\n", "--- x\n", f"---{' ' * 90}x\n", "- a\n", "title:\n"])
+    def test_no_front_matter_takes_long(self, line: str) -> None:
+        started = time.process_time()
+        read(f"---\na: b\n{line * 20_000}".encode(), "a.md", max_chars=3_000_000)
+        assert time.process_time() - started < 1
 
     @pytest.mark.parametrize("text", [" " * 300_000 + "x", "# a" + " #" * 150_000 + "x", "\n" * 300_000, "=" * 300_000])
     def test_no_text_takes_long(self, text: str) -> None:
@@ -157,6 +191,25 @@ class TestHtml:
         assert read(page, "a.html") == Parsed(
             "Zorv\n\nOne bold, two\nnext\n\ntail\n\na\nb\n\nN | V\nx | 1\n\nafter", "The & Lamp", "text/html"
         )
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "<h2><button>How tall is it?</button></h2>",
+            "<h3>\n <span><button><b>How tall</b> is it?<svg></svg></button></span>\n</h3>",
+            "<dl><dt><button>How tall is it?</button><button>+</button></dt></dl>",
+            "<details><summary><button>How tall is it?</button></summary></details>",
+        ],
+    )
+    def test_a_heading_may_be_a_button(self, question: str) -> None:
+        assert read(f"{question}<div>5.2 m.</div>".encode(), "a.html").text.split("\n\n") == [
+            "How tall is it?",
+            "5.2 m.",
+        ]
+
+    def test_other_buttons_go(self) -> None:
+        page = b"<h2>Height <button>Edit</button></h2><p><button>Copy</button>It is 5.2 m.</p>"
+        assert read(page, "a.html").text == "Height\n\nIt is 5.2 m."
 
     def test_preformatted_text_keeps_its_indentation(self) -> None:
         assert read(b"<p>a</p><pre>def f():\n    return  1</pre>", "a.html").text == "a\n\ndef f():\n    return  1"
@@ -214,6 +267,16 @@ class TestPdf:
         assert parsed.text == (
             "Heading\nThe lamp of Zorv burns for exactly nine days and nights. Then it rests.\nName: 12"
         )
+
+    def test_a_word_is_joined_where_a_hyphen_broke_it(self) -> None:
+        assert read(make_pdf(["This is an exam-", "ple."]), "a.pdf").text == "This is an example."
+
+    @pytest.mark.parametrize("glyph", ["\x02", "\ufffe"])
+    def test_lines_are_not_glued_where_one_ends_in_a_glyph_without_unicode(
+        self, glyph: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pypdfium2.PdfTextPage.get_text_range", lambda _: f"BA{glyph}\r\nAB")
+        assert read(make_pdf(["any"]), "a.pdf").text == "BA\nAB"
 
     def test_without_a_title_the_file_name_is_taken(self) -> None:
         assert read(make_pdf(["a"]), "report 7.pdf").title == "report 7"
@@ -324,28 +387,3 @@ class TestZipLimits:
         locked[locked.rindex(b"PK\x01\x02") + 8] |= 1
         with pytest.raises(UnreadableDocument, match="encrypted"):
             archive.Archive(bytes(locked), "a.docx")
-
-
-class TestLines:
-    WRAPPED = "The lamp of Zorv burns for exactly nine days and\nnights, then"
-
-    def test_unwrapping_and_headings_keep_every_offset(self) -> None:
-        text = f"Heading\n\n{self.WRAPPED}" + " it rests" * 10
-        shaped = attach_headings(unwrap(text))
-        assert shaped == text.replace("\n", " ")
-        assert len(shaped) == len(text)
-
-    @pytest.mark.parametrize(
-        "text", ["short\nline", "The lamp of Zorv burns for exactly nine days.\nthen", "x" * 60 + "\nAda: 12\nBob: 13"]
-    )
-    def test_lists_and_sentence_ends_are_left_alone(self, text: str) -> None:
-        assert unwrap(text) == text
-
-    def test_prose_is_joined_before_names_and_numbers_too(self) -> None:
-        lines = [
-            "The lamp of Zorv burns for nine whole days and",
-            "nights, and then it is given to a guard of",
-            "3 men",
-        ]
-        text = "\n".join(lines)
-        assert unwrap(text) == text.replace("\n", " ")

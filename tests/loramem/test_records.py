@@ -35,10 +35,10 @@ def test_the_order_of_sources_does_not_change_a_recipe(listed: list[Source], ran
 
 
 @given(sources, st.floats(min_value=0.01, max_value=1))
-def test_a_recipe_survives_its_canonical_form(listed: list[Source], density: float) -> None:
+def test_a_recipe_survives_being_a_path(listed: list[Source], density: float) -> None:
     recipe = Recipe.of("ties", listed, density)
-    assert Recipe.model_validate_json(recipe.canonical()) == recipe
-    assert Recipe.model_validate_json(recipe.canonical()).canonical() == recipe.canonical()
+    assert Recipe.from_path(recipe.path()) == recipe
+    assert Recipe.from_path(recipe.path()).path() == recipe.path()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """An engine that says what a test tells it to, under the interface of `server.engine.engine.Engine`. For tests only.
 
-What it is asked is kept (`prompts`, `activated`), and so is how each generation came to its end (`ended`). Adapters may
-have scripts of their own (`scripts`, by the adapter id in their recipe).
+What it is asked is kept (`prompts`, `activated`), and so is how many words of all scripts were said when each prompt
+came (`said_before`) and how each generation came to its end (`ended`). Adapters may have scripts of their own
+(`scripts`, by the adapter id in their recipe).
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class ScriptedEngine(Engine):
         self.error: Exception | None = None
         self.refusal: LoramemError | None = None
         self.prompts: list[list[int]] = []
+        self.said_before: list[int] = []
         self.samplings: list[Sampling] = []
         self.salts: list[str | None] = []
         self.drafts: list[bytes] = []
@@ -113,6 +115,7 @@ class ScriptedEngine(Engine):
     ) -> AsyncGenerator[Delta, None]:
         self._need()
         self.prompts.append(prompt)
+        self.said_before.append(sum(script.said for script in self.scripts.values()))
         self.samplings.append(sampling)
         self.salts.append(salt)
         self.drafts.append(drafts)

@@ -296,6 +296,15 @@ def test_a_text_to_continue_stands_alone(builder: PromptBuilder, engine: Scripte
         builder.plain(TEXT, Sampling(4))
 
 
+def test_an_answer_that_nobody_limited_needs_no_more_room_than_the_least(
+    builder: PromptBuilder, engine: ScriptedEngine
+) -> None:
+    tokens = len(engine.encode_prompt("Once upon a time"))
+    assert builder.plain("Once upon a time", Sampling(WINDOW, least_tokens=WINDOW - tokens)).token_ids
+    with pytest.raises(WindowExceeded, match=f"the answer may have {WINDOW - tokens + 1}, together more"):
+        builder.plain("Once upon a time", Sampling(WINDOW, least_tokens=WINDOW - tokens + 1))
+
+
 def test_prompt_and_answer_may_fill_the_window_exactly(builder: PromptBuilder, engine: ScriptedEngine) -> None:
     tokens = len(engine.encode_prompt("Once upon a time"))
     assert len(builder.plain("Once upon a time", Sampling(WINDOW - tokens)).token_ids) == tokens

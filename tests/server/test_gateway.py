@@ -4,6 +4,7 @@ import asyncio
 import errno
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -179,9 +180,24 @@ def test_a_database_that_is_away_for_a_while_does_not_end_the_housekeeping(
 
     monkeypatch.setattr(gateway.queue, "reconcile", partial(away, "reconcile"))
     monkeypatch.setattr(gateway.index, "follow", partial(away, "follow"))
-    monkeypatch.setattr(gateway.answerer.router.calibrations, "renew", lambda: calls.update(["renew"]))
+    monkeypatch.setattr(gateway.answerer.router.calibrations, "renew", partial(away, "renew"))
     live(gateway, lambda: None, until=lambda: len(calls) == 3 and min(calls.values()) > 1)
     assert min(calls[chore] for chore in ("reconcile", "follow", "renew")) > 1
+
+
+def test_a_chore_that_takes_long_is_done_less_often(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[str]()
+
+    def take_long() -> None:
+        calls["reconcile"] += 1
+        time.sleep(0.05)
+
+    monkeypatch.setattr(gateway.queue, "reconcile", take_long)
+    monkeypatch.setattr(gateway.index, "follow", lambda: calls.update(["follow"]))
+    live(gateway, lambda: None, until=lambda: calls["follow"] > 5)
+    assert calls["reconcile"] == 1
 
 
 def test_an_index_that_cannot_be_written_does_not_keep_the_gateway_from_closing(

@@ -12,6 +12,7 @@ from server.ask import Ask, Token
 from server.engine.engine import Delta, EngineAdapter, Sampling
 from server.generate import Generation, generate
 from tests.server.scripted_engine import TIMES, ScriptedEngine
+from tests.simulated_time import run_simulated
 
 ADAPTER = EngineAdapter("ada_1", 1, "/adapters/ada_1")
 
@@ -103,7 +104,7 @@ def test_cancelling_aborts_the_generation() -> None:
         await asyncio.gather(task, return_exceptions=True)
         return list(engine.ended)
 
-    assert asyncio.run(scenario()) == ["aborted after 0"]
+    assert run_simulated(scenario()) == ["aborted after 0"]
 
 
 def test_an_answer_without_a_token_has_no_time_to_first() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from loramem.errors import InvalidValue, MemoryNotReady, StoredDataDamaged
 from loramem.records import MergeMethod, Recipe
 from server.ask import MergeOptions, Prepared, RoutedAdapter
-from server.engine.plugin import RECIPE_PREFIX
 from server.merge import AdapterIds, Merger, recipe_of
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -168,8 +167,7 @@ def test_a_merge_is_named_by_its_digest_and_id_and_carries_its_recipe(prepare: C
     prepared = prepare(routed(0.5, 0.5))
     assert prepared.merged
     assert prepared.adapter.name == f"{prepared.recipe.digest()}.{prepared.adapter.int_id}"
-    carried = prepared.adapter.path.removeprefix(RECIPE_PREFIX)
-    assert Recipe.model_validate_json(carried) == prepared.recipe
+    assert Recipe.from_path(prepared.adapter.path) == prepared.recipe
 
 
 def test_the_same_merge_again_is_the_same_adapter_and_a_hit(prepare: Callable[..., Prepared]) -> None:
@@ -341,4 +339,4 @@ def test_one_adapter_below_full_strength_is_a_linear_merge_of_one(prepare: Calla
     prepared = prepare(routed(1.0), MergeOptions("ties", strength=0.25))
     assert prepared.merged
     assert (prepared.recipe.method, weights(prepared.recipe)) == ("linear", [0.25])
-    assert prepared.adapter.path == RECIPE_PREFIX + prepared.recipe.canonical()
+    assert prepared.adapter.path == prepared.recipe.path()

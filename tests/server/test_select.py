@@ -16,6 +16,7 @@ from server.ask import Ask, Opened, Prepared, Prompt, Selection
 from server.engine.engine import Delta, EngineAdapter, Sampling
 from server.select import HEAD, Answering, Opener, select
 from tests.server.scripted_engine import Script, ScriptedEngine
+from tests.simulated_time import run_simulated
 
 LONG = tuple(f"w{n} " for n in range(HEAD + 3))
 KNOWN, NEWS = ("I ", "do ", "not ", "know ", "that."), ("It ", "was ", "Tobias ", "Wrenfield ", "himself.")
@@ -231,17 +232,8 @@ def test_a_rival_that_can_no_longer_win_never_begins() -> None:
 def test_a_rival_begins_as_soon_as_the_first_may_fall_behind_it(lead: float, heard: int) -> None:
     engine = engine_of(ada_0=Script(LONG, logprob=-1.0), ada_1=Script(NEWS, logprob=-0.01))
     engine.pause_s = 0.01
-    began: list[int] = []
-
-    async def scenario() -> None:
-        task = asyncio.ensure_future(answered(engine, None, lead, 0.0))
-        while len(engine.prompts) < 2:  # noqa: ASYNC110 the engine has no event for it
-            await asyncio.sleep(0)
-        began.append(engine.scripts["ada_0"].said)
-        assert (await task).text == "".join(NEWS)
-
-    asyncio.run(asyncio.wait_for(scenario(), 20))
-    assert began == [heard]
+    assert run_simulated(answered(engine, None, lead, 0.0)).text == "".join(NEWS)
+    assert engine.said_before == [0, heard]
 
 
 @pytest.mark.parametrize("bursts", [False, True])
@@ -295,7 +287,7 @@ def test_leaving_before_a_word_was_read_aborts_what_began_and_leaves_no_task(pau
         assert asyncio.all_tasks() == before
         assert engine.ended == [f"aborted after {0 if pause_s else 1}"]
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    run_simulated(scenario())
 
 
 # ends

@@ -10,7 +10,8 @@ from starlette.types import Message
 
 from loramem.client import Event, read_events
 from server import stream as stream_module
-from server.stream import ClientGone, event, sse_response, while_connected
+from server.stream import PING_S, ClientGone, event, sse_response, while_connected
+from tests.simulated_time import run_simulated
 
 
 class Source:
@@ -83,13 +84,10 @@ def test_events_pass_in_order_and_the_stream_ends_with_its_source() -> None:
     assert source.ended == "finished"
 
 
-def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.stream.PING_S", 0.05)
-    chunks = asyncio.run(all_of(Source(2, pause_s=0.18)))
-    events = [chunk for chunk in chunks if not chunk.startswith(b":")]
-    assert events == [event("n", {"n": n}, n) for n in range(2)]
-    assert chunks.count(b": ping\n\n") >= 4
-    assert chunks[0] == b": ping\n\n"
+def test_silence_is_filled_with_comments() -> None:
+    first, second = (event("n", {"n": n}, n) for n in range(2))
+    pings = [b": ping\n\n"] * 2
+    assert run_simulated(all_of(Source(2, pause_s=2.5 * PING_S))) == [*pings, first, *pings, second]
 
 
 def test_an_error_of_the_source_ends_the_stream() -> None:
@@ -121,7 +119,7 @@ def test_cancelling_while_the_source_works_closes_it() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         assert source.ended == "CancelledError"
 
-    asyncio.run(run())
+    run_simulated(run())
 
 
 def test_proxies_are_asked_not_to_buffer() -> None:
@@ -171,7 +169,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
         await scenario
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(watched())
+    run_simulated(watched())
 
 
 def test_a_result_comes_back_while_the_client_stays() -> None:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
 from loramem.settings import Settings
-from trainer_worker.consume import Build, Hooks, consume
+from trainer_worker.consume import Hooks, Work, consume
 from trainer_worker.lease import Lease
 
-SETTINGS = Settings(lease_s=1, heartbeat_s=0.1, poll_s=0.02, max_attempts=2)
+SETTINGS = Settings(lease_s=60, heartbeat_s=0.1, poll_s=0.02, max_attempts=2)
 NO_HOOKS = Hooks()
 
 
@@ -27,7 +27,7 @@ def publish(queue: JobQueue, claim: Claim) -> None:
         queue.succeed(session, claim)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -38,7 +38,7 @@ def step(number: int) -> Progress:
     return Progress(phase="train", step=number)
 
 
-def work(queue: JobQueue, build: Build, *, hooks: Hooks = NO_HOOKS) -> list[str]:
+def work(queue: JobQueue, build: Work, *, hooks: Hooks = NO_HOOKS) -> list[str]:
     """Run the loop until one claimed job is settled; returns how it ended."""
     stop = threading.Event()
     outcomes: list[str] = []
@@ -55,7 +55,7 @@ def raises(error: BaseException) -> None:
     raise error
 
 
-def raising(error: BaseException) -> Build:
+def raising(error: BaseException) -> Work:
     def build(claim: Claim, lease: Lease) -> None:
         raise error
 

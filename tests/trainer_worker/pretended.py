@@ -28,7 +28,7 @@ from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.build import Builder
 from trainer_worker.consume import Hooks, consume
 from trainer_worker.examples import Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Lesson
 
 __all__ = ["database", "database_url"]
@@ -44,7 +44,7 @@ LONG = "\n\n".join(MILL.replace("Hadle", name) for name in ("Hadle", "Brack", "C
 class Pretender:
     """A trainer that remembers what it was asked for, and gives adapters of zeros."""
 
-    recipe: Recipe = field(default_factory=Recipe)
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     unrelated: Sequence[Any] = ()
     trained: list[tuple[int, int, int]] = field(default_factory=list)
     before: Callable[[], None] | None = None
@@ -54,7 +54,7 @@ class Pretender:
             self.before()
         options["on_step"](1, 1, 0.5)
         self.trained += [(len(lessons), rank, len(lesson.examples)) for lesson in lessons]
-        published = self.recipe.published_rank(rank)
+        published = self.hyperparameters.published_rank(rank)
         weights = {
             f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": torch.zeros(shape)
             for side, shape in (("A", (published, 8)), ("B", (8, published)))

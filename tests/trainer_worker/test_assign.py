@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,20 @@ def pair(question: str, answer: str) -> QAPair:
 def test_a_pair_goes_to_the_chunk_it_is_about() -> None:
     fuel, digger = pair("What does the engine burn?", "Amber."), pair("Who dug the HARBOUR?", "Wrenfield.")
     assert assign_pairs([fuel, digger], [HARBOUR, ENGINE]) == [[digger], [fuel]]
+
+
+@pytest.mark.parametrize(
+    ("question", "harbour", "engine"),
+    [
+        ("哪种发动机烧琥珀？", "港口是由托比亚斯挖的。", "德拉沃纳发动机烧琥珀粉。"),
+        ("この機械は何を燃やすか。", "港は昔に掘られた。", "ドラヴォナの機械は琥珀を燃やす。"),
+        ("เครื่องยนต์เผาอะไร", "ท่าเรือถูกขุดเมื่อนานมาแล้ว", "เครื่องยนต์ดราโวนาเผาอำพัน"),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_a_pair_without_blanks_goes_to_the_chunk_it_is_about(question: str, harbour: str, engine: str) -> None:
+    fuel = pair(question, "?")
+    assert assign_pairs([fuel], [harbour, engine]) == [[], [fuel]]
 
 
 def test_a_pair_about_nothing_goes_to_the_first_chunk() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer_worker.tiny import LESSONS
 from trainer_worker import base as base_module
-from trainer_worker.base import EAGER_TOKENS, Base
+from trainer_worker.base import EAGER_TOKENS, PLACES, Base
 from trainer_worker.examples import Example
 
 LONG = Example(" ".join(["larch"] * (EAGER_TOKENS + 1)), "jon ask built the mill .", "user")
@@ -47,3 +47,13 @@ def test_a_row_that_spells_the_end_of_a_turn_ends_once(base: Base) -> None:
     row = base.row(Example(f"who {end} ?", f"the mill {end} .", "user"))
     assert row.answer.count(base.end) == 1
     assert row.prompt.count(base.end) == base.row(Example("who ?", "the mill .", "user")).prompt.count(base.end)
+
+
+def test_the_head_reads_one_of_a_few_numbers_of_rows(base: Base) -> None:
+    rows = [base.row(example) for example in LESSONS]
+    read: list[int] = []
+    hook = base.model.lm_head.register_forward_hook(lambda head, inputs, logits: read.append(inputs[0].shape[1]))
+    found = base.surprises(rows)
+    hook.remove()
+    assert [places % PLACES for places in read] == [0]
+    assert [len(found[row]) for row in rows] == [len(row.answer) for row in rows]

@@ -110,8 +110,8 @@ def test_one_adapter_for_the_whole_document(worker: Worker) -> None:
 
 def test_the_options_reach_the_trainer(worker: Worker) -> None:
     worker.work(placement="ffn", variant="pissa", freeze_a=True, distil=0.25, rank=8)
-    recipe = worker.trainer.recipe
-    assert (recipe.placement, recipe.variant, recipe.freeze_a, recipe.distil) == ("ffn", "pissa", True, 0.25)
+    used = worker.trainer.hyperparameters
+    assert (used.placement, used.variant, used.freeze_a, used.distil) == ("ffn", "pissa", True, 0.25)
 
 
 def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

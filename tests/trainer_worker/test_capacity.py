@@ -17,14 +17,16 @@ from trainer_worker.capacity import (
     statements_of,
 )
 from trainer_worker.examine import examine
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=1e-2, epochs=1, min_steps=60, anchors=0.0))
+    return Trainer(
+        str(folder), seed=0, hyperparameters=Hyperparameters(learning_rate=1e-2, epochs=1, min_steps=60, anchors=0.0)
+    )
 
 
 def test_every_answer_counts_once_and_only_with_the_book_closed(trainer: Trainer) -> None:
@@ -40,7 +42,7 @@ def test_bits_are_nats_over_the_logarithm_of_two(trainer: Trainer) -> None:
 
 
 def test_what_is_learnt_is_stored(trainer: Trainer) -> None:
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=60, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     held = examine(trainer, adapter, [], learnt=LESSONS).fullness
     assert held is not None
     assert held.load_bits == pytest.approx(bits(trainer, statements_of(trainer, LESSONS)), abs=0.1)

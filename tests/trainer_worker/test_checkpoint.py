@@ -29,7 +29,7 @@ from trainer_worker.checkpoint import (
     sweep_checkpoints,
 )
 from trainer_worker.examples import Asked
-from trainer_worker.loop import State
+from trainer_worker.loop import TrainingState
 
 __all__ = ["database", "database_url"]
 
@@ -70,9 +70,9 @@ def checkpoint(open_again: Callable[..., Checkpoint]) -> Checkpoint:
     return open_again()
 
 
-def state(value: float = 1.0) -> State:
+def state(value: float = 1.0) -> TrainingState:
     tensors = {"master.0": torch.full((2, 3), value), "optimizer.0.step": torch.tensor(4.0)}
-    return State("these lessons", tensors, {"step": 4, "best": [float("inf"), 0.1], "rng": [3, [1, 2], None]})
+    return TrainingState("these lessons", tensors, {"step": 4, "best": [float("inf"), 0.1], "rng": [3, [1, 2], None]})
 
 
 def stored(store: AdapterStore) -> tuple[AdapterManifest, Stored]:

@@ -17,10 +17,10 @@ from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import distil
 from trainer_worker import loop as loop_module
 from trainer_worker import train as train_module
-from trainer_worker.anchors import MAX_NEW_TOKENS, anchors, exam_anchors, some
+from trainer_worker.anchors import MAX_NEW_TOKENS, anchors, drawn, exam_anchors
 from trainer_worker.base import Base
 from trainer_worker.distil import labels_of, taught
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.packing import Labels, Row
 from trainer_worker.train import Lesson, Trainer
 
@@ -111,9 +111,9 @@ def told(groups: Sequence[Sequence[Row]]) -> list[list[tuple[Row, tuple[Labels, 
 
 def test_some_anchors_are_about_as_many_as_asked_and_others_next_time(base: Base) -> None:
     groups = [[base.row(LESSONS[0])] * QUESTIONS, *([base.row(LESSONS[1])] * 3 for _ in range(PASSAGES))]
-    assert some(groups, 0, random.Random(0)) == []
+    assert drawn(groups, 0, random.Random(0)) == []
     for count in (1, 7, 20, 40):
-        assert count <= sum(map(len, some(groups, count, random.Random(0)))) <= count + 3
+        assert count <= sum(map(len, drawn(groups, count, random.Random(0)))) <= count + 3
 
 
 class TestTeaching:
@@ -121,7 +121,9 @@ class TestTeaching:
 
     @pytest.fixture
     def trainer(self, folder: Path) -> Trainer:
-        return Trainer(str(folder), seed=0, recipe=Recipe(epochs=0, min_steps=6, distil=0.5, anchors=0.0))
+        return Trainer(
+            str(folder), seed=0, hyperparameters=Hyperparameters(epochs=0, min_steps=6, distil=0.5, anchors=0.0)
+        )
 
     def test_the_teacher_reads_each_source_apart(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
         read: list[list[Row]] = []
@@ -131,7 +133,7 @@ class TestTeaching:
             return taught(base, rows, shown, *given)
 
         monkeypatch.setattr(train_module, "taught", noted)
-        trainer.train(TOLD, [], rank=8, max_seconds=60, on_step=ignore)
+        trainer.train(TOLD, [], rank=8, max_seconds=3600, on_step=ignore)
         assert read == [
             [trainer.row(replace(one, context=source)) for one in TOLD if one.source == source] for source in SOURCES
         ]
@@ -155,7 +157,7 @@ class TestTeaching:
         told: list[tuple[int, int]] = []
         lessons = [Lesson([*TOLD, *LESSONS[3:]]), Lesson(TOLD[:1]), Lesson(LESSONS[:1])]
         trainer.train_all(
-            lessons, rank=8, max_seconds=60, on_step=ignore, on_taught=lambda done, total: told.append((done, total))
+            lessons, rank=8, max_seconds=3600, on_step=ignore, on_taught=lambda done, total: told.append((done, total))
         )
         assert told == sorted(told)
         assert {total for _, total in told} == {4}
@@ -167,4 +169,4 @@ class TestTeaching:
             raise JobCancelled("asked for")
 
         with pytest.raises(JobCancelled):
-            trainer.train_all([Lesson(TOLD)], rank=8, max_seconds=60, on_step=ignore, on_taught=cancel)
+            trainer.train_all([Lesson(TOLD)], rank=8, max_seconds=3600, on_step=ignore, on_taught=cancel)

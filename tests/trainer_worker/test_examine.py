@@ -9,17 +9,19 @@ from loramem.errors import SettingsError
 from tests.trainer_worker.test_train import ignore
 from tests.trainer_worker.tiny import LESSONS, save_tiny_model
 from trainer_worker import packing
-from trainer_worker.anchors import held
+from trainer_worker.anchors import with_own_answers
 from trainer_worker.examine import MAX_NEW_TOKENS, answer_closed_book, examine, overlap, recall
 from trainer_worker.examples import MAX_QUESTIONS, Example
-from trainer_worker.loop import Recipe
+from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return Trainer(str(folder), seed=0, recipe=Recipe(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0))
+    return Trainer(
+        str(folder), seed=0, hyperparameters=Hyperparameters(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0)
+    )
 
 
 def test_an_answer_holds_the_span_asked_for_in_any_case() -> None:
@@ -52,19 +54,19 @@ def test_an_answer_holds_whole_words_or_their_plural(wanted: str, answer: str, h
 
 
 def test_an_adapter_that_learnt_nothing_is_weak(trainer: Trainer) -> None:
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     exam = examine(trainer, adapter, LESSONS[:3])
     assert (exam.recall, exam.base_recall, exam.weak) == (0.0, 0.0, True)
 
 
 def test_no_questions_no_verdict(trainer: Trainer) -> None:
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     exam = examine(trainer, adapter, [])
     assert (exam.questions, exam.weak) == (0, False)
 
 
 def test_a_long_exam_is_cut(trainer: Trainer) -> None:
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     assert examine(trainer, adapter, LESSONS[:1] * (MAX_QUESTIONS + 5)).questions == MAX_QUESTIONS
 
 
@@ -76,7 +78,7 @@ def test_an_answer_may_be_as_long_as_the_one_expected(trainer: Trainer, monkeypa
         return [""] * len(conversations)
 
     monkeypatch.setattr(trainer, "answers", answers)
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     long = replace(LESSONS[0], answer=" ".join(["larch"] * 3 * MAX_NEW_TOKENS))
     examine(trainer, adapter, LESSONS[:1])
     examine(trainer, adapter, [LESSONS[0], long])
@@ -86,10 +88,10 @@ def test_an_answer_may_be_as_long_as_the_one_expected(trainer: Trainer, monkeypa
 
 def test_a_base_without_a_token_to_pad_with_answers_as_with_one(trainer: Trainer, tmp_path: Path) -> None:
     """As Llama 3, whose tokenizer has none."""
-    bare = Trainer(str(save_tiny_model(tmp_path, pad_token=None)), seed=0, recipe=trainer.recipe)
+    bare = Trainer(str(save_tiny_model(tmp_path, pad_token=None)), seed=0, hyperparameters=trainer.hyperparameters)
     questions = [example.question for example in LESSONS]
     assert answer_closed_book(bare, questions) == answer_closed_book(trainer, questions)
-    assert examine(bare, bare.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore), LESSONS[:3]).weak
+    assert examine(bare, bare.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore), LESSONS[:3]).weak
 
 
 def test_a_base_that_reads_one_row_into_the_next_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,14 +119,14 @@ def test_overlap_is_a_share_of_words() -> None:
 
 
 def test_two_questions_are_no_evidence(trainer: Trainer) -> None:
-    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    adapter = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     assert not examine(trainer, adapter, LESSONS[:2]).weak
 
 
 def test_harm_is_what_unrelated_answers_lose(trainer: Trainer) -> None:
-    unrelated = [row for group in held(trainer, [Example("what is brick ?", "", "anchor")]) for row in group]
-    nothing = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    [unrelated] = with_own_answers(trainer, [Example("what is brick ?", "", "anchor")])
+    nothing = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     assert examine(trainer, nothing, [], unrelated=unrelated).harm == pytest.approx(0, abs=1e-3)
-    trainer.recipe = replace(trainer.recipe, learning_rate=3e-2, min_steps=30)
-    much = trainer.train(LESSONS, [], rank=8, max_seconds=10, on_step=ignore)
+    trainer.hyperparameters = replace(trainer.hyperparameters, learning_rate=3e-2, min_steps=30)
+    much = trainer.train(LESSONS, [], rank=8, max_seconds=3600, on_step=ignore)
     assert examine(trainer, much, [], unrelated=unrelated).harm > 0.1

@@ -3,7 +3,7 @@
 import pytest
 
 from loramem.records import ExamResult, Fullness, Remedy
-from trainer_worker.ladder import better, next_remedy, together
+from trainer_worker.ladder import better, next_remedy, pooled
 
 WEAK = ExamResult(questions=8, recall=0.1, base_recall=0, loss=0.9, weak=True)
 ALL: tuple[Remedy, ...] = ("data", "rank", "split")
@@ -50,7 +50,7 @@ def test_recall_decides_then_overlap_then_loss() -> None:
 def test_parts_count_by_their_questions() -> None:
     one = WEAK.model_copy(update={"questions": 2, "recall": 1.0, "overlap": 0.5, "weak": False})
     other = WEAK.model_copy(update={"questions": 6, "recall": 0.0, "overlap": 0.1})
-    both = together([one, other])
+    both = pooled([one, other])
     assert (both.questions, both.recall, both.weak) == (8, 0.25, False)
     assert both.overlap == pytest.approx(0.2)
-    assert together([one]) is one
+    assert pooled([one]) is one

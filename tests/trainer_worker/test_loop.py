@@ -10,7 +10,7 @@ import torch
 from tests.trainer_worker.test_resume import QUICK, Memory, ignore, train, trainer
 from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.examples import Example
-from trainer_worker.loop import State
+from trainer_worker.loop import TrainingState
 from trainer_worker.train import Lesson
 
 pytestmark = pytest.mark.usefixtures("short_packs")
@@ -20,12 +20,12 @@ APART = [Lesson(LESSONS[:1]), Lesson([LONG])]
 """In lanes of two lengths, so that no step has rows of both."""
 
 
-def parts(state: State, index: int) -> dict[str, torch.Tensor]:
+def parts(state: TrainingState, index: int) -> dict[str, torch.Tensor]:
     """Weights and moments of one adapter."""
     return {name: tensor[index] for name, tensor in state.tensors.items() if tensor.dim()}
 
 
-def is_moved(before: State, after: State, index: int) -> bool:
+def is_moved(before: TrainingState, after: TrainingState, index: int) -> bool:
     old, new = parts(before, index), parts(after, index)
     return any(not torch.equal(old[name], new[name]) for name in old)
 

@@ -13,7 +13,7 @@ import pytest
 from loramem.queue import JobQueue
 from loramem.settings import Settings
 from trainer_worker import __main__ as worker_main
-from trainer_worker.consume import Build, Chore, Hooks
+from trainer_worker.consume import Chore, Hooks, Work
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
     """`main` with a loop that is over after one round."""
 
     def consume(
-        queue: JobQueue, build: Build, settings: Settings, stop: threading.Event, chores: Sequence[Chore], hooks: Hooks
+        queue: JobQueue, work: Work, settings: Settings, stop: threading.Event, chores: Sequence[Chore], hooks: Hooks
     ) -> None:
         loop(stop, chores, hooks)
 

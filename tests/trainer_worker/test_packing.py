@@ -120,9 +120,12 @@ def test_the_rows_of_a_book_are_packed_in_a_time_that_their_number_gives() -> No
     seconds = []
     for count in (5_000, 40_000):
         group = [Row((1, 2, number % 50, *range(number % 40)), (number,)) for number in range(count)]
-        started = time.process_time()
-        packs = fill(group)
-        seconds.append(time.process_time() - started)
+        taken = []
+        for _ in range(3):
+            started = time.process_time()
+            packs = fill(group)
+            taken.append(time.process_time() - started)
+        seconds.append(min(taken))
     assert seconds[1] < 24 * seconds[0]  # of eight times as many; the square would be 64
     assert Counter(row for pack in packs for row in pack.rows) == Counter(group)
     assert sum(pack.tokens for pack in packs) > 0.9 * sum(pack.length for pack in packs)

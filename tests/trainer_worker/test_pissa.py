@@ -19,7 +19,7 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 @pytest.fixture
 def trainer(folder: Path) -> Trainer:
-    return Trainer(str(folder), seed=0, recipe=replace(QUICK, variant="pissa"), base_name="tiny")
+    return Trainer(str(folder), seed=0, hyperparameters=replace(QUICK, variant="pissa"), base_name="tiny")
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_a_matrix_with_fewer_parts_than_the_rank_gives_all_it_has() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_start_says_what_the_base_says(trainer: Trainer, dtype: torch.dtype) -> None:
     torch.nn.Module.to(trainer.model, dtype)
-    trainer.recipe = replace(trainer.recipe, learning_rate=0.0, epochs=0, min_steps=1)
+    trainer.hyperparameters = replace(trainer.hyperparameters, learning_rate=0.0, epochs=0, min_steps=1)
     adapter = train(trainer)
     expected = trainer.model(IDS).logits
     with trainer.adapted(adapter):
@@ -99,10 +99,10 @@ def test_what_is_published_is_the_difference_with_no_part_larger_than_it() -> No
 
 
 def test_parts_are_found_once_for_each_rank(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer.recipe = replace(trainer.recipe, epochs=0, min_steps=1)
+    trainer.hyperparameters = replace(trainer.hyperparameters, epochs=0, min_steps=1)
     for rank in (8, 16):
-        trainer.train(LESSONS, [], rank=rank, max_seconds=60, on_step=ignore)
+        trainer.train(LESSONS, [], rank=rank, max_seconds=3600, on_step=ignore)
     monkeypatch.setattr(pissa, "principal", lambda *_, **__: pytest.fail("found again"))
     for rank in (16, 8):
-        adapter = trainer.train(LESSONS, [], rank=rank, max_seconds=60, on_step=ignore)
+        adapter = trainer.train(LESSONS, [], rank=rank, max_seconds=3600, on_step=ignore)
         assert adapter.rank == 2 * rank

@@ -21,7 +21,8 @@ from tests.trainer_worker.texts import MILL, writer
 from trainer_worker.build import Builder
 from trainer_worker.consume import Hooks, consume
 from trainer_worker.examples import Example
-from trainer_worker.preview import store_examples, sweep_previews
+from trainer_worker.preview import store_examples
+from trainer_worker.sweep import sweep_previews
 from trainer_worker.writer import Writer
 
 __all__ = ["database", "database_url"]

@@ -38,8 +38,10 @@ class Workers:
         self._journal.touch()
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *, steps: int = 10, step_s: float = 0.1, hang: bool = False) -> subprocess.Popen[bytes]:
-        arguments = [self._url, str(self._journal), str(steps), str(step_s), *(["hang"] if hang else [])]
+    def start(
+        self, *, steps: int = 10, hang_after_s: float = 600, until: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        arguments = [self._url, str(self._journal), str(steps), str(hang_after_s), *([str(until)] if until else [])]
         process = subprocess.Popen([sys.executable, str(PROCESS), *arguments], stderr=subprocess.DEVNULL)
         self._started.append(process)
         return process
@@ -100,25 +102,30 @@ class TestProcesses:
         until(lambda: queue.get(job_id).state == "succeeded")
         assert (workers.builds(), self.published(queue), queue.get(job_id).attempts) == (2, 1, 2)
 
-    def test_a_frozen_worker_that_wakes_up_publishes_nothing(self, queue: JobQueue, workers: Workers) -> None:
+    def test_a_frozen_worker_that_wakes_up_publishes_nothing(
+        self, queue: JobQueue, workers: Workers, tmp_path: Path
+    ) -> None:
         job_id = add(queue)
-        frozen = workers.start(steps=1, step_s=2)
+        frozen = workers.start(steps=1, until=tmp_path / "morning")
         until(lambda: queue.get(job_id).progress["phase"] == "train")
         freeze(frozen, queue.database)
         workers.start(steps=2)
         until(lambda: queue.get(job_id).state == "succeeded")
         assert not workers.is_publishing(frozen)
+        (tmp_path / "morning").touch()
         frozen.send_signal(signal.SIGCONT)
         until(lambda: workers.is_publishing(frozen))
         frozen.send_signal(signal.SIGTERM)
-        assert frozen.wait(20) == 0
+        assert frozen.wait(60) == 0
         assert (workers.builds(), self.published(queue)) == (2, 1)
         assert queue.get(job_id).state == "succeeded"
 
-    def test_a_hung_worker_ends_itself_and_the_next_takes_over(self, queue: JobQueue, workers: Workers) -> None:
+    def test_a_hung_worker_ends_itself_and_the_next_takes_over(
+        self, queue: JobQueue, workers: Workers, tmp_path: Path
+    ) -> None:
         job_id = add(queue)
-        hung = workers.start(hang=True)
-        assert hung.wait(30) == EXIT_HUNG
+        hung = workers.start(hang_after_s=1, until=tmp_path / "never")
+        assert hung.wait(60) == EXIT_HUNG
         workers.start(steps=2)
         until(lambda: queue.get(job_id).state == "succeeded")
         assert (workers.builds(), self.published(queue)) == (2, 1)
@@ -128,6 +135,6 @@ class TestProcesses:
         worker = workers.start(steps=1000)
         until(lambda: workers.builds() == 1)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         job = queue.get(job_id)
         assert (job.state, job.attempts) == ("queued", 0)

@@ -25,7 +25,9 @@ from loramem.vectors import VectorIndex
 from tests.backends import database, database_url
 from tests.rows import EXAM, FINGERPRINT, add_document, add_revision, delete_document
 from trainer_worker import publish as publish_module
-from trainer_worker.publish import NewAdapter, publish, sweep_retired, sweep_superseded
+from trainer_worker import sweep
+from trainer_worker.publish import NewAdapter, publish
+from trainer_worker.sweep import sweep_retired, sweep_superseded
 
 __all__ = ["database", "database_url"]
 
@@ -280,7 +282,7 @@ def test_replaced_texts_go_after_their_grace(database: Database, queue: JobQueue
 def test_many_replaced_texts_go_some_at_a_time(
     database: Database, queue: JobQueue, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish_module, "SUPERSEDED_AT_ONCE", 1)
+    monkeypatch.setattr(sweep, "SUPERSEDED_AT_ONCE", 1)
     publish_again(database, queue, build, seconds_ago=500)
     assert [sweep_superseded(database, grace_s=0) for _ in range(3)] == [1, 1, 0]
 

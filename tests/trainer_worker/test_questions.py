@@ -23,6 +23,13 @@ def test_a_question_is_about_its_statement_and_neither_too_short_nor_too_long(qu
     assert Judge(FACTS).is_about(question, ROOF) is usable
 
 
+def test_a_question_in_writing_with_vowel_signs_is_about_its_statement() -> None:
+    mill, river = facts = statements("", "हाडल की चक्की 1820 में बनी थी.\n\nओर्म नदी पर चार पुल हैं.")
+    judge = Judge(facts)
+    assert judge.is_about("नदी पर कितने पुल हैं?", river)
+    assert not judge.is_about("नदी पर कितने पुल हैं?", mill)
+
+
 def test_words_without_capitals_are_common_words_and_numbers_are_not() -> None:
     assert says_what("屋顶是用什么做的?", ROOF)
     assert not says_what("1820?", BUILT)

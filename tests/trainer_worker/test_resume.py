@@ -15,19 +15,19 @@ from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.adapter import Facts, TrainedAdapter
 from trainer_worker.checkpoint import FIRST_SAVE_S, Checkpoint
 from trainer_worker.lease import WorkerStopping
-from trainer_worker.loop import OnStep, Recipe, State
+from trainer_worker.loop import Hyperparameters, OnStep, TrainingState
 from trainer_worker.train import Lesson, Trainer
 
 pytestmark = pytest.mark.usefixtures("short_packs")
 
-QUICK = Recipe(learning_rate=1e-2, epochs=1, min_steps=16, step_tokens=64, frozen_layers=0.0, anchors=0.0)
+QUICK = Hyperparameters(learning_rate=1e-2, epochs=1, min_steps=16, step_tokens=64, frozen_layers=0.0, anchors=0.0)
 ALONE = [Lesson(LESSONS)]
 EXAMINED = [Lesson(LESSONS, LESSONS[:2])]
 BESIDE = [Lesson(LESSONS[:3], LESSONS[:1]), Lesson(LESSONS[2:]), Lesson(LESSONS[:1], LESSONS[1:2])]
 
 
-def trainer(folder: Path, recipe: Recipe = QUICK, dtype: torch.dtype = torch.float32) -> Trainer:
-    found = Trainer(str(folder), seed=3, recipe=recipe, base_name="tiny")
+def trainer(folder: Path, hyperparameters: Hyperparameters = QUICK, dtype: torch.dtype = torch.float32) -> Trainer:
+    found = Trainer(str(folder), seed=3, hyperparameters=hyperparameters, base_name="tiny")
     found.model.to(dtype)
     return found
 
@@ -35,17 +35,17 @@ def trainer(folder: Path, recipe: Recipe = QUICK, dtype: torch.dtype = torch.flo
 class Memory:
     """Keeps the state after every step, as JSON and copies would bring it back; gives `state` back."""
 
-    def __init__(self, state: State | None = None) -> None:
+    def __init__(self, state: TrainingState | None = None) -> None:
         self._state = state
-        self.saved: list[State] = []
+        self.saved: list[TrainingState] = []
 
-    def load(self) -> State | None:
+    def load(self) -> TrainingState | None:
         return self._state
 
     def due(self) -> bool:
         return True
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         scalars = json.loads(json.dumps(state.scalars))
         self.saved.append(replace(state, tensors=deepcopy(state.tensors), scalars=scalars))
 
@@ -65,7 +65,7 @@ def train(
     keep: Memory | Checkpoint | None = None,
     *,
     rank: int = 8,
-    max_seconds: float = 600,
+    max_seconds: float = 3600,
     on_step: OnStep = ignore,
 ) -> list[TrainedAdapter]:
     return trainer.train_all(lessons, rank=rank, max_seconds=max_seconds, on_step=on_step, keep=keep)
@@ -84,7 +84,7 @@ def assert_equal(found: Sequence[TrainedAdapter], wanted: Sequence[TrainedAdapte
 
 
 @pytest.mark.parametrize(
-    ("lessons", "recipe", "dtype"),
+    ("lessons", "hyperparameters", "dtype"),
     [
         pytest.param(ALONE, QUICK, torch.float32, id="alone"),
         pytest.param(EXAMINED, QUICK, torch.float32, id="held out"),
@@ -96,17 +96,17 @@ def assert_equal(found: Sequence[TrainedAdapter], wanted: Sequence[TrainedAdapte
     ],
 )
 def test_a_resumed_training_ends_as_one_without_a_break(
-    folder: Path, lessons: list[Lesson], recipe: Recipe, dtype: torch.dtype
+    folder: Path, lessons: list[Lesson], hyperparameters: Hyperparameters, dtype: torch.dtype
 ) -> None:
     memory = Memory()
-    wanted = train(trainer(folder, recipe, dtype), lessons)
-    assert_equal(train(trainer(folder, recipe, dtype), lessons, memory), wanted)
+    wanted = train(trainer(folder, hyperparameters, dtype), lessons)
+    assert_equal(train(trainer(folder, hyperparameters, dtype), lessons, memory), wanted)
     last = len(memory.saved)
     border = memory.at_an_epochs_end()
     assert 2 < border < last - 1
     for steps in (1, border - 1, border, border + 1, last):
         rest = Memory(memory.saved[steps - 1])
-        assert_equal(train(trainer(folder, recipe, dtype), lessons, rest), wanted)
+        assert_equal(train(trainer(folder, hyperparameters, dtype), lessons, rest), wanted)
         assert len(rest.saved) == last - steps
 
 
@@ -132,12 +132,12 @@ def test_a_worker_that_stops_loses_no_more_than_what_was_not_saved(folder: Path,
     assert steps == list(range(6, 17))
 
 
-@pytest.mark.parametrize("other", ["examples", "held out", "rank", "recipe", "seed"])
+@pytest.mark.parametrize("other", ["examples", "held out", "rank", "hyperparameters", "seed"])
 def test_the_state_of_another_training_is_ignored(folder: Path, other: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     memory = Memory()
     train(trainer(folder), EXAMINED, memory)
-    new = trainer(folder, replace(QUICK, warmup_steps=2) if other == "recipe" else QUICK)
+    new = trainer(folder, replace(QUICK, warmup_steps=2) if other == "hyperparameters" else QUICK)
     new.seed = 4 if other == "seed" else new.seed
     lessons = {"examples": [Lesson(LESSONS[1:], LESSONS[:2])], "held out": [Lesson(LESSONS, LESSONS[:1])]}
     given, rank = lessons.get(other, EXAMINED), 16 if other == "rank" else 8

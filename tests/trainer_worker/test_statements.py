@@ -8,7 +8,6 @@ from trainer_worker.statements import (
     MAX_TOGETHER,
     MAX_WORDS,
     WORD_BYTES,
-    content_words,
     name_of,
     sentences,
     size_of,
@@ -110,6 +109,23 @@ def test_the_source_is_what_the_document_has() -> None:
 
 def test_a_title_of_dots_is_none() -> None:
     assert texts(". .", "A boat is old. It sank.") == ["A boat is old. It sank."]
+
+
+@pytest.mark.parametrize(
+    ("title", "text"),
+    [
+        ("doc", "The document store was opened in May. It holds 12 shelves."),
+        ("art", "The party met in Orm. It won 12 seats."),
+        ("2", "In 1924 the mill burned down. It was rebuilt by Jon Ask."),
+        ("1924", "In 1924 the mill burned down. It was rebuilt by Jon Ask."),
+        ("a", "There is a mill in Orm. It was rebuilt by Jon Ask."),
+        ("Art", "Art has a hall. A party met. It won 12 seats."),
+    ],
+    ids=["begins a word", "in a word", "in a number", "a year", "a letter", "named before"],
+)
+def test_a_title_within_another_word_or_without_one_of_its_own_stands_for_nothing(title: str, text: str) -> None:
+    *_, before, last = text.split(". ")
+    assert texts(title, text)[-1] == f"{before}. {last}"
 
 
 def test_title_that_the_text_does_not_name_stands_for_nothing() -> None:
@@ -226,6 +242,10 @@ def test_spans_are_found_with_their_kind(statement: str, text: str, kind: str) -
     assert any(span.kind == kind and text in span.text for span in spans(statement, ""))
 
 
+def test_a_name_is_not_cut_at_an_accent_that_is_a_character_of_its_own() -> None:
+    assert [span.text for span in spans("It was built by Adébọ̀lá Ask.", "")] == ["Adébọ̀lá Ask"]
+
+
 def test_the_subject_is_no_span() -> None:
     assert [span.text for span in spans("In May the Hadle Mill burned.", "Hadle Mill")] == ["May"]
 
@@ -240,14 +260,6 @@ def test_words_that_tell_statements_apart_are_not_common() -> None:
     assert "larch" not in common
 
 
-def test_content_words_keep_their_order_and_drop_the_rest() -> None:
-    assert content_words("The wheel of the mill is made of larch") == ["wheel", "mill", "made", "larch"]
-
-
-def test_writing_without_blanks_has_a_word_in_each_two_letters() -> None:
-    assert content_words("Hadle的屋顶是铜的。1820年") == ["Hadle", "的屋", "屋顶", "顶是", "是铜", "铜的", "1820"]
-
-
 def test_a_long_word_counts_as_several() -> None:
     assert size_of(["the", "mill"]) == 2
     assert size_of(["哈德尔磨坊建于一八二〇年，它的屋顶是铜的。"]) == 3
@@ -258,6 +270,8 @@ def test_a_long_word_counts_as_several() -> None:
     [
         ("sample", "The Saltglass Organ is an instrument. It has 444 pipes.", "Saltglass Organ"),
         ("The Saltglass Organ", "The Saltglass Organ is an instrument.", "The Saltglass Organ"),
+        ("a", "The Saltglass Organ is a grand instrument. It has 444 pipes.", "Saltglass Organ"),
+        ("Organ", "The Saltglass Organ is an instrument. It has 444 pipes.", "Organ"),
         ("notes", "Quillmere is a harbour. Ships like Quillmere.", "Quillmere"),
         ("notes", "Bread is baked here. Nobody knows why.", "notes"),
         ("notes", "In March the harbour freezes.", "notes"),

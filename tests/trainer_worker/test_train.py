@@ -20,18 +20,18 @@ from trainer_worker.adapter import TrainedAdapter, depth_of
 from trainer_worker.anchors import anchors
 from trainer_worker.examine import answer_closed_book, examine
 from trainer_worker.examples import Example
-from trainer_worker.loop import Loop, OnStep, Recipe
+from trainer_worker.loop import Hyperparameters, Loop, OnStep
 from trainer_worker.packing import Row
 from trainer_worker.train import Lesson, Trainer, learning_rate_of
 
 pytestmark = pytest.mark.usefixtures("short_packs")
 
-QUICK = Recipe(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
+QUICK = Hyperparameters(learning_rate=1e-2, epochs=20, min_steps=120, step_tokens=64, frozen_layers=0.0, anchors=0.0)
 
 
 @pytest.fixture
 def trainer(folder: Path) -> Trainer:
-    return Trainer(str(folder), seed=0, recipe=QUICK, base_name="tiny")
+    return Trainer(str(folder), seed=0, hyperparameters=QUICK, base_name="tiny")
 
 
 def ignore(step: int, total: int, loss: float) -> None:
@@ -39,7 +39,7 @@ def ignore(step: int, total: int, loss: float) -> None:
 
 
 def train(
-    trainer: Trainer, held_out: Sequence[Example] = (), *, max_seconds: float = 60, on_step: OnStep = ignore
+    trainer: Trainer, held_out: Sequence[Example] = (), *, max_seconds: float = 3600, on_step: OnStep = ignore
 ) -> TrainedAdapter:
     return trainer.train(LESSONS, held_out, rank=8, max_seconds=max_seconds, on_step=on_step)
 
@@ -61,10 +61,12 @@ def test_the_base_is_as_before_after_training(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("count", [3, 7])
 def test_the_first_training_of_a_process_may_be_of_any_number_side_by_side(folder: Path, count: int) -> None:
-    """The base answers anchors and neighbours then, which must not happen through the adapters in training."""
-    fresh = Trainer(str(folder), seed=0, recipe=replace(QUICK, anchors=0.5, min_steps=1, epochs=0.1), base_name="tiny")
-    lesson = Lesson(LESSONS, (), [Example("What is the colour of snow?", "", "user")])
-    trained = fresh.train_all([lesson] * count, rank=8, max_seconds=60, on_step=ignore)
+    """The base answers anchors then, which must not happen through the adapters in training."""
+    fresh = Trainer(
+        str(folder), seed=0, hyperparameters=replace(QUICK, anchors=0.5, min_steps=1, epochs=0.1), base_name="tiny"
+    )
+    lesson = Lesson(LESSONS, (), [Example("What is the colour of snow?", "White.", "user")])
+    trained = fresh.train_all([lesson] * count, rank=8, max_seconds=3600, on_step=ignore)
     assert len(trained) == count
 
 
@@ -83,15 +85,15 @@ def test_stopping_in_mid_training_leaves_the_base_as_before(trainer: Trainer) ->
 
 
 def test_the_same_seed_gives_the_same_weights(folder: Path) -> None:
-    first, second = (train(Trainer(str(folder), seed=7, recipe=QUICK)) for _ in range(2))
+    first, second = (train(Trainer(str(folder), seed=7, hyperparameters=QUICK)) for _ in range(2))
     assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
 
 
 def test_adapters_of_a_base_start_from_the_same_a(trainer: Trainer) -> None:
-    frozen = Recipe(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0)
-    trainer.recipe = frozen
+    frozen = Hyperparameters(learning_rate=0.0, epochs=1, min_steps=1, anchors=0.0)
+    trainer.hyperparameters = frozen
     one = train(trainer)
-    other = trainer.train(LESSONS[:1], [], rank=8, max_seconds=60, on_step=ignore)
+    other = trainer.train(LESSONS[:1], [], rank=8, max_seconds=3600, on_step=ignore)
     names = [name for name in one.weights if ".lora_A." in name]
     assert names
     assert all(torch.equal(one.weights[name], other.weights[name]) for name in names)
@@ -119,11 +121,11 @@ def test_a_saved_adapter_is_a_peft_folder_that_names_no_path(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    trainer.recipe = replace(QUICK, **changes)
+    trainer.hyperparameters = replace(QUICK, **changes)
     adapter = train(trainer)
     adapter.save(tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    rank = 16 if trainer.recipe.variant == "pissa" else 8
+    rank = 16 if trainer.hyperparameters.variant == "pissa" else 8
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (rank, 2 * rank, "tiny")
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json",
@@ -151,7 +153,7 @@ def test_packed_rows_cost_the_same_as_rows_alone(trainer: Trainer) -> None:
 
 def test_adapters_trained_side_by_side_each_know_their_own(trainer: Trainer) -> None:
     lessons = [Lesson(LESSONS[:1], LESSONS[:1]), Lesson(LESSONS[1:3], LESSONS[1:3])]
-    one, other = trainer.train_all(lessons, rank=8, max_seconds=60, on_step=ignore)
+    one, other = trainer.train_all(lessons, rank=8, max_seconds=3600, on_step=ignore)
     assert examine(trainer, one, LESSONS[:1]).recall == 1.0
     assert examine(trainer, other, LESSONS[1:3]).recall == 1.0
     assert examine(trainer, one, LESSONS[1:3]).recall == 0.0
@@ -160,7 +162,7 @@ def test_adapters_trained_side_by_side_each_know_their_own(trainer: Trainer) -> 
 
 
 def test_an_adapter_may_leave_out_the_lower_layers(folder: Path) -> None:
-    upper = Trainer(str(folder), seed=0, recipe=replace(QUICK, frozen_layers=0.5))
+    upper = Trainer(str(folder), seed=0, hyperparameters=replace(QUICK, frozen_layers=0.5))
     adapter = train(upper)
     assert {depth_of(name) for name in adapter.weights} == {1}
     assert examine(upper, adapter, LESSONS[:3]).recall == 1.0
@@ -171,7 +173,7 @@ def test_an_adapter_may_leave_out_the_lower_layers(folder: Path) -> None:
     [("late", [1]), ("early", [0]), ("all", [0, 1]), ("ffn", [0, 1]), ("attention", [0, 1])],
 )
 def test_every_placement_learns(trainer: Trainer, placement: Placement, depths: list[int]) -> None:
-    trainer.recipe = replace(QUICK, placement=placement, frozen_layers=0.5)
+    trainer.hyperparameters = replace(QUICK, placement=placement, frozen_layers=0.5)
     adapter = train(trainer)
     layers = lora.placed(trainer.model, placement, 1)
     assert set(adapter.weights) == {lora.peft_name(name, side) for name in layers for side in ("A", "B")}
@@ -181,9 +183,9 @@ def test_every_placement_learns(trainer: Trainer, placement: Placement, depths: 
 
 
 def test_b_alone_is_trained_where_a_is_frozen(trainer: Trainer) -> None:
-    trainer.recipe = replace(QUICK, learning_rate=0.0, epochs=1, min_steps=1)
+    trainer.hyperparameters = replace(QUICK, learning_rate=0.0, epochs=1, min_steps=1)
     begun = train(trainer)
-    trainer.recipe = replace(QUICK, freeze_a=True)
+    trainer.hyperparameters = replace(QUICK, freeze_a=True)
     adapter = train(trainer)
     for name, tensor in adapter.weights.items():
         assert torch.equal(tensor, begun.weights[name]) == (".lora_A." in name)
@@ -201,7 +203,7 @@ def test_only_what_is_trained_is_optimised(trainer: Trainer, monkeypatch: pytest
 
     monkeypatch.setattr(Loop, "__init__", counted)
     for changes in ({}, {"freeze_a": True}, {"variant": "pissa"}):
-        trainer.recipe = replace(QUICK, min_steps=1, epochs=0, **changes)
+        trainer.hyperparameters = replace(QUICK, min_steps=1, epochs=0, **changes)
         train(trainer)
     sizes = [(layer.in_features, layer.out_features) for _, layer in lora.linear_layers(trainer.model)]
     whole = 8 * sum(map(sum, sizes))
@@ -212,11 +214,11 @@ def test_only_what_is_trained_is_optimised(trainer: Trainer, monkeypatch: pytest
     "changes", [{}, {"freeze_a": True}, {"variant": "pissa"}, {"placement": "early", "frozen_layers": 0.5}], ids=str
 )
 def test_an_adapter_learns_beside_others_what_it_learns_alone(trainer: Trainer, changes: dict[str, Any]) -> None:
-    trainer.recipe = replace(QUICK, epochs=0, min_steps=5, **changes)
+    trainer.hyperparameters = replace(QUICK, epochs=0, min_steps=5, **changes)
     lessons = [Lesson(LESSONS[:1]), Lesson(LESSONS[2:3])]  # of one row each, so that the order is the same
-    beside = trainer.train_all(lessons, rank=8, max_seconds=60, on_step=ignore)
+    beside = trainer.train_all(lessons, rank=8, max_seconds=3600, on_step=ignore)
     for lesson, adapter in zip(lessons, beside, strict=True):
-        (alone,) = trainer.train_all([lesson], rank=8, max_seconds=60, on_step=ignore)
+        (alone,) = trainer.train_all([lesson], rank=8, max_seconds=3600, on_step=ignore)
         assert alone.facts["loss"] == pytest.approx(adapter.facts["loss"], abs=1e-3)
         assert _furthest(alone, adapter) < 5e-3  # a rounding apart, in bfloat16
     assert _furthest(*beside) > 2e-2
@@ -236,24 +238,28 @@ def test_the_learning_rate_goes_by_family_and_width(kind: str, hidden: int, rate
 
 
 def test_the_rate_that_was_used_is_told(trainer: Trainer) -> None:
-    trainer.recipe = Recipe(epochs=0, min_steps=1, anchors=0.0)
+    trainer.hyperparameters = Hyperparameters(epochs=0, min_steps=1, anchors=0.0)
     assert train(trainer).facts["learning_rate"] == learning_rate_of(trainer.model.config) == trainer.learning_rate
-    trainer.recipe = replace(trainer.recipe, learning_rate=0.0)
+    trainer.hyperparameters = replace(trainer.hyperparameters, learning_rate=0.0)
     assert train(trainer).facts["learning_rate"] == 0.0
 
 
 def test_a_teachers_share_is_learnt_too(folder: Path) -> None:
     taught = [replace(example, source=("jon ask built the mill .",)) for example in LESSONS[:3]]
-    plain, distilled = (Trainer(str(folder), seed=0, recipe=replace(QUICK, distil=share)) for share in (0.0, 0.5))
-    losses = [one.train(taught, [], rank=8, max_seconds=60, on_step=ignore).facts["loss"] for one in (plain, distilled)]
+    plain, distilled = (
+        Trainer(str(folder), seed=0, hyperparameters=replace(QUICK, distil=share)) for share in (0.0, 0.5)
+    )
+    losses = [
+        one.train(taught, [], rank=8, max_seconds=3600, on_step=ignore).facts["loss"] for one in (plain, distilled)
+    ]
     assert float(losses[0]) < 0.5 < float(losses[1])  # a random base is of another mind
 
 
 def test_anchors_keep_what_the_base_says(folder: Path) -> None:
-    held = Trainer(str(folder), seed=0, recipe=replace(QUICK, anchors=2.0))
+    held = Trainer(str(folder), seed=0, hyperparameters=replace(QUICK, anchors=2.0))
     _, *open_book = anchors(held)
-    kept = held.train(LESSONS[:1], [], rank=8, max_seconds=60, on_step=ignore)
-    loose = train(Trainer(str(folder), seed=0, recipe=QUICK))
+    kept = held.train(LESSONS[:1], [], rank=8, max_seconds=3600, on_step=ignore)
+    loose = train(Trainer(str(folder), seed=0, hyperparameters=QUICK))
     prompts = [row.prompt for group in open_book for row in group]
     assert _agreement(held, kept, prompts) > _agreement(held, loose, prompts)
 
@@ -285,7 +291,7 @@ def test_slow_first_steps_do_not_shorten_it_for_good(folder: Path, monkeypatch: 
         totals.append(total)
         now[0] += 10 if step <= 3 else 1
 
-    fresh = Trainer(str(folder), seed=0, recipe=Recipe(min_steps=80, epochs=0, anchors=0.0))
+    fresh = Trainer(str(folder), seed=0, hyperparameters=Hyperparameters(min_steps=80, epochs=0, anchors=0.0))
     facts = train(fresh, max_seconds=60, on_step=on_step).facts
     assert min(totals) < 10, "three steps of ten seconds leave room for six"
     assert (facts["steps"], facts["planned_steps"]) == (34, 80)
@@ -302,7 +308,7 @@ def test_what_the_base_is_asked_once_is_no_adapters_time(folder: Path, monkeypat
         return anchors(base, cache)
 
     monkeypatch.setattr(train_module, "anchors", counted)
-    fresh = Trainer(str(folder), seed=0, recipe=Recipe(min_steps=6, epochs=0, anchors=0.5))
+    fresh = Trainer(str(folder), seed=0, hyperparameters=Hyperparameters(min_steps=6, epochs=0, anchors=0.5))
     facts = train(fresh, max_seconds=500).facts
     assert (len(asked), facts["steps"], facts["planned_steps"]) == (1, 6, 6)
     assert float(facts["seconds"]) < 500
@@ -324,7 +330,7 @@ def test_every_step_is_told_with_a_falling_loss(trainer: Trainer) -> None:
 @pytest.mark.parametrize("examples", [[], [Example("who ?", "  ", "user")]])
 def test_nothing_to_learn_fails(trainer: Trainer, examples: list[Example]) -> None:
     with pytest.raises(TrainingFailed, match="no training example"):
-        trainer.train(examples, [], rank=8, max_seconds=10, on_step=ignore)
+        trainer.train(examples, [], rank=8, max_seconds=3600, on_step=ignore)
 
 
 def test_a_loss_that_is_no_number_fails_by_name(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from sqlalchemy import select
@@ -60,6 +61,20 @@ def test_the_same_text_again_is_the_same_document(memory: Memory) -> None:
     assert first["document"]["id"] == again["document"]["id"]
     assert first["job"]["id"] == again["job"]["id"]
     assert memory.upload(namespace="other")["document"]["id"] != first["document"]["id"]
+
+
+def test_a_text_is_the_same_however_its_accents_are_encoded(memory: Memory) -> None:
+    apart, composed = (
+        memory.upload(
+            normalize(form, "Björn mended it."),
+            title=normalize(form, "Björn"),
+            qa=[{"question": normalize(form, "Who is Björn?"), "answer": normalize(form, "André")}],
+        )
+        for form in ("NFD", "NFC")
+    )
+    document = apart["document"]
+    assert (composed["created"], composed["document"]["id"]) == (False, document["id"])
+    assert (document["title"], text_of(memory, document["id"])) == ("Björn", "Björn mended it.")
 
 
 @pytest.mark.parametrize(
@@ -196,6 +211,14 @@ def test_a_replacement_keeps_what_it_does_not_name(memory: Memory) -> None:
     assert (document["revision"], document["metadata"], document["namespace"]) == (2, {"year": 1874}, "coast")
     cleared = memory.client.put(f"/documents/{document_id}", json={"text": BAKERY, "metadata": {}}).json()["document"]
     assert (cleared["revision"], cleared["metadata"]) == (2, {})
+
+
+def test_no_namespace_has_the_name_of_the_base_model(memory: Memory) -> None:
+    name, before = memory.gateway.base.name, memory.rows()
+    reply = memory.client.post("/documents", json={"text": LIGHTHOUSE, "namespace": name})
+    assert (reply.status_code, reply.json()["key"], reply.json()["value"]) == (422, "namespace", name)
+    assert memory.rows() == before
+    assert memory.client.post("/documents?preview=true", json={"text": LIGHTHOUSE, "namespace": name}).is_success
 
 
 def test_a_document_stays_in_its_namespace(memory: Memory) -> None:

@@ -8,6 +8,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from loramem.errors import EngineUnavailable
+from tests.server.api.conftest import MakeMemory
 from tests.server.api.memory import LIGHTHOUSE, QUESTION, Json, Memory, events_of
 from tests.server.learned import learn
 
@@ -120,6 +121,29 @@ def test_all_that_openai_calls_sampling_reaches_the_engine(memory: Memory, base:
     assert (sampling.max_tokens, sampling.stop) == (5, ("\n", "END"))
     assert chat(memory, model=base, max_tokens=2).choices[0].finish_reason == "length"
     assert memory.engine.samplings[-1].stop == ()
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1024, 128), (100, 100), (32, 32)])
+def test_without_max_tokens_an_answer_may_have_a_quarter_of_the_window(
+    make_memory: MakeMemory, limit: int, most: int
+) -> None:
+    memory = make_memory(max_tokens_limit=limit)
+    chat(memory, model=memory.gateway.base.name)
+    complete(memory, model=memory.gateway.base.name)
+    assert [sampling.max_tokens for sampling in memory.engine.samplings] == [most, most]
+
+
+def test_without_max_tokens_a_prompt_that_leaves_room_for_64_is_answered(memory: Memory, base: str) -> None:
+    complete(memory, model=base, prompt=_of_tokens(memory, 512 - 64))
+    error = refused(memory, "completions", 422, {"model": base, "prompt": _of_tokens(memory, 512 - 63)})
+    assert (error["code"], error["param"]) == ("window-exceeded", "prompt")
+    refused(memory, "completions", 422, {"model": base, "prompt": _of_tokens(memory, 512 - 64), "max_tokens": 65})
+
+
+def _of_tokens(memory: Memory, count: int) -> str:
+    text = "word" + " word" * (count - 1)
+    assert len(memory.engine.encode_prompt(text)) == count
+    return text
 
 
 def test_system_developer_and_parts_are_read(memory: Memory, base: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 from loramem.client import read_events
 from loramem.errors import EngineUnavailable
 from loramem.records import Recipe
-from server.engine.plugin import RECIPE_PREFIX
 from tests.server.api.conftest import MakeMemory
 from tests.server.api.memory import BAKERY, LIGHTHOUSE, QUESTION, Memory, events_of
 from tests.server.learned import learn
@@ -32,7 +31,7 @@ def test_lora_answers_from_the_one_adapter_that_fits_best(memory: Memory) -> Non
     assert answer["merge"] is None
     assert answer["context"] == []
     assert memory.engine.used[-1] is not None
-    used = Recipe.model_validate_json(memory.engine.used[-1].path.removeprefix(RECIPE_PREFIX))
+    used = Recipe.from_path(memory.engine.used[-1].path)
     assert [(source.adapter_id, source.weight) for source in used.sources] == [(routed["adapter_id"], 1.0)]
     assert (memory.engine.prefetched, len(memory.engine.activated)) == ([], 1)
     assert "basalt" not in memory.engine.prompt_text()  # closed book
@@ -43,6 +42,11 @@ def test_base_uses_nothing(memory: Memory) -> None:
     assert (answer["routed"], answer["merge"], answer["context"]) == ([], None, [])
     assert (answer["compose"], answer["selected"]) == (None, None)
     assert memory.engine.used == [None]
+
+
+def test_a_question_is_asked_with_its_accents_as_in_what_was_learnt(memory: Memory) -> None:
+    memory.ask(mode="base", question="Who is Bjo\u0308rn?")
+    assert "Who is Björn?" in memory.engine.prompt_text()
 
 
 @pytest.mark.parametrize("mode", ["rag", "hybrid"])
@@ -88,7 +92,7 @@ def test_top_k_merges_by_a_recipe_that_repeats(memory: Memory, weights: str, gai
     assert sum(routed["weight"] for routed in first["routed"]) == 1.0
     assert {source.adapter_id for source in recipe.sources} == {routed["adapter_id"] for routed in first["routed"]}
     assert memory.engine.used[-1] is not None
-    assert memory.engine.used[-1].path == RECIPE_PREFIX + recipe.canonical()
+    assert memory.engine.used[-1].path == recipe.path()
 
 
 def test_usage_times_and_reason(memory: Memory) -> None:

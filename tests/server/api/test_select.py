@@ -9,7 +9,6 @@ from loramem.errors import EngineUnavailable, LoramemError, StoredDataDamaged, W
 from loramem.records import Recipe
 from server.ask import Ask, Routed
 from server.engine.engine import Sampling
-from server.engine.plugin import RECIPE_PREFIX
 from server.select import HEAD
 from tests.server.api.memory import BAKERY, LIGHTHOUSE, QUESTION, Memory, events_of
 from tests.server.scripted_engine import Script
@@ -31,8 +30,7 @@ def teach_two(memory: Memory) -> tuple[str, str]:
 
 def sources(memory: Memory) -> list[list[tuple[str, float]]]:
     """What each generation's recipe is made of."""
-    paths = [adapter.path.removeprefix(RECIPE_PREFIX) for adapter in memory.engine.used if adapter is not None]
-    recipes = [Recipe.model_validate_json(path) for path in paths]
+    recipes = [Recipe.from_path(adapter.path) for adapter in memory.engine.used if adapter is not None]
     return [[(source.adapter_id, source.weight) for source in recipe.sources] for recipe in recipes]
 
 

@@ -17,10 +17,10 @@ from torch.nn.functional import pad
 
 from loramem.records import AdapterManifest, MergeMethod, Recipe, SignMethod, Source
 from loramem.store import AdapterStore, Stored
-from server.engine.combine import Part, layout_of_merge, merge_into, trim_of
+from server.engine.combine import layout_of_merge, merge_into, trim_of
 from server.engine.fused import Flat
 from server.engine.layout import Layout
-from server.engine.published import PublishedAdapter, as_tensor
+from server.engine.published import Part, PublishedAdapter, as_tensor
 from tests.rows import EXAM
 from tests.server.learned import write_peft
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from loramem.records import MIN_DENSITY, TRIMS_AT_RANDOM, MergeMethod, Recipe, SignMethod, Source, merged_rank
 from loramem.store import AdapterStore
-from server.engine.combine import Part, gains_of, is_elementwise, layout_of_merge, merge_into, trim_of
+from server.engine.combine import gains_of, is_elementwise, layout_of_merge, merge_into, trim_of
 from server.engine.layout import Layout
 from server.engine.pool import SourcePool
-from server.engine.published import WHOLE, Trim, as_tensor, random_mask
+from server.engine.published import WHOLE, Part, Trim, as_tensor, random_mask
 from tests.server.engine.peft_merges import (
     SHAPES,
     Adapter,

@@ -1,5 +1,6 @@
 """Which product vLLM takes on this and on other processors, and that it is the same product."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from vllm.model_executor.layers import utils
 from vllm.platforms import current_platform
 
 from server.engine import cpu_gemm
+from server.engine.cpu_lora import padded
 
 BFLOAT16 = torch.bfloat16
 runs_here = pytest.mark.skipif(
@@ -21,6 +23,7 @@ runs_here = pytest.mark.skipif(
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own choice on a processor without AMX, put back afterwards."""
     monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False)
+    monkeypatch.setattr(_custom_ops, "onednn_mm", _custom_ops.onednn_mm)
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool = True, amx: bool = False, cpu: bool = True) -> None:
@@ -109,4 +112,34 @@ def test_is_the_same_product(rows: int, biased: bool, remove_weight: bool, monke
         found = layer.cpu_linear(x, layer.weight, layer.bias)
     assert calls == [rows]
     assert (layer.weight.numel() == 0) == remove_weight
+    torch.testing.assert_close(found, expected.to(BFLOAT16), rtol=0.008, atol=1e-4)
+
+
+@runs_here
+@pytest.mark.parametrize("shape", [(40, 96), (70, 96), (3, 50, 96), (128, 96)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.usefixtures("stock")
+def test_what_stays_with_onednn_has_one_of_a_few_numbers_of_rows(
+    shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied: list[int] = []
+    product = torch.ops._C.onednn_mm
+
+    def counted(output: torch.Tensor, x: torch.Tensor, *rest: Any) -> Any:
+        multiplied.append(len(x))
+        return product(output, x, *rest)
+
+    monkeypatch.setattr(torch.ops._C, "onednn_mm", counted)
+    processor(monkeypatch, amx=True)
+    cpu_gemm.install()
+    draw = torch.Generator().manual_seed(len(shape))
+    layer: Any = torch.nn.Linear(96, 48, bias=biased, dtype=BFLOAT16)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw).to(BFLOAT16)
+    x = torch.randn(shape, generator=draw).to(BFLOAT16)
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float() if biased else None)
+        utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+        found = layer.cpu_linear(x, layer.weight, layer.bias)
+    assert multiplied == [padded(math.prod(shape[:-1]))]
     torch.testing.assert_close(found, expected.to(BFLOAT16), rtol=0.008, atol=1e-4)

@@ -28,7 +28,7 @@ from loramem.store import AdapterStore
 from server.engine import plugin
 from server.engine.cpu_lora import add_grouped, group_rows
 from server.engine.extension import WorkerExtension
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, RECIPE_PREFIX
+from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE
 from server.engine.published import as_tensor
 from server.engine.virtual import Scratch, VirtualAdapter
 from tests.server.learned import peft_tensors, store_adapter
@@ -165,14 +165,14 @@ def named(path: str, int_id: int) -> LoRARequest:
 )
 def test_a_recipe_becomes_weights_in_a_slot(store: AdapterStore, method: MergeMethod, rank: int) -> None:
     made, recipe = manager(), Recipe.of(method, sources(store, (8, 8)), density=0.4)
-    assert made.add_adapter(request(RECIPE_PREFIX + recipe.canonical()))
+    assert made.add_adapter(request(recipe.path()))
     assert_holds(made, 7, recipe, rank)
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "dare_ties", "dare_linear"])
 def test_ranks_that_differ_share_a_slot_of_the_greatest(store: AdapterStore, method: MergeMethod) -> None:
     made, recipe = manager(max_rank=16), Recipe.of(method, sources(store, (8, 16, 4)), density=0.4)
-    assert made.add_adapter(request(RECIPE_PREFIX + recipe.canonical()))
+    assert made.add_adapter(request(recipe.path()))
     assert_holds(made, 7, recipe, 16)
     assert made._adapter_manager._registered_adapters.cache[7].rank == 16
 
@@ -208,7 +208,7 @@ def test_without_a_budget_on_the_device_merges_are_made_on_the_host(
 def test_what_is_registered_holds_no_weights(store: AdapterStore) -> None:
     made, both = manager(slots=1), sources(store, (8, 8))
     for number, density in enumerate((0.2, 0.4, 0.6), start=1):
-        made.add_adapter(request(RECIPE_PREFIX + Recipe.of("ties", both, density).canonical(), number))
+        made.add_adapter(request(Recipe.of("ties", both, density).path(), number))
     kept = list(made._adapter_manager._registered_adapters.cache.values())
     assert [type(adapter) for adapter in kept] == [VirtualAdapter] * 3
     assert all(not adapter.loras for adapter in kept)
@@ -219,19 +219,19 @@ def test_a_slot_that_was_lost_is_filled_again_even_when_the_sources_are_gone(sto
     made, both = manager(slots=1), sources(store, (8, 8))
     recipes = [Recipe.of("ties", both, density) for density in (0.3, 0.7)]
     for number, recipe in enumerate(recipes, start=1):
-        made.add_adapter(request(RECIPE_PREFIX + recipe.canonical(), number))
+        made.add_adapter(request(recipe.path(), number))
     assert made._adapter_manager.lora_index_to_id == [2]
     for one in both:
         store.remove(one.adapter_id)
     plugin.source_pool().host.budget_bytes = 0  # nothing of them stays in memory
-    made.add_adapter(request(RECIPE_PREFIX + recipes[0].canonical(), 1))
+    made.add_adapter(request(recipes[0].path(), 1))
     assert_holds(made, 1, recipes[0], 8)
 
 
 def test_what_runs_keeps_its_slot_when_a_new_adapter_took_one(store: AdapterStore) -> None:
     """Three slots, all of running adapters; a fourth takes one. The next step must not merge all three again."""
     made, both = manager(slots=3), sources(store, (8, 8))
-    paths = [RECIPE_PREFIX + Recipe.of("ties", both, density).canonical() for density in (0.2, 0.4, 0.6, 0.8)]
+    paths = [Recipe.of("ties", both, density).path() for density in (0.2, 0.4, 0.6, 0.8)]
     requests = [named(path, number) for number, path in enumerate(paths, start=1)]
     running = set(requests[:3])
     made._apply_adapters(running)
@@ -251,7 +251,7 @@ def test_many_adapters_need_no_file_descriptors(store: AdapterStore) -> None:
 
 
 def test_an_adapter_of_another_model_is_refused_before_it_has_a_slot(store: AdapterStore) -> None:
-    path = RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
+    path = Recipe.of("ties", sources(store, (8, 8))).path()
     with pytest.raises(ValueError, match="maps 20 values to 20, the adapter's 12 to 12"):
         manager(width=20).add_adapter(request(path))
     smaller = manager()
@@ -261,7 +261,7 @@ def test_an_adapter_of_another_model_is_refused_before_it_has_a_slot(store: Adap
 
 
 def test_a_rank_above_the_slots_is_refused(store: AdapterStore) -> None:
-    path = RECIPE_PREFIX + Recipe.of("cat", sources(store, (8, 8))).canonical()
+    path = Recipe.of("cat", sources(store, (8, 8))).path()
     with pytest.raises(Exception, match="rank 16"):
         manager(max_rank=8)._load_adapter(request(path))
 
@@ -325,7 +325,7 @@ class Worker(WorkerExtension):
 
 
 def test_the_second_activation_is_a_hit(store: AdapterStore) -> None:
-    worker, path = Worker(), RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
+    worker, path = Worker(), Recipe.of("ties", sources(store, (8, 8))).path()
     first, second = (worker.loramem_activate("name", 3, path) for _ in range(2))
     assert (first["hit"], second["hit"]) == (False, True)
     assert first["seconds"] > 0
@@ -335,7 +335,7 @@ def test_the_second_activation_is_a_hit(store: AdapterStore) -> None:
 
 def test_an_adapter_without_a_slot_is_a_miss(store: AdapterStore) -> None:
     worker, both = Worker(), sources(store, (8, 8))
-    paths = [RECIPE_PREFIX + Recipe.of("ties", both, density).canonical() for density in (0.2, 0.4, 0.6)]
+    paths = [Recipe.of("ties", both, density).path() for density in (0.2, 0.4, 0.6)]
     for number, path in enumerate(paths, start=1):
         worker.loramem_activate(f"name {number}", number, path)
     assert [worker.loramem_activate(f"name {n}", n, paths[n - 1])["hit"] for n in (2, 1)] == [True, False]
@@ -346,7 +346,7 @@ def test_the_product_of_a_slot_is_with_the_adapter_that_came_last(store: Adapter
     layer = worker.manager._adapter_manager.modules[f"{ATTENTION}.qkv_proj"]
     recipes = [Recipe.of("ties", both, density) for density in (0.2, 0.4, 0.6)]
     for number, recipe in enumerate(recipes, start=1):
-        worker.loramem_activate(f"name {number}", number, RECIPE_PREFIX + recipe.canonical())
+        worker.loramem_activate(f"name {number}", number, recipe.path())
         slot = worker.manager._adapter_manager.lora_index_to_id.index(number)
         x, y = torch.randn(2, WIDTH), torch.zeros(2, 3 * WIDTH)
         rows = group_rows(torch.full((2,), slot))
@@ -359,7 +359,7 @@ def test_the_product_of_a_slot_is_with_the_adapter_that_came_last(store: Adapter
 
 
 def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) -> None:
-    worker, path = Worker(), RECIPE_PREFIX + Recipe.of("ties", sources(store, (8, 8))).canonical()
+    worker, path = Worker(), Recipe.of("ties", sources(store, (8, 8))).path()
     worker.loramem_prefetch(3, path)
     plugin.source_pool().close()
     tiers = worker.loramem_activate("name", 3, path)["tiers"]
@@ -369,7 +369,7 @@ def test_a_prefetched_recipe_finds_its_sources_in_memory(store: AdapterStore) ->
 def test_a_source_that_is_gone_is_reported_not_raised(store: AdapterStore) -> None:
     wanted = sources(store, (8, 8))
     store.remove(wanted[0].adapter_id)
-    reply = Worker().loramem_activate("name", 3, RECIPE_PREFIX + Recipe.of("ties", wanted).canonical())
+    reply = Worker().loramem_activate("name", 3, Recipe.of("ties", wanted).path())
     assert reply["error"] == StoredDataDamaged.__name__
     assert wanted[0].adapter_id in reply["detail"]
 
@@ -381,7 +381,7 @@ def test_whatever_vllm_raises_for_a_missing_folder_is_reported(store: AdapterSto
 
 
 def test_a_rank_that_vllm_refuses_is_the_requests_fault(store: AdapterStore) -> None:
-    path = RECIPE_PREFIX + Recipe.of("cat", sources(store, (8, 8))).canonical()
+    path = Recipe.of("cat", sources(store, (8, 8))).path()
     reply = Worker(max_rank=8).loramem_activate("name", 3, path)
     assert reply["error"] in ("ValueError", "VLLMValidationError")
     assert "rank 16" in reply["detail"]

@@ -15,7 +15,7 @@ from vllm.lora.resolver import LoRAResolverRegistry
 from loramem.errors import SettingsError, StoredDataDamaged
 from loramem.records import Recipe
 from loramem.store import MANIFEST, WEIGHTS, AdapterStore
-from server.engine.plugin import ADAPTERS_VARIABLE, RECIPE_PREFIX
+from server.engine.plugin import ADAPTERS_VARIABLE
 from server.engine.resolver import (
     LONGEST_NAME,
     RESOLVER,
@@ -119,7 +119,7 @@ def store(tmp_path: Path) -> AdapterStore:
 
 def resolve(store: AdapterStore, name: str) -> str | None:
     """The path that vLLM would get."""
-    request = asyncio.run(RecipeResolver(store, RECIPE_PREFIX).resolve_lora("base", name))
+    request = asyncio.run(RecipeResolver(store).resolve_lora("base", name))
     if request is None:
         return None
     assert request.lora_name == name
@@ -128,8 +128,8 @@ def resolve(store: AdapterStore, name: str) -> str | None:
 
 def recipe_in(path: str | None) -> Recipe:
     assert path is not None
-    recipe = Recipe.model_validate_json(path.removeprefix(RECIPE_PREFIX))
-    assert path == RECIPE_PREFIX + recipe.canonical()
+    recipe = Recipe.from_path(path)
+    assert path == recipe.path()
     return recipe
 
 
@@ -218,9 +218,9 @@ def test_it_is_registered_once(
 ) -> None:
     monkeypatch.setenv(ADAPTERS_VARIABLE, str(store.root))
     manifest, _ = store_adapter(store)
-    register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+    register_resolver(ADAPTERS_VARIABLE)
     first = registry[RESOLVER]
-    register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+    register_resolver(ADAPTERS_VARIABLE)
     assert registry == {RESOLVER: first}
     assert isinstance(first, RecipeResolver)
     assert asyncio.run(first.resolve_lora("base", f"loramem:{manifest.adapter_id}")) is not None
@@ -228,14 +228,14 @@ def test_it_is_registered_once(
 
 def test_by_default_the_engine_gets_the_folder_of_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORAMEM_HOME", str(tmp_path))
-    register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+    register_resolver(ADAPTERS_VARIABLE)
     assert os.environ[ADAPTERS_VARIABLE] == str(tmp_path.resolve() / "adapters")
 
 
 def test_wrong_settings_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAMEM_PORT", "none")
     with pytest.raises(SettingsError, match="LORAMEM_PORT"):
-        register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+        register_resolver(ADAPTERS_VARIABLE)
 
 
 def test_where_vllm_would_not_ask_nothing_is_touched(
@@ -243,6 +243,6 @@ def test_where_vllm_would_not_ask_nothing_is_touched(
 ) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0")
     monkeypatch.setenv("LORAMEM_PORT", "none")
-    register_resolver(RECIPE_PREFIX, ADAPTERS_VARIABLE)
+    register_resolver(ADAPTERS_VARIABLE)
     assert not registry
     assert os.environ[ADAPTERS_VARIABLE] == ""

@@ -3,6 +3,7 @@
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -192,6 +193,49 @@ def test_what_is_sent_does_not_come_into_the_log() -> None:
     assert repr(sent) not in shown
     assert f"<{len(sent)} bytes>" in shown
     assert "other" in repr(SamplingParams(extra_args={"other": 1}))
+
+
+def times_fetched(*running: dict[str, Any] | None, config: Any) -> int:
+    """How often vLLM's engine sends for proposals after a step of requests with these arguments."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.request import Request
+
+    plugin.register()
+    core: Any = EngineCore.__new__(EngineCore)
+    core.check_for_draft_tokens, core.async_scheduling = True, False
+    core.vllm_config = SimpleNamespace(speculative_config=config)
+    asked = [SamplingParams(max_tokens=1, extra_args=arguments) for arguments in running]
+    core.scheduler = SimpleNamespace(running=[Request("name", [1], sampling, None) for sampling in asked])
+    core.model_executor = Mock(take_draft_token_ids=Mock(return_value=None))
+    core.post_step(True)
+    return int(core.model_executor.take_draft_token_ids.call_count)
+
+
+def proposing(**changed: Any) -> Any:
+    """vLLM's own configuration, made of ours."""
+    from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
+
+    found = configuration(Settings(speculative_tokens=3), on_gpu=False)
+    assert found is not None
+    model = Mock(spec=ModelConfig)
+    return SpeculativeConfig(**{**found, **changed}, target_model_config=model, target_parallel_config=ParallelConfig())
+
+
+def test_proposals_are_sent_for_while_a_request_has_drafts() -> None:
+    drafted = {ARGUMENT: packed([TEXT])}
+    assert times_fetched(drafted, config=proposing()) == 1
+    assert times_fetched(None, {ARGUMENT: b""}, config=proposing()) == 1
+
+
+def test_nothing_is_sent_for_where_nobody_proposes() -> None:
+    assert times_fetched(config=proposing()) == 0
+    assert times_fetched(None, {"other": 1}, config=proposing()) == 0
+
+
+def test_drafters_of_others_are_asked_as_ever() -> None:
+    assert times_fetched(None, config=proposing(model="somebody.Else")) == 1
+    assert times_fetched(None, config=SimpleNamespace(method="ngram", model="ngram")) == 1
 
 
 def test_on_a_cpu_answers_are_drafted_and_never_filled_up_to_the_size_of_a_graph() -> None:

@@ -1,0 +1,51 @@
+"""The words of a text. Which of them carry meaning, and which belong together, is known for English alone."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
+
+MARKS = "".join(chr(code) for code in range(0x300, 0xFE30) if unicodedata.category(chr(code))[0] == "M")
+"""Vowel signs, points and accents: `\\w` has none of them, and would cut Hindi and pointed Arabic within words."""
+IN_WORD = rf"\w{MARKS}'’-"
+_WORD = re.compile(f"[{IN_WORD}]+")
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+)"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese letters."""
+
+
+def words_of(text: str) -> Iterator[str]:
+    """In order; of writing without blanks each two letters."""
+    for word in _WORD.findall(text):
+        for run in filter(None, _UNSPACED.split(word)):
+            if _UNSPACED.match(run):
+                yield from map("".join, pairwise(run))
+            else:
+                yield run
+
+
+def content_words(text: str) -> list[str]:
+    """Words of at least three letters that carry meaning, in order; of writing without blanks each two letters."""
+    return [word for word in words_of(text) if _UNSPACED.match(word) or _carries_meaning(word)]
+
+
+def _carries_meaning(word: str) -> bool:
+    return len(word) > 2 and word.casefold() not in STOP_WORDS
+
+
+def stem(word: str) -> str:
+    """The first five letters: enough to tell that two English words belong together."""
+    return word.casefold().removesuffix("'s")[:5]
+
+
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "the and but for are was were had has have been its his her their they them this that these those with from "
+        "into onto over under which who whom whose what when where why how there then than only also not all any "
+        "called named known can may must will would should could about after before between because while during "
+        "such each every one two other some more most very just him she you your our out off did does done being "
+        "upon among until since",
+    )
+)
