@@ -47,6 +47,8 @@ def check_storable(text: str, *, key: str) -> str:
 
 def composed(text: str) -> str:
     """Letters one with their accents (NFC), in linear time: of a whole text, a run of marks may take hours."""
+    if text.isascii():
+        return text
     return _COMPOSABLE.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
 
 

@@ -111,7 +111,9 @@ class Gateway:
                 await asyncio.to_thread(work)
             except Exception:  # a database that is away for a while must not end the housekeeping
                 log.exception("%s failed; it is tried again", what)
-            took = time.perf_counter() - started
+                took = 0.0  # it may have waited for nothing but an answer
+            else:
+                took = time.perf_counter() - started
 
     async def _watch_engine(self) -> None:
         while not self.engine.dead:  # noqa: ASYNC110 vLLM offers no event to wait for

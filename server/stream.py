@@ -26,12 +26,12 @@ async def streamed(
     chunks: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None], failure: Callable[[Exception], bytes]
 ) -> AsyncGenerator[bytes, None]:
     """The chunks, and where they fail, `failure` as the last. `source`, of which they are made, ends with them."""
-    try:
-        async with aclosing(source), aclosing(chunks):
+    async with aclosing(source), aclosing(chunks):
+        try:
             async for chunk in chunks:
                 yield chunk
-    except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
-        yield failure(error)
+        except Exception as error:  # noqa: BLE001 the status is sent: the stream has to say what went wrong
+            yield failure(error)
 
 
 def event(kind: str, data: Any, event_id: int | None = None) -> bytes:

@@ -17,7 +17,10 @@ class Clock(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         self.now += timeout or 0.0
-        return super().select(0)
+        found = super().select(0)
+        if timeout is None and not found:
+            raise TimeoutError("all of it waits for what never comes")
+        return found
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):

@@ -33,8 +33,8 @@ def _storable(value: str) -> str:
 
 
 def _composed(value: object) -> object:
-    """Before its length is counted, which may change."""
-    return composed(value) if isinstance(value, str) else value
+    """Before its length is counted, which may change: to a quarter at most, so what is longer yet is refused as it is."""
+    return composed(value) if isinstance(value, str) and len(value) <= 4 * MAX_MESSAGE_CHARS else value
 
 
 def not_blank(value: str) -> str:

@@ -21,7 +21,7 @@ def move_helpers() -> None:
         return
     others = _every_core() - os.sched_getaffinity(0)
     for thread_id in _helpers():
-        _run_on(thread_id, others or _every_core())
+        _run_on(thread_id, others, _every_core())
 
 
 def _every_core() -> set[int]:
@@ -35,7 +35,9 @@ def _helpers() -> Iterator[int]:
                 yield int(task.name)
 
 
-def _run_on(thread_id: int, cores: Iterable[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        with suppress(OSError):  # it has ended, or a container has fewer cores than the machine; then it stays there
+def _run_on(thread_id: int, *choices: Iterable[int]) -> None:
+    """The first choice with a core that there is: a container may have fewer than the machine."""
+    for cores in choices if hasattr(os, "sched_setaffinity") else ():
+        with suppress(OSError):  # none of these, or the thread has ended
             os.sched_setaffinity(thread_id, cores)
+            return

@@ -19,7 +19,7 @@ QUESTION = "Who dug the harbour of Quillmere?"
 def test_worker_and_gateway_are_killed_and_nothing_is_lost_or_published_twice(live: Live, library: Library) -> None:
     question = {"mode": "lora", "namespace": "library"}
     before, jobs, folders = live.ask(QUESTION, **question), _jobs(live), _folders(live)
-    document_id, job_id = live.upload(HARBOUR, namespace="killed", training={**QUICK, "max_seconds": 4})
+    document_id, job_id = live.upload(HARBOUR, namespace="killed", training={**QUICK, "max_seconds": 12})
     live.wait_phase(job_id, "train", "examine")
     os.kill(live.child("trainer_worker"), signal.SIGKILL)
     os.kill(live.child("server"), signal.SIGKILL)

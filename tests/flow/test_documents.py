@@ -38,8 +38,9 @@ def test_the_old_revision_serves_until_the_new_one_is_live(live: Live) -> None:
     new_text = HARBOUR.replace("Tobias Wrenfield", "Agnes Bellweather")
     asked: dict[str, Any] = {"question": "Who dug the harbour of Quillmere?", "namespace": "revised"}
     old = live.ask(mode="hybrid", max_tokens=4, **asked)["routed"][0]["adapter_id"]
+    longer = {**QUICK, "max_seconds": 12}
     reply = live.client.put(
-        f"/documents/{document_id}", json={"text": new_text, "namespace": "revised", "training": QUICK}
+        f"/documents/{document_id}", json={"text": new_text, "namespace": "revised", "training": longer}
     )
     assert reply.status_code == 202, reply.text
     job_id = reply.json()["job"]["id"]

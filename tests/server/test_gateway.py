@@ -192,7 +192,7 @@ def test_a_chore_that_takes_long_is_done_less_often(
 
     def take_long() -> None:
         calls["reconcile"] += 1
-        time.sleep(0.05)
+        time.sleep(0.5)  # so not again for ten seconds
 
     monkeypatch.setattr(gateway.queue, "reconcile", take_long)
     monkeypatch.setattr(gateway.index, "follow", lambda: calls.update(["follow"]))
