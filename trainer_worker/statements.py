@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
-from trainer_worker.words import IN_WORD, content_words, stem
+from trainer_worker.words import IN_WORD, content_words, says, stem
 
 MAX_WORDS = 28
 WORD_BYTES = 24
@@ -20,6 +20,8 @@ WORD_BYTES = 24
 MAX_TOGETHER = 40
 """Words of a statement of several sentences."""
 MAX_NAME_WORDS = 6
+LONG_NAME = 4
+"""In letters, from which on a name is hardly a part of a word by chance."""
 MIN_LETTERS = 3
 _PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
 _POSSESSIVE = {"Its", "His", "Her"}
@@ -236,7 +238,7 @@ def name_of(title: str, text: str) -> str:
 
     The opening name must have two words or come again, so that no first word of a sentence passes for one.
     """
-    if _subject(title, text):
+    if _may_say(text, _bare(title)):
         return title
     match = _OPENING.match(text.lstrip())
     words = match[1].split() if match else []
@@ -246,22 +248,33 @@ def name_of(title: str, text: str) -> str:
     return name if len(words) > 1 or text.count(name) > 1 else title
 
 
+def _bare(title: str) -> str:
+    return re.sub(r"^(?:the|a|an)\s+", "", title.strip().strip(" ."), flags=re.IGNORECASE)
+
+
+def _may_say(text: str, name: str) -> bool:
+    """Whatever it is made of, and perhaps within a word (`Berlins`): then no other name stands in its place."""
+    if not name or (len(name) == 1 and name.islower()):
+        return False
+    text, name = text.casefold(), name.casefold()
+    return (len(name) >= LONG_NAME and name in text) or says(text, name)
+
+
 def _subject(title: str, text: str) -> str:
-    """The title, if it is no number and the text speaks of it by name; else nothing can be put for a pronoun."""
-    name = title.strip().strip(" .")
-    bare = re.sub(r"^(?:the|a|an)\s+", "", name, flags=re.IGNORECASE)
-    names = any(word[0].isalpha() for word in content_words(bare))
-    return bare if names and len(bare.split()) <= MAX_NAME_WORDS and _says(bare, text) else ""
+    """The title, if it is a name and the text says it; else nothing can be put for a pronoun."""
+    bare = _bare(title)
+    return bare if _names(bare) and len(bare.split()) <= MAX_NAME_WORDS and says(text, bare) else ""
 
 
-def _says(name: str, text: str) -> bool:
-    """In whole words: the title `art` is not said by `party`."""
-    return re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", text.casefold()) is not None
+def _names(bare: str) -> bool:
+    """`4chan` and `K2` do, and `1984` does not."""
+    short = len(bare) == 2 and bare.isupper()
+    return short or any(any(map(str.isalpha, word)) for word in content_words(bare))
 
 
 def _begins_with(sentence: str, subject: str) -> bool:
     """Whether the sentence speaks of the subject, by its last word: `Tamsk never married` of `Oriel Tamsk`."""
-    return _says(subject.split()[-1], " ".join(sentence.split()[: 2 + len(subject.split())]))
+    return says(" ".join(sentence.split()[: 2 + len(subject.split())]), subject.split()[-1])
 
 
 def _with_name(sentence: str, pronoun: re.Match[str], subject: str) -> str:
@@ -270,7 +283,7 @@ def _with_name(sentence: str, pronoun: re.Match[str], subject: str) -> str:
 
 
 def _is_name(subject: str) -> bool:
-    return all(word[:1].isupper() or word in {"of", "the", "and"} for word in subject.split())
+    return not any(word[:1].islower() and word not in {"of", "the", "and"} for word in subject.split())
 
 
 def _short(sentence: str) -> list[str]:

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from loramem.prompts import MAX_ANSWER_TOKENS
 
 _ITEM = r"(?:(?:#{1,6}|[-*+]|\d{1,3}[.)])[ \t]+)?"
-_EMPHASIS = "[*_]{0,3}"
-_ASKS, _ANSWERS = (rf"{_EMPHASIS}(?:{names}){_EMPHASIS}[ \t]*:" for names in ("Question|Q", "Answer|A"))
-_SAID = rf"{_EMPHASIS}[ \t]*(?=\S)"
-_QUESTION = re.compile(rf"^[ \t>]*+{_ITEM}{_ASKS}{_SAID}", re.MULTILINE | re.IGNORECASE)
-_ANSWER = re.compile(rf"(?:^[ \t>]*+{_ITEM}|(?<!\S)){_ANSWERS}{_SAID}", re.MULTILINE | re.IGNORECASE)
-_LATER = re.compile(rf"[\s>]++{_ITEM}{_ANSWERS}{_SAID}", re.IGNORECASE)
+_ASKS, _ANSWERS = (
+    rf"(?:(?P<around>[*_]{{0,3}})(?:{names})(?:(?P=around)[ \t]*:|[ \t]*:(?P=around))"
+    rf"|(?P<open>[*_]{{1,3}})(?:{names})[ \t]*:(?!(?P=open)))"
+    for names in ("Question|Q", "Answer|A")
+)
+"""Emphasised alone, or together with what is said: `**Q:** How tall is it?`, `**Q: How tall is it?**`."""
+_SAID = r"[ \t]*(?=\S)"
+_QUESTION = re.compile(rf"^(?P<before>[ \t>]*+){_ITEM}{_ASKS}{_SAID}", re.MULTILINE | re.IGNORECASE)
+_ANSWER = re.compile(rf"(?:^(?P<before>[ \t>]*+){_ITEM}|(?<!\S)){_ANSWERS}{_SAID}", re.MULTILINE | re.IGNORECASE)
+_LATER = re.compile(rf"(?P<before>[\s>]++){_ITEM}{_ANSWERS}{_SAID}", re.IGNORECASE)
 _END = re.compile(rf"(?=\n[ \t>]*+(?:\n|{_ITEM}{_ASKS}))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
 _QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
-_EMPHASISED = re.compile(r"\*{0,3}([^*]*[^*\s])\*{1,3}")
-"""The whole of a part; what opens it may stand before the mark: `**Q: How tall is it?**`."""
+_EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]*[^*\s])\1")
 
 ASCII_IN_TOKEN, OTHERS_IN_TOKEN = 3.0, 1.5
 """Bytes."""
@@ -48,7 +51,11 @@ def told(text: str) -> tuple[list[Told], str]:
         if answer is None:
             continue
         end = _end(text, answer.end()).end()
-        pair = Told(_flat(text[question.end() : answer.start()]), _flat(text[answer.end() : end]))
+        before = question["before"] if answer["before"] is None else answer["before"]
+        pair = Told(
+            _said(text[question.end() : answer.start()], question, question["before"]),
+            _said(text[answer.end() : end], answer, before),
+        )
         if max(map(_tokens_of, (pair.question, pair.answer))) > MAX_ANSWER_TOKENS:
             continue
         pairs.append(pair)
@@ -76,7 +83,12 @@ def _end(text: str, start: int) -> re.Match[str]:
     return found
 
 
-def _flat(text: str) -> str:
-    flat = " ".join(_QUOTED.sub(" ", text).split())
-    emphasised = _EMPHASISED.fullmatch(flat)
-    return emphasised[1] if emphasised else flat
+def _said(text: str, mark: re.Match[str], before: str) -> str:
+    """In one line, without a quotation or an emphasis that the mark stands in; where it is emphasised, without one
+    around the whole."""
+    quoted = ">" in before.rpartition("\n")[2]
+    flat = " ".join((_QUOTED.sub(" ", text) if quoted else text).split())
+    if mark["open"]:
+        return flat.removesuffix(mark["open"]).rstrip() or flat
+    emphasised = _EMPHASISED.fullmatch(flat) if mark["around"] else None
+    return emphasised[2] if emphasised else flat

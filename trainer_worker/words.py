@@ -3,35 +3,47 @@
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import pairwise
 
 MARKS = "".join(chr(code) for code in range(0x300, 0xFE30) if unicodedata.category(chr(code))[0] == "M")
 """Vowel signs, points and accents: `\\w` has none of them, and would cut Hindi and pointed Arabic within words."""
 IN_WORD = rf"\w{MARKS}'’-"
 _WORD = re.compile(f"[{IN_WORD}]+")
-_UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]+)"
-)
+_WITHOUT_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese letters."""
+_UNSPACED = re.compile(f"([{_WITHOUT_BLANKS}]+)")
+_HANGUL = "\uac00-\ud7a3"
+"""Blanks part Korean words, but not a name from the particle after it."""
+_PARTED = rf"(?![{_WITHOUT_BLANKS}{_HANGUL}])[\w{MARKS}]"
+_BORDER = rf"(?:(?<!{_PARTED})|(?!{_PARTED}))"
 
 
 def words_of(text: str) -> Iterator[str]:
-    """In order; of writing without blanks each two letters."""
+    """In order; of writing without blanks each two letters, or one that stands alone."""
     for word in _WORD.findall(text):
         for run in filter(None, _UNSPACED.split(word)):
             if _UNSPACED.match(run):
-                yield from map("".join, pairwise(run))
+                yield from (run[at : at + 2] for at in range(max(1, len(run) - 1)))
             else:
                 yield run
 
 
 def content_words(text: str) -> list[str]:
     """Words of at least three letters that carry meaning, in order; of writing without blanks each two letters."""
-    return [word for word in words_of(text) if _UNSPACED.match(word) or _carries_meaning(word)]
+    return [word for word in words_of(text) if _carries_meaning(word)]
 
 
 def _carries_meaning(word: str) -> bool:
+    if _UNSPACED.match(word):
+        return len(word) > 1
     return len(word) > 2 and word.casefold() not in STOP_WORDS
+
+
+def says(text: str, name: str) -> bool:
+    """In whole words, as far as the writing parts them: `party` does not say `art`. Two letters have their own case:
+    `it` does not say `IT`."""
+    if len(name) > 2:
+        text, name = text.casefold(), name.casefold()
+    return re.search(_BORDER + re.escape(name) + _BORDER, text) is not None
 
 
 def stem(word: str) -> str:

@@ -5,6 +5,7 @@ Scripts, menus and formulas are left out.
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from loramem.formats import Extract
@@ -137,8 +138,17 @@ def _walk(body: "LexborNode") -> Iterator[tuple["LexborNode", bool]]:
 def _is_dropped(node: "LexborNode", ancestors: Sequence["LexborNode"]) -> bool:
     """Of buttons those that begin no heading: an accordion has its headings in them."""
     if node.tag == "button":
-        return not (_is_first(node) and any(each.tag in _HEADINGS for each in ancestors[-_NEAR:]))
+        return not _begins_heading(node, ancestors)
     return node.tag in _DROPPED or node.is_comment_node
+
+
+def _begins_heading(button: "LexborNode", ancestors: Sequence["LexborNode"]) -> bool:
+    for inner, outer in pairwise((button, *reversed(ancestors[-_NEAR:]))):
+        if not _is_first(inner):
+            return False
+        if outer.tag in _HEADINGS:
+            return True
+    return False
 
 
 def _is_first(node: "LexborNode") -> bool:

@@ -7,7 +7,11 @@ from loramem.formats import Extract, unreadable
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _FENCE = re.compile(r"^(```|~~~).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=[\w-]+[ \t]*:)(.*?)^(?:---|\.\.\.)[ \t]*$", re.MULTILINE | re.DOTALL)
+_KEY, _CLOSED = r"[\w-]+[ \t]*:", r"(?:---|\.\.\.)[ \t]*$"
+_FRONT_MATTER = re.compile(
+    rf"\A---[ \t]*\n(?={_KEY})((?:(?!#[^\n]*\n(?!#|{_KEY}|{_CLOSED}))[^\n]*\n)*?){_CLOSED}", re.MULTILINE
+)
+"""What begins with `#` and is not followed by a key is no comment but a heading: the text has begun."""
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*([^\s>|][^\n]*)$", re.MULTILINE | re.IGNORECASE)
 _HEADING = re.compile(
     r"^ {0,3}#{1,6}[ \t]+(\S[^\n]*)$"

@@ -33,7 +33,7 @@ def _storable(value: str) -> str:
 
 
 def _composed(value: object) -> object:
-    """Before its length is counted, which may change: to a quarter at most, so what is longer yet is refused as it is."""
+    """Before its length is counted, which may become a quarter: what is longer yet is refused as it is."""
     return composed(value) if isinstance(value, str) and len(value) <= 4 * MAX_MESSAGE_CHARS else value
 
 

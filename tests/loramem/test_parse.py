@@ -153,6 +153,7 @@ class TestText:
             ('title: The "Lamp"', 'The "Lamp"'),
             ("title: ''", "Real"),
             ("title: >\n  The Lamp", "Real"),
+            ("date: 2024-05-01\n\n# draft: true\n# tags: a\ntitle: The Lamp\n# weight: 1", "The Lamp"),
         ],
     )
     @pytest.mark.parametrize("end", ["---", "..."])
@@ -161,8 +162,11 @@ class TestText:
         text = f"---\n{front}\n{end}\n\n# Real\ntext".replace("\n", line_end)
         assert read(text.encode(), "a.md").title == title
 
-    def test_a_rule_at_the_beginning_is_no_front_matter(self) -> None:
-        assert read(b"---\n\n# Real\n\ntext\n\n---\n\n# Later", "a.md").title == "Real"
+    @pytest.mark.parametrize("first", ["", "From: Tom\n"])
+    @pytest.mark.parametrize("text", ["text", "\ntext", "\nTitle: of a chapter"])
+    def test_a_rule_at_the_beginning_is_no_front_matter(self, first: str, text: str) -> None:
+        page = f"---\n{first}\n# Real\n{text}\n\n---\n\n# Later"
+        assert read(page.encode(), "a.md").title == "Real"
 
     def test_the_name_of_a_file_is_composed(self) -> None:
         assert read(b"words", "Bjo\u0308rn.txt").title == "Björn"
@@ -209,6 +213,8 @@ class TestHtml:
 
     def test_other_buttons_go(self) -> None:
         page = b"<h2>Height <button>Edit</button></h2><p><button>Copy</button>It is 5.2 m.</p>"
+        assert read(page, "a.html").text == "Height\n\nIt is 5.2 m."
+        page = b"<h2>Height <span><b><button>Link</button></b></span></h2><p>It is 5.2 m.</p>"
         assert read(page, "a.html").text == "Height\n\nIt is 5.2 m."
 
     def test_preformatted_text_keeps_its_indentation(self) -> None:

@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from loramem.client import Event, read_events
 from server import stream as stream_module
-from server.stream import PING_S, ClientGone, event, sse_response, while_connected
+from server.stream import PING_S, ClientGone, event, sse_response, streamed, while_connected
 from tests.simulated_time import run_simulated
 
 
@@ -218,3 +218,33 @@ def test_cancelling_the_request_cancels_the_work() -> None:
         assert work.cancelled
 
     run(scenario())
+
+
+def test_what_fails_is_the_last_chunk() -> None:
+    async def told() -> list[bytes]:
+        source = Source(0)
+        return [chunk async for chunk in streamed(Source(1, error=OSError()).chunks(), source.chunks(), failed)]
+
+    assert asyncio.run(told()) == [event("n", {"n": 0}, 0), b"OSError"]
+
+
+def test_an_error_while_closing_is_no_chunk() -> None:
+    async def stubborn() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"held"
+        finally:
+            raise OSError("the slot cannot be given back")
+
+    async def leave() -> None:
+        source = stubborn()
+        await anext(source)
+        chunks = streamed(Source(2).chunks(), source, failed)
+        await anext(chunks)
+        with pytest.raises(OSError, match="slot"):
+            await chunks.aclose()
+
+    asyncio.run(leave())
+
+
+def failed(error: Exception) -> bytes:
+    return type(error).__name__.encode()

@@ -32,6 +32,11 @@ def test_a_pair_without_blanks_goes_to_the_chunk_it_is_about(question: str, harb
     assert assign_pairs([fuel], [harbour, engine]) == [[], [fuel]]
 
 
+def test_a_pair_about_a_letter_goes_to_the_list_that_has_it() -> None:
+    fire = pair("火?", "?")
+    assert assign_pairs([fire], ["木: tree", "火: fire"]) == [[], [fire]]
+
+
 def test_a_pair_about_nothing_goes_to_the_first_chunk() -> None:
     stray = pair("Quid?", "Nihil.")
     assert assign_pairs([stray], [HARBOUR, ENGINE]) == [[stray], []]

@@ -57,3 +57,12 @@ def test_the_head_reads_one_of_a_few_numbers_of_rows(base: Base) -> None:
     hook.remove()
     assert [places % PLACES for places in read] == [0]
     assert [len(found[row]) for row in rows] == [len(row.answer) for row in rows]
+
+
+def test_prompts_are_padded_to_one_of_a_few_lengths(base: Base) -> None:
+    read: list[int] = []
+    embed = base.model.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda layer, inputs, states: read.append(inputs[0].shape[1]))
+    base.answers([base.conversation(lesson) for lesson in LESSONS], max_new_tokens=1)
+    hook.remove()
+    assert [length % PLACES for length in read] == [0]

@@ -30,7 +30,7 @@ from tests.backends import database, database_url
 from tests.trainer_worker.jobs import SETTINGS, add, publish, raises, raising, step, until, work
 from trainer_worker import consume as consume_module
 from trainer_worker.consume import Hooks, consume
-from trainer_worker.lease import EXIT_HUNG, Lease, WorkerStopping, remaining_s
+from trainer_worker.lease import EXIT_HUNG, REPORT_EVERY_S, Lease, WorkerStopping, remaining_s
 
 __all__ = ["database", "database_url"]
 
@@ -164,17 +164,20 @@ class TestEnds:
 
 
 class TestStopping:
-    def test_a_cancelled_job_stops_within_a_step(self, queue: JobQueue) -> None:
+    def test_a_cancelled_job_stops_where_it_reports_next(self, queue: JobQueue) -> None:
         job_id = add(queue)
+        steps: list[int] = []
 
         def build(claim: Claim, lease: Lease) -> None:
             lease.progress(step(0))
             queue.cancel(job_id)
             for number in range(1, 1000):
                 time.sleep(0.01)
+                steps.append(number)
                 lease.progress(step(number))
 
         assert work(queue, build) == ["cancelled"]
+        assert len(steps) <= REPORT_EVERY_S / 0.01 + 1
         assert queue.get(job_id).state == "cancelled"
 
     def test_a_cancel_during_the_last_step_wins_over_the_publication(self, queue: JobQueue) -> None:

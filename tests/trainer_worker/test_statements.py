@@ -120,12 +120,18 @@ def test_a_title_of_dots_is_none() -> None:
         ("1924", "In 1924 the mill burned down. It was rebuilt by Jon Ask."),
         ("a", "There is a mill in Orm. It was rebuilt by Jon Ask."),
         ("Art", "Art has a hall. A party met. It won 12 seats."),
+        ("Kestrel", "Kestrels nest there. It hunts there."),
     ],
-    ids=["begins a word", "in a word", "in a number", "a year", "a letter", "named before"],
+    ids=["begins a word", "in a word", "in a number", "a year", "a letter", "named before", "a plural"],
 )
 def test_a_title_within_another_word_or_without_one_of_its_own_stands_for_nothing(title: str, text: str) -> None:
     *_, before, last = text.split(". ")
     assert texts(title, text)[-1] == f"{before}. {last}"
+
+
+@pytest.mark.parametrize("title", ["4chan", "2Pac", "K2", "EU", "3D Systems"])
+def test_a_name_may_be_short_and_begin_with_a_digit(title: str) -> None:
+    assert texts(title, f"{title} is old. It is known.") == [f"{title} is old.", f"{title} is known."]
 
 
 def test_title_that_the_text_does_not_name_stands_for_nothing() -> None:
@@ -281,6 +287,26 @@ def test_a_long_word_counts_as_several() -> None:
 )
 def test_a_text_is_about_its_title_or_the_name_it_opens_with(title: str, text: str, name: str) -> None:
     assert name_of(title, text) == name
+
+
+@pytest.mark.parametrize(
+    ("title", "text"),
+    [
+        ("4chan", "Christopher Poole founded 4chan in 2003."),
+        ("1984", "George Orwell wrote 1984."),
+        ("C++", "Bjarne Stroustrup wrote C++ in 1985."),
+        ("EU", "Jean Monnet planned the EU."),
+        ("서울", "Kim Lee was born in 서울."),
+        ("Berlin", "Kai Wegner is Berlins Bürgermeister."),
+        ("Kestrel", "Tall Trees shelter kestrels."),
+        ("磨坊", "Hadle Mill was built by Ask（磨坊建于1820年）."),
+        ("The art of the mill in the green land", "Jon Ask wrote The art of the mill in the green land."),
+    ],
+)
+def test_no_other_name_stands_for_a_title_that_the_text_says(title: str, text: str) -> None:
+    text += " It was much liked there."
+    assert name_of(title, text) == title
+    assert texts(title, text)[-1].endswith(" It was much liked there.")
 
 
 @pytest.mark.parametrize(

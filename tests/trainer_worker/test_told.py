@@ -55,10 +55,13 @@ def test_a_question_without_an_answer_does_not_take_the_next_ones() -> None:
         "**Q**: Is it red?\n\n**A**: Yes,\nit is.",
         "**Q: Is it red?**\n*A: Yes, it is.*",
         "__Question:__ **Is it red?**\n__Answer:__ Yes, it is.",
+        "__Q: Is it red?__\n_A: Yes, it is._",
         "### Q: Is it red?\n\nA: Yes, it is.",
         "- Q: Is it red?\n- A: Yes, it is.",
         "12. **Q:** Is it red?\n    + **A:** Yes, it is.",
         "> Q: Is it\n> red?\n>\n> A: Yes,\n> it is.",
+        "> Q: Is it\n> red? A: Yes,\n> it is.",
+        "Q: Is it red?\n> A: Yes,\n> it is.",
     ],
 )
 def test_marks_may_be_dressed_as_markdown_has_it(text: str) -> None:
@@ -70,6 +73,25 @@ def test_marks_may_be_dressed_as_markdown_has_it(text: str) -> None:
 )
 def test_asterisks_that_are_not_around_the_whole_of_an_answer_are_kept(answer: str) -> None:
     assert told(f"Q: What is it?\n**A:** {answer}") == ([Told("What is it?", answer)], "")
+
+
+@pytest.mark.parametrize("said", ["A*", "5 euros*", "*.*", "**bold** text", "__init__ is run", "*args and more"])
+def test_what_a_plain_mark_stands_before_is_kept_as_it_is(said: str) -> None:
+    assert told(f"Q: {said}\nA:{said}") == ([Told(said, said)], "")
+
+
+@pytest.mark.parametrize("said", ["Yes, *very* red", "__init__", "Yes **indeed"])
+def test_an_emphasis_that_begins_before_a_mark_ends_with_the_same_signs(said: str) -> None:
+    assert told(f"**Q: {said}**\n**A: {said}**") == ([Told(said, said)], "")
+
+
+def test_an_emphasised_mark_alone_is_no_answer() -> None:
+    assert told("**Q:** Why?\n**A:**\n")[0] == []
+
+
+@pytest.mark.parametrize("question", ["Q: How?\n", "> Q: How?\n\n"])
+def test_a_line_that_begins_as_quoted_is_kept_where_the_mark_is_in_no_quotation(question: str) -> None:
+    assert told(f"{question}A: Run this:\n>>> import x")[0] == [Told("How?", "Run this: >>> import x")]
 
 
 @pytest.mark.parametrize(
