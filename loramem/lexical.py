@@ -35,7 +35,7 @@ TOKEN = rf"[{UNSPACED}][\p{{M}}ー]*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+"
 READ_CHARS, READ_TOKENS = 4096, 64
 """Of a question; each token costs a look-up in every search."""
 UNITS = 65_536
-"""Whose names are kept; some ten megabytes."""
+"""Whose names are kept, in 14 MB."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 ASKING = frozenset(

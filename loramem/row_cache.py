@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, TypeVar
 
 ROWS = 16_384
-"""Of a kind; some megabytes."""
+"""Of a kind; 14 MB of the largest rows, candidates."""
 
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")

@@ -75,7 +75,7 @@ class PromptBuilder:
         room = self._window - ask.sampling.room
         prompt = built(len(passages))
         if len(prompt.token_ids) > room:
-            counts = range(len(passages))
+            counts = range(len(passages))  # one stays, though it may not fit
             prompt = built(bisect_right(counts, room, lo=2, key=lambda count: len(built(count).token_ids)) - 1)
         return self._checked(prompt.token_ids, ask.sampling, prompt.spans, ask.key, _way_out(ask))
 

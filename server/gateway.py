@@ -111,7 +111,7 @@ class Gateway:
                 await asyncio.to_thread(work)
             except Exception:  # a database that is away for a while must not end the housekeeping
                 log.exception("%s failed; it is tried again", what)
-                took = 0.0  # it may have waited for nothing but an answer
+                took = 0.0  # a database that is away is waited for, which is no work
             else:
                 took = time.perf_counter() - started
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 HELPERS = ("gloo_tcp_loop", "ZMQbg")
 """Threads of libraries that send and receive, by how their names begin; together they wake a thousand times a second.
-The worker's first thread computes, and what runs beside it on its core keeps the others waiting at every barrier."""
+The worker's first thread computes, and waits for its core whenever one of them is awake there."""
 
 
 def use_every_core() -> None:
