@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from benchmarks.circumstances import check, circumstances, command_of
 from benchmarks.passages import DATA, read_passages
-from loramem import vector_set
+from loramem import vector_lists, vector_set
 from loramem.vector_set import Group, VectorSet
 from loramem.vector_state import IndexState, Snapshots
 
@@ -140,7 +140,7 @@ def measure(vectors: Vectors, asked: Vectors, random_state: np.random.Generator)
     changes["behind"] = change_times(behind, vectors)
     again_s, _ = timed(behind.in_lists)
     return {
-        "lists": fresh.main.index.nlist,
+        "lists": vector_lists.lists_of(fresh.main.index).nlist,
         "search": found,
         "change_ms": changes,
         "make_s": {"flat": flat_s, "lists": lists_s, "lists again, centroids kept": again_s},

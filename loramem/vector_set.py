@@ -109,8 +109,9 @@ class Block:
             return []
         selector = None if alive is None else faiss.IDSelectorBitmap(alive)  # type: ignore[call-arg, arg-type]
         flat = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        parameters = flat if self.is_flat else vector_lists.parameters(self.index, selector)
-        scores, rows = self.index.search(vector[None], min(limit, self.count), params=parameters)
+        limit = min(limit, self.count)
+        parameters = flat if self.is_flat else vector_lists.parameters(self.index, limit, selector)
+        scores, rows = self.index.search(vector[None], limit, params=parameters)
         found = rows[0] >= 0  # FAISS fills up with -1 where it looked at fewer
         return self.named(rows[0][found], scores[0][found])
 

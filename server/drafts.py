@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from sqlalchemy import bindparam, func, select
 
+from loramem.chat import encode_texts
 from loramem.database import Database
 from loramem.tables import Adapter, Chunk, Question, Revision
 from server.engine.engine import Engine
@@ -41,6 +42,7 @@ class Drafts:
         with self._database.read() as session:
             answers = session.scalars(_ANSWERS, {"adapter_id": adapter_id}).all()
             texts = session.scalars(_TEXT, {"adapter_id": adapter_id}).all()
-        end = self._engine.end_of_turn
-        tokens = self._engine.encode_text
-        return packed([*((*tokens(answer), end) for answer in answers), *map(tokens, texts)])
+        tokens = encode_texts(self._engine.tokenizer, [*answers, *texts])
+        for answer in tokens[: len(answers)]:
+            answer.append(self._engine.end_of_turn)
+        return packed(tokens)

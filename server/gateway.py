@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -15,7 +16,7 @@ from loramem.base_model import BaseModel, max_positions, resolve_base_model
 from loramem.database import Database
 from loramem.doorbell import Doorbell, make_doorbell
 from loramem.embed import load_embedder
-from loramem.errors import SettingsError
+from loramem.errors import EngineUnavailable, SettingsError
 from loramem.migrate import migrate
 from loramem.queue import JobQueue
 from loramem.settings import Settings
@@ -38,6 +39,7 @@ RECONCILE_S = 5.0
 FOLLOW_S = 5.0
 CALIBRATE_S = 5.0
 WATCH_S = 1.0
+TRIM_S = 60.0
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Gateway:
             self._repeated(self.index.follow, FOLLOW_S, "bringing the index up to date"),
             self._repeated(renew, CALIBRATE_S, "learning the routing thresholds"),
             self._watch_engine(),
+            self._trim_engine(),
         )
         self.tasks = [asyncio.create_task(step) for step in steps]
 
@@ -120,6 +123,12 @@ class Gateway:
             await asyncio.sleep(WATCH_S)
         log.error("the engine died; ending the gateway so that it is started afresh")
         _end_process()
+
+    async def _trim_engine(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_S)
+            with suppress(EngineUnavailable):  # it loads or has died, and has nothing to give back
+                await self.engine.trim_memory()
 
 
 def build_gateway(settings: Settings) -> Gateway:

@@ -281,6 +281,10 @@ class Engine:
         except EngineGenerateError as error:
             raise errors.EngineUnavailable("the engine failed at this; its log says why") from error
 
+    async def trim_memory(self) -> None:
+        """Between two steps, have the worker give back what it has freed."""
+        await self._call("loramem_trim_memory")
+
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
         return await self._result(await self._send(method, *arguments))
 

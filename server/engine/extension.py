@@ -7,6 +7,7 @@ from typing import Any
 
 from loramem.errors import LoramemError
 from loramem.records import Recipe
+from server.engine import memory
 from server.engine.plugin import refusals, refuse, source_pool
 from server.engine.speculate import Drafter
 
@@ -39,6 +40,12 @@ class WorkerExtension:
             runner.drafter.bind(runner)
         gc.collect()
         gc.freeze()
+
+    def loramem_trim_memory(self) -> None:
+        """Give back what steps of many rows have taken and freed. On a CPU these are hundreds of MiB, in pieces between
+        what stays: the embedded model's worker grew from 2.0 to 2.8 GiB. Takes 10 to 40 ms.
+        """
+        memory.trim()
 
     def loramem_prefetch(self, int_id: int, path: str) -> None:
         """Start bringing a recipe's sources into memory, unless it has its slot; returns at once."""

@@ -11,7 +11,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramem.base_model import BaseModel
-from loramem.chat import A_DAY, encode_chat, encode_text, end_of_turn, load_tokenizer, rendered, tokenizer_folder
+from loramem.chat import (
+    A_DAY,
+    encode_chat,
+    encode_text,
+    encode_texts,
+    end_of_turn,
+    load_tokenizer,
+    rendered,
+    tokenizer_folder,
+)
 from loramem.prompts import closed_book
 from tests.trainer_worker.tiny import save_tiny_model
 
@@ -96,6 +105,12 @@ def test_a_text_has_no_special_tokens(base_model: BaseModel, text: str) -> None:
     tokens = encode_text(tokenizer, text)
     assert tokenizer.decode(tokens, skip_special_tokens=True) == text
     assert not set(tokens) & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("texts", [[], [FORGED], ["The bridge", FORGED, "", "<|im_end|>", "cp <filename> backup", "1912"]])
+def test_many_texts_at_once_are_each_as_alone(base_model: BaseModel, texts: list[str]) -> None:
+    tokenizer = load_tokenizer(base_model.path)
+    assert encode_texts(tokenizer, texts) == [encode_text(tokenizer, text) for text in texts]
 
 
 def test_a_tokenizer_that_begins_with_a_blank_adds_none_where_a_token_is_spelled() -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from loramem import vector_lists, vector_set
-from loramem.vector_set import Group, VectorSet
+from loramem.vector_set import Block, Group, VectorSet
 
 DIM = 16
 RANDOM = np.random.default_rng(1)
@@ -130,7 +130,7 @@ def test_lists_find_nearly_all_with_scores_to_half_precision() -> None:
     lists = flat.in_lists()
     assert flat.main.is_flat
     assert not lists.main.is_flat
-    assert lists.main.index.nlist == 64
+    assert vector_lists.lists_of(lists.main.index).nlist == 64
     hits, asked = 0, clustered(50)
     for question in asked:
         found = lists.nearest(question, 10)
@@ -169,11 +169,41 @@ def test_centroids_are_kept_while_they_are_as_many_as_wanted(monkeypatch: pytest
 
     lists = made(300)[0].in_lists()
     grown = lists.changed((), groups(["new"], 10, first=9000), clustered(10)).in_lists()
-    old, new = (one.main.index.quantizer.reconstruct_n(0, 64) for one in (lists, grown))
+    old, new = (vector_lists.lists_of(one.main.index).quantizer.reconstruct_n(0, 64) for one in (lists, grown))
     assert np.array_equal(old, new)
-    assert isinstance(grown.main.index, faiss.IndexIVF)
+    assert vector_lists.is_in_lists(grown.main.index)
     many = grown.changed((), groups(names(900, "new"), 10, first=10_000), clustered(9000)).in_lists()
-    assert many.main.index.nlist == 128
+    assert vector_lists.lists_of(many.main.index).nlist == 128
+
+
+def test_lists_of_the_version_before_are_searched_until_they_are_made_anew() -> None:
+    import faiss
+
+    flat, stored = made(300)
+    half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(DIM), DIM, 64, half, product, False)
+    index.train(stored)
+    index.add(stored)
+    index.make_direct_map()
+    old = VectorSet(Block(index, flat.main.groups), flat.delta, frozenset())
+    assert not old.needs_lists
+    kept = old.changed({"doc_007"}, {}, np.zeros((0, DIM), dtype=np.float32))
+    for vectors in (kept, kept.in_lists()):
+        assert vectors.nearest(stored[123], 1)[0].id == 123
+        assert vectors.nearest(stored[75], 1)[0].id != 75
+        assert np.allclose(vectors.vectors(["doc_012"]), stored[120:130], atol=1e-3)
+    assert isinstance(kept.main.index, faiss.IndexIVF)
+    assert isinstance(kept.in_lists().main.index, faiss.IndexRefine)
+
+
+def test_what_the_codes_lose_is_found_by_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All lists are read, so that only the codes could lose any."""
+    monkeypatch.setattr(vector_lists, "PROBED", 1)
+    flat, stored = made(400)
+    lists = flat.in_lists()
+    for question in clustered(20):
+        found = [near.id for near in lists.nearest(question, 10)]
+        assert len(set(found) & set(best(stored, question, 10))) >= 9  # half precision orders near ties otherwise
 
 
 def test_lists_that_shrink_below_what_flat_is_for_are_flat_again() -> None:

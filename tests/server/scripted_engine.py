@@ -59,6 +59,7 @@ class ScriptedEngine(Engine):
         self.ended: list[str] = []
         self.scripts: dict[str, Script] = {}
         self.slot_count = 8
+        self.trimmed = 0
         self.speculates = True
         self.up = False
         self.broken = False
@@ -103,6 +104,10 @@ class ScriptedEngine(Engine):
     async def prefetch(self, adapter: EngineAdapter) -> None:
         self._need()
         self.prefetched.append(adapter)
+
+    async def trim_memory(self) -> None:
+        self._need()
+        self.trimmed += 1
 
     async def generate(
         self,

@@ -43,6 +43,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
     monkeypatch.setattr(module, "RECONCILE_S", 0.02)
     monkeypatch.setattr(module, "FOLLOW_S", 0.02)
     monkeypatch.setattr(module, "CALIBRATE_S", 0.02)
+    monkeypatch.setattr(module, "TRIM_S", 0.02)
     return counter
 
 
@@ -138,6 +139,28 @@ def test_an_engine_that_does_not_start_ends_the_gateway(
 def test_an_engine_that_dies_ends_the_gateway(gateway: Gateway, ended: Ended) -> None:
     live(gateway, lambda: setattr(scripted(gateway), "broken", True), until=lambda: ended.times > 0)
     assert ended.times == 1
+
+
+def test_the_engine_is_told_again_and_again_to_give_memory_back(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = scripted(gateway)
+    start, told = engine.start, engine.trim_memory
+    early: list[bool] = []
+
+    async def load() -> None:
+        await asyncio.sleep(0.1)
+        await start()
+
+    async def trim_memory() -> None:
+        early.append(not engine.up)
+        await told()
+
+    monkeypatch.setattr(engine, "start", load)
+    monkeypatch.setattr(engine, "trim_memory", trim_memory)
+    live(gateway, lambda: None, until=lambda: engine.trimmed > 1)
+    assert early[0], "while it loads it was asked too, and refused"
+    assert engine.trimmed > 1
 
 
 def test_what_was_asked_before_is_read_before_it_is_asked_again(

@@ -19,6 +19,7 @@ from loramem.errors import EngineUnavailable, InvalidValue, LoramemError, Stored
 from loramem.settings import Settings
 from server.engine import engine as engine_module
 from server.engine.engine import Engine, EngineAdapter, Sampling
+from server.engine.extension import WorkerExtension
 from tests.trainer_worker.tiny import save_tiny_model
 
 
@@ -127,6 +128,17 @@ def test_an_answer_that_the_engine_fails_at_is_unavailable(error: str, why: str)
 
     with pytest.raises(EngineUnavailable, match=why):
         asyncio.run(said(engine_with(generate=generate)))
+
+
+def test_the_worker_is_told_to_give_memory_back() -> None:
+    called: list[tuple[str, tuple[Any, ...]]] = []
+
+    async def collective_rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
+        called.append((method, args))
+        return [None]
+
+    asyncio.run(engine_with(collective_rpc=collective_rpc).trim_memory())
+    assert called == [(WorkerExtension.loramem_trim_memory.__name__, ())]
 
 
 def test_a_call_that_the_engine_fails_is_said_to_be_its_failure() -> None:
