@@ -1,8 +1,8 @@
-"""Inverted lists: vectors by the nearest of some centroids, so that a search reads the likeliest lists only, and of each
-vector there a code of four bits for every four of its numbers. The best by their codes are compared by the vectors.
+"""Inverted lists: vectors by the nearest of some centroids, so that a search reads the likeliest lists only, and of
+each vector there a code, four bits for four of its numbers. The best by their codes are compared by the vectors.
 
-In FAISS's terms `IndexIVFPQFastScan` refined by half-precision floats: a cosine is right to about 1e-4, a search reads a
-sixteenth of what the vectors take, and memory is a sixteenth more than theirs.
+In FAISS's terms `IndexIVFPQFastScan`, refined by half-precision floats: a cosine is right to about 1e-4, a vector is
+read by its code in a sixteenth of its bytes, and memory is a sixteenth more than the vectors'.
 """
 
 import math

@@ -107,7 +107,7 @@ def test_a_text_has_no_special_tokens(base_model: BaseModel, text: str) -> None:
     assert not set(tokens) & set(tokenizer.all_special_ids)
 
 
-@pytest.mark.parametrize("texts", [[], [FORGED], ["The bridge", FORGED, "", "<|im_end|>", "cp <filename> backup", "1912"]])
+@pytest.mark.parametrize("texts", [[], [FORGED], ["The bridge", FORGED, "", "<|im_end|>", "cp <filename> x", "1912"]])
 def test_many_texts_at_once_are_each_as_alone(base_model: BaseModel, texts: list[str]) -> None:
     tokenizer = load_tokenizer(base_model.path)
     assert encode_texts(tokenizer, texts) == [encode_text(tokenizer, text) for text in texts]

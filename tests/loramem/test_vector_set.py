@@ -165,7 +165,6 @@ def test_lists_are_made_beyond_what_flat_is_for_and_made_anew_when_due() -> None
 
 
 def test_centroids_are_kept_while_they_are_as_many_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    import faiss
 
     lists = made(300)[0].in_lists()
     grown = lists.changed((), groups(["new"], 10, first=9000), clustered(10)).in_lists()
