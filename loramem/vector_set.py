@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from loramem import vector_lists
 
 FLAT_AT_MOST = 100_000
-"""Vectors; a search in so many of 384 dimensions takes about 10 ms on one core, and is exact."""
+"""Vectors; a search in so many of 384 dimensions takes 10 to 20 ms on one core, and is exact."""
 LEAST_DELTA = 4096
 """Rows of delta, or dead rows of main, below which main is never made anew."""
 DELTA_SHARE = 0.02

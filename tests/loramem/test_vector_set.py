@@ -164,8 +164,7 @@ def test_lists_are_made_beyond_what_flat_is_for_and_made_anew_when_due() -> None
     assert not again.needs_lists
 
 
-def test_centroids_are_kept_while_they_are_as_many_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-
+def test_centroids_are_kept_while_they_are_as_many_as_wanted() -> None:
     lists = made(300)[0].in_lists()
     grown = lists.changed((), groups(["new"], 10, first=9000), clustered(10)).in_lists()
     old, new = (vector_lists.lists_of(one.main.index).quantizer.reconstruct_n(0, 64) for one in (lists, grown))
@@ -203,6 +202,18 @@ def test_what_the_codes_lose_is_found_by_the_vectors(monkeypatch: pytest.MonkeyP
     for question in clustered(20):
         found = [near.id for near in lists.nearest(question, 10)]
         assert len(set(found) & set(best(stored, question, 10))) >= 9  # half precision orders near ties otherwise
+
+
+def test_more_may_be_wanted_than_are_compared_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_lists, "SHORTLIST", 100)
+    monkeypatch.setattr(vector_lists, "PROBED", 1)
+    flat, stored = made(300)
+    question = clustered(1)[0]
+    found = flat.in_lists().nearest(question, 2500)
+    scores = [near.score for near in found]
+    assert len({near.id for near in found}) == 2500
+    assert scores == sorted(scores, reverse=True)
+    assert scores == pytest.approx((stored[[near.id for near in found]] @ question).tolist(), abs=2e-3)
 
 
 def test_lists_that_shrink_below_what_flat_is_for_are_flat_again() -> None:
