@@ -26,11 +26,12 @@ ROOM = 0.5
 def statements_of(base: Base, examples: Sequence[Example]) -> list[Row]:
     """A row for each different answer that is to be given with the book closed, after the first of its questions.
 
-    Rows that say again what others say (the text in stretches, summaries) count only where there are no others.
+    Rows that say again what others say (the text in stretches, summaries, paragraphs under a question) count only where
+    there are no others.
     """
     closed = [example for example in examples if example.answer.strip() and not example.context]
     first: dict[str, Example] = {}
-    for example in [one for one in closed if one.kind not in ("original", "summary")] or closed:
+    for example in [one for one in closed if one.kind not in ("original", "summary", "heading")] or closed:
         first.setdefault(example.answer.strip(), example)
     return [base.row(example) for example in first.values()]
 

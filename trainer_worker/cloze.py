@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import AnswerSpan, Statement
+from trainer_worker.spans import AnswerSpan
+from trainer_worker.statements import Statement
 from trainer_worker.words import content_words, stem
 
 _UNIT = re.compile(r"^[$€£]?[\w.,-]*\d[\d.,]*\s+(\w+)$|^(?:[\w-]+\s)+(\w+s)$")
@@ -26,13 +27,13 @@ _DURATION = {"second", "minute", "hour", "day", "week", "month", "year", "decade
 
 
 def cloze_questions(statement: Statement) -> Iterator[Example]:
-    """In-place questions, one for each span: `Hadle Mill was built by whom?`"""
+    """In-place questions for each span, which say something beside it: `Hadle Mill was built by whom?`"""
     for span in statement.spans:
         sentence = next(part for part in statement.parts if span.text in part)
-        asked = sentence.replace(span.text, asking(span), 1)
-        head = sentence.split(span.text, 1)[0] + asking(span)
-        for question in dict.fromkeys([_as_question(asked), _as_question(head)]):
-            if 4 <= len(question.split()) <= MAX_QUESTION_WORDS:
+        before, after = sentence.split(span.text, 1)
+        said = {_as_question(before + asking(span) + rest): f"{before} {rest}" for rest in (after, "")}
+        for question, beside in said.items():
+            if content_words(beside) and 4 <= len(question.split()) <= MAX_QUESTION_WORDS:
                 yield Example(question, statement.text, "cloze", span.text)
 
 
@@ -65,6 +66,8 @@ def about_questions(statement: Statement, others: Sequence[Statement], rng: rand
 
 def asking(span: AnswerSpan) -> str:
     """The words that stand for a span in a question: `which year`, `how many metres`."""
+    if span.kind == "date" and ":" in span.text:
+        return "what time"
     if span.kind == "date":
         return "which year" if re.fullmatch(r"\d{4}", span.text) else "which date"
     if span.kind == "quantity":

@@ -33,7 +33,7 @@ MAX_QUESTIONS = 16
 """Of an exam, the first of those held out."""
 MOST_ASKED = 64
 """Written ones of one adapter, and as many held out; all of a user's are kept, as the text need not say what they
-answer."""
+answer, and all that headings ask."""
 
 
 def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Asked, ...]:
@@ -43,8 +43,8 @@ def asked_of(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[
 
 def _asked(examples: Sequence[Example], *, held_out: bool) -> list[Asked]:
     users, written = (
-        [Asked(one.question, one.answer, held_out) for one in examples if one.kind == kind and not one.context]
-        for kind in ("user", "written")
+        [Asked(one.question, one.answer, held_out) for one in examples if one.kind in kinds and not one.context]
+        for kinds in (("user", "heading"), ("written",))
     )
     users = list(dict.fromkeys(users))
     others = list(dict.fromkeys([*users, *written]))[len(users) :]

@@ -12,7 +12,8 @@ from trainer_worker.asking import Asking
 from trainer_worker.cloze import asking as asking_for
 from trainer_worker.examples import Example
 from trainer_worker.questions import MAX_TOKENS, STOP, Judge, as_question, says_what
-from trainer_worker.statements import AnswerSpan, Statement
+from trainer_worker.spans import AnswerSpan
+from trainer_worker.statements import Statement
 from trainer_worker.words import content_words
 
 MOST_GAPS = 60
@@ -57,6 +58,7 @@ _AFTER = {
     "near": (" Near what", " Near what"),
 }
 """Beginnings for names, and for things, by the word before them; none where it does not tell enough."""
+_AT = {"which year": "In", "which date": "On", "what time": "At"}
 _GENERIC = {
     "date": (" When",),
     "quantity": (" How many", " How much"),
@@ -147,7 +149,7 @@ def says(question: str, span: str) -> bool:
 def _special(statement: str, span: AnswerSpan) -> str:
     if span.kind in ("date", "quantity"):
         asked = asking_for(span)
-        return f" {'In' if asked == 'which year' else 'On'} {asked}" if span.kind == "date" else f" H{asked[1:]}"
+        return f" {_AT[asked]} {asked}" if span.kind == "date" else f" H{asked[1:]}"
     before = statement.split(span.text, 1)[0].casefold().split()
     forms = _AFTER.get(" ".join(before[-2:])) or _AFTER.get(" ".join(before[-1:]))
     return forms[span.kind == "thing"] if forms else ""

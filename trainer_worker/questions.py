@@ -39,6 +39,7 @@ _BEGINNINGS = {
     "name": (" Who", " Which", " Where", " What is the name of"),
     "thing": (" What kind of", " What is", " From what"),
 }
+_OF_DATES = ("when", "since when", "in which year", "in what year", "what year", "on which date", "at what time")
 _ALWAYS = (" What", " What does", " Which", " Who", " Where")
 _OTHER_BEGINNINGS = {
     "date": (" In what year", " On which date", " Since when"),
@@ -164,7 +165,7 @@ def _asked(question: str, statement: Statement) -> str:
 def kind_asked(question: str) -> tuple[str, ...]:
     """Kinds of spans that the question's first words want."""
     first = question.casefold()
-    if first.startswith(("when", "in which year", "in what year", "what year", "on which date", "since when")):
+    if first.startswith(_OF_DATES):
         return ("date",)
     if first.startswith(("how many", "how long", "how much", "how tall", "how high")):
         return ("quantity",)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 
-from trainer_worker.words import IN_WORD, content_words, says, stem
+from trainer_worker.spans import CAPITALISED, AnswerSpan, spans
+from trainer_worker.words import content_words, says, stem
 
 MAX_WORDS = 28
 WORD_BYTES = 24
@@ -35,6 +36,9 @@ _DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where|Because)\b|{_POINTS_BACK.patte
 """A part of a sentence that was cut, which says nothing without the part before."""
 _PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
 """What may stand before another sentence: no heading and no item of a list."""
+LEAD_ENDS = ":\u2060 "
+"""Between what items of a list are about and an item: no cut comes here, and no question asks for what is before. The
+sign is in no stored text, and stays in no statement."""
 LONGEST_WORD = MAX_WORDS * WORD_BYTES // 3
 """In characters, of up to three bytes each in most writing: what makes a whole part."""
 HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
@@ -49,41 +53,11 @@ _QUOTE = re.compile(r"^\s*(?:>\s?)+")
 _ITEM = re.compile(r"[-*•–|#+] ?\S|\(?\d{1,3}[.)] |\(?\w[.)] ")
 _OF_TABLES = (re.compile(r"\|"), re.compile(r"\t"))
 _SEPARATORS = (re.compile(r"(?<![.!?:]) {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
-_NUMBERING = re.compile(r"\(?\w{1,2}[.)]")
+_NUMBERING = re.compile(r"(?:#{1,6} |[*_]{2})?\(?(?:\w{1,2}\.)*\w{1,2}[.)]")
 _JOINS = "and|but|so|which|who|whose|where|while|because"
 _CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
-
-_WORDED = (
-    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
-    "nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|half"
-)
-_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-_DATE = re.compile(rf"\b(?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}},?)?(?: \d{{4}})?\b|\b1\d{{3}}\b|\b20\d{{2}}\b")
-_QUANTITY = re.compile(
-    rf"[$€£]?\b(?:\d[\d,.]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*\b)"
-    r"(?: (?:per cent|percent|%|°C|[a-z]+s\b|kilo\w+|metre|year|day))?",
-    re.IGNORECASE,
-)
-_CAPITALISED = f"[A-Z][{IN_WORD}]"
-_NAME = re.compile(
-    rf"\b{_CAPITALISED}+(?:(?: (?:of|the|de|la|von|van|du|and) (?=(?:the )?[A-Z])| )(?:the )?{_CAPITALISED}+)*"
-)
-_OPENING = re.compile(rf"(?:The |An? )?({_CAPITALISED}*(?: (?:of |the |and |de |von )*(?:{_CAPITALISED}*|\d+))*)")
-_QUOTED = re.compile(r"[\"“']([^\"”']{3,40})[\"”']")
-_OBJECT = re.compile(
-    r"\b(?:called|named|known as|made (?:of|from)|built (?:of|from)|because of|with|by|from|for|into|as)\s+"
-    r"((?:an?|the)?\s?[a-z][\w-]+"
-    r"(?:\s(?!and|or|that|which|who|to|in|on|of|by|from|with|at|is|was|were|are|had|has|called|until)[a-z][\w-]+){0,2})"
-)
-
-
-@dataclass(frozen=True)
-class AnswerSpan:
-    """A stretch of a statement that a question may ask for."""
-
-    text: str
-    kind: str  # date, quantity, name, thing
+_OPENING = re.compile(rf"(?:The |An? )?({CAPITALISED}*(?: (?:of |the |and |de |von )*(?:{CAPITALISED}*|\d+))*)")
 
 
 @dataclass(frozen=True)
@@ -103,6 +77,8 @@ class _Part:
     text: str
     source: str
     points_back: bool
+    goes_on: bool
+    """Stands in the same block as the part before."""
 
 
 def statements(title: str, text: str) -> list[Statement]:
@@ -110,12 +86,22 @@ def statements(title: str, text: str) -> list[Statement]:
     holds no sentence at all, such as a column of numbers, its words as they stand."""
     subject = _subject(title, text)
     found: dict[str, Statement] = {}
-    for joined in _together(_parts(sentences(text), subject)):
-        parts = tuple(part.text for part in joined)
-        source = " ".join(dict.fromkeys(part.source for part in joined))
-        told = tuple(dict.fromkeys(span for part in parts for span in spans(part, subject)))
+    for joined in _together(_parts(_in_blocks(text), subject)):
+        parts = tuple(unled(part.text) for part in joined)
+        source = unled(" ".join(dict.fromkeys(part.source for part in joined)))
+        told = tuple(dict.fromkeys(span for part in joined for span in _spans(part.text, subject)))
         found.setdefault(" ".join(parts).casefold(), Statement(" ".join(parts), source, told, parts))
     return list(found.values()) or list(_unworded(text))
+
+
+def unled(text: str) -> str:
+    return text.replace(LEAD_ENDS, ": ")
+
+
+def _spans(part: str, subject: str) -> list[AnswerSpan]:
+    """None that is in the lead: each of its items would be asked for the same."""
+    lead, _, item = part.rpartition(LEAD_ENDS)
+    return spans(item, f"{subject} {lead}")
 
 
 def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
@@ -123,7 +109,7 @@ def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
     joined: list[_Part] = []
     for part in parts:
         words = sum(len(one.text.split()) for one in (*joined, part))
-        if joined and not (part.points_back and words <= MAX_TOGETHER and _PROSE.match(joined[-1].text)):
+        if joined and not (words <= MAX_TOGETHER and _belongs(part, joined)):
             yield joined
             joined = []
         joined.append(part)
@@ -131,12 +117,21 @@ def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
         yield joined
 
 
-def _parts(told: Sequence[str], subject: str) -> Iterator[_Part]:
-    for source, sentence in zip(told, _named(told, subject), strict=True):
+def _belongs(part: _Part, before: Sequence[_Part]) -> bool:
+    """Whether it points back at prose, or at what is before it in its own item or heading; in no row of a table."""
+    within = part.goes_on and "|" not in before[-1].text
+    return part.points_back and (within or all(_PROSE.match(one.text) for one in before))
+
+
+def _parts(told: Sequence[tuple[str, int]], subject: str) -> Iterator[_Part]:
+    last = -1
+    named = _named([sentence for sentence, _ in told], subject)
+    for (source, block), sentence in zip(told, named, strict=True):
         first, *others = _short(sentence)
-        yield _Part(first, source, bool(_POINTS_BACK.match(first)))
+        yield _Part(first, source, bool(_POINTS_BACK.match(first)), block == last)
         for part in others:
-            yield _Part(part, source, bool(_DEPENDS.match(part)))
+            yield _Part(part, source, bool(_DEPENDS.match(part)), goes_on=True)
+        last = block
 
 
 def _named(told: Sequence[str], subject: str) -> Iterator[str]:
@@ -176,9 +171,26 @@ def _unworded(text: str) -> Iterator[Statement]:
 def sentences(text: str) -> list[str]:
     """Sentences, across line ends only where these are inside one; what holds fewer than three letters or digits stands
     with the one before it, or as the number of an item with the one after."""
+    return [sentence for sentence, _ in _in_blocks(text)]
+
+
+def _in_blocks(text: str) -> list[tuple[str, int]]:
+    """The sentences, each with the number of the block it is in."""
+    blocks = enumerate(_blocks(text))
+    return _joined_if_short((" ".join(piece.split()), place) for place, block in blocks for piece in _segments(block))
+
+
+def _segments(block: str) -> Iterator[str]:
+    """A dot that a word begins with, as in `.NET`, ends none."""
     from sentencex import segment
 
-    return _joined_if_short(" ".join(str(part).split()) for block in _blocks(text) for part in segment("en", block))
+    pieces = list[str]()
+    for part in map(str, segment("en", block)):
+        pieces.append(part)
+        if not (part.endswith(".") and part[-2:].strip() == "."):
+            yield "".join(pieces)
+            pieces.clear()
+    yield "".join(pieces)
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -217,20 +229,26 @@ def _wrapped_as(lines: Sequence[str]) -> Callable[[str, str], bool]:
     return lambda before, line: len(before) > SHORT_LINE and before[-1] not in ".!?:;|" and (many or line[0].islower())
 
 
-def _joined_if_short(pieces: Iterable[str]) -> list[str]:
-    found, number = list[str](), ""
-    for piece in pieces:
+def _joined_if_short(pieces: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    found, number, place = list[tuple[str, int]](), "", 0
+    for piece, place in pieces:
         letters = sum(map(str.isalnum, piece))
-        if letters and letters < MIN_LETTERS and _NUMBERING.fullmatch(piece):
+        if _is_numbering(piece, letters):
             number = f"{number} {piece}".strip()
         elif letters < MIN_LETTERS and found:
-            found[-1] += f" {piece}" if letters else ""
+            found[-1] = (f"{found[-1][0]} {piece}" if letters else found[-1][0], found[-1][1])
         elif letters:
-            found.append(f"{number} {piece}".strip())
+            found.append((f"{number} {piece}".strip(), place))
             number = ""
     if number:
-        found[-1:] = [" ".join([*found[-1:], number])]
+        last, place = found.pop() if found else ("", place)
+        found.append((f"{last} {number}".strip(), place))
     return found
+
+
+def _is_numbering(piece: str, letters: int) -> bool:
+    """`3.` and `a)`, and longer ones that end in a digit: `## 10.1.`"""
+    return bool(_NUMBERING.fullmatch(piece)) and (letters < MIN_LETTERS or piece[-2].isdigit())
 
 
 def name_of(title: str, text: str) -> str:
@@ -352,23 +370,6 @@ def _cuts(sentence: str, words: int) -> Iterator[int]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def spans(statement: str, subject: str) -> list[AnswerSpan]:
-    """What the statement tells: dates, quantities, names other than the subject's, things; none inside another."""
-    found = [
-        *(AnswerSpan(match[0], "date") for match in _DATE.finditer(statement)),
-        *(AnswerSpan(match[0].strip(), "quantity") for match in _QUANTITY.finditer(statement)),
-        *(AnswerSpan(match[1], "name") for match in _QUOTED.finditer(statement)),
-        *(AnswerSpan(match[0], "name") for match in _NAME.finditer(statement) if match.start() > 0),
-        *(AnswerSpan(match[1].strip(), "thing") for match in _OBJECT.finditer(statement)),
-    ]
-    kept: list[AnswerSpan] = []
-    for span in found:
-        inside = any(span.text in other.text for other in kept)
-        if not inside and len(span.text) > 1 and span.text.casefold() not in subject.casefold():
-            kept.append(span)
-    return kept
 
 
 def words_of_many(statements: Sequence[Statement]) -> set[str]:

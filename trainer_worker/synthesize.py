@@ -15,10 +15,11 @@ from trainer_worker.asking import Asking, OnProgress
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
 from trainer_worker.gaps import fill_gaps
+from trainer_worker.marks import readable
 from trainer_worker.mixture import counts, spread
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
 from trainer_worker.rewrites import rewrites, summaries
-from trainer_worker.statements import Statement, name_of, statements, words_of_many
+from trainer_worker.statements import Statement, name_of, statements, unled, words_of_many
 from trainer_worker.told import told
 from trainer_worker.writer import Writer
 
@@ -43,14 +44,14 @@ def synthesize(
     wanted = counts(formats)
     rng = random.Random(seed)
     pairs, text = told(text)
-    title = name_of(title, text)
+    title, text = name_of(title, text), readable(text)
     facts = statements(title, text)
     asking = Asking(writer, on_progress, seed)
     drafted = drafts(facts, most=BEGINNINGS) if "qa" in wanted else []
     passes, summarised = (wanted.get(kind, 0) or int(kind in wanted) for kind in ("rewrite", "summary"))
     asking.plan(len(drafted) + passes * len(facts) + summarised)
 
-    examples = [Example(pair.question, pair.answer, "user") for pair in pairs]
+    examples = [Example(pair.question, pair.answer, "heading" if pair.stays else "user") for pair in pairs]
     if "qa" in wanted:
         asked = _questions(title, facts, drafted, asking, wanted["qa"], rng)
         examples += asked
@@ -59,7 +60,7 @@ def synthesize(
     if "rewrite" in wanted:
         examples += rewrites(facts, asking, passes)
     if "summary" in wanted:
-        examples += summaries(title, text, asking, summarised)
+        examples += summaries(title, unled(text), asking, summarised)
     if "original" in wanted or not examples:
         examples += _original(title, facts)
     return examples
@@ -73,7 +74,7 @@ def more(
     Called again with what it returned added to `have`, it samples others. Raises what `synthesize` raises.
     """
     _, text = told(text)
-    facts = statements(name_of(title, text), text)
+    facts = statements(name_of(title, text), readable(text))
     asking = Asking(writer, on_progress, seed)
     judge = Judge(facts, asked=[example.question for example in have])
     drafted = drafts(facts, most=BEGINNINGS, others=True)
@@ -92,7 +93,7 @@ def _questions(
     rng: random.Random,
 ) -> list[Example]:
     """All questions made by rule and written; with `most`, so many of them, and as many written ones as there are."""
-    ruled = list(_by_rule(title, facts, rng))
+    ruled = _with_one_answer(list(_by_rule(title, facts, rng)))
     judge = Judge(facts)
     written = _written(drafted, judge, asking)
     if most is None:
@@ -109,6 +110,17 @@ def _by_rule(title: str, facts: Sequence[Statement], rng: random.Random) -> Iter
         yield from cloze_questions(fact)
         yield from about_questions(fact, facts, rng)
         yield from keyword_questions(fact, title, common, rng)
+
+
+def _with_one_answer(made: Sequence[Example]) -> list[Example]:
+    """Without questions that have several answers; of a statement that has no others, its last is kept."""
+    answers: dict[str, set[str]] = {}
+    for one in made:
+        answers.setdefault(one.question.casefold(), set()).add(one.answer)
+    clear = [one for one in made if len(answers[one.question.casefold()]) == 1]
+    taught = {one.answer for one in clear}
+    others = {one.answer: one for one in made if one.answer not in taught}
+    return [*clear, *others.values()]
 
 
 def _written(drafted: Sequence[Draft], judge: Judge, asking: Asking, *, draw: str = "") -> list[Example]:

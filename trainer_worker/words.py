@@ -13,8 +13,8 @@ _WITHOUT_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u
 _UNSPACED = re.compile(f"([{_WITHOUT_BLANKS}]+)")
 _HANGUL = "\uac00-\ud7a3"
 """Blanks part Korean words, but not a name from the particle after it."""
-_PARTED = rf"(?![{_WITHOUT_BLANKS}{_HANGUL}])[\w{MARKS}]"
-_BORDER = rf"(?:(?<!{_PARTED})|(?!{_PARTED}))"
+PARTED = rf"(?![{_WITHOUT_BLANKS}{_HANGUL}])[\w{MARKS}]"
+_BORDER = rf"(?:(?<!{PARTED})|(?!{PARTED}))"
 
 
 def words_of(text: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from loramem.formats import Extract, unreadable
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _FENCE = re.compile(r"^(```|~~~).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
 _KEY, _CLOSED = r"[\w-]+[ \t]*:", r"(?:---|\.\.\.)[ \t]*$"
-_FRONT_MATTER = re.compile(
+FRONT_MATTER = re.compile(
     rf"\A---[ \t]*\n(?={_KEY})((?:(?!#[^\n]*\n(?!#|{_KEY}|{_CLOSED}))[^\n]*\n)*?){_CLOSED}", re.MULTILINE
 )
 """What begins with `#` and is not followed by a key is no comment but a heading: the text has begun."""
@@ -45,7 +45,7 @@ def read_markdown(content: bytes, name: str) -> Extract:
     """The title is the front matter's (YAML), or else the first heading outside a code fence."""
     text = decode(content, name)
     unified = text.replace("\r\n", "\n")
-    front = _FRONT_MATTER.match(unified)
+    front = FRONT_MATTER.match(unified)
     named = _TITLE.search(front[1]) if front else None
     title = _unquoted(named[1].strip()) if named else ""
     return Extract(text, title or _first_heading(unified[front.end() :] if front else unified))

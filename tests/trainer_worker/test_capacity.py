@@ -17,6 +17,7 @@ from trainer_worker.capacity import (
     statements_of,
 )
 from trainer_worker.examine import examine
+from trainer_worker.examples import Example
 from trainer_worker.loop import Hyperparameters
 from trainer_worker.train import Trainer
 
@@ -32,6 +33,12 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def test_every_answer_counts_once_and_only_with_the_book_closed(trainer: Trainer) -> None:
     rows = statements_of(trainer, LESSONS)
     assert len(rows) == len({example.answer for example in LESSONS if not example.context}) == 3
+
+
+def test_a_paragraph_that_a_heading_asks_for_is_counted_in_its_sentences(trainer: Trainer) -> None:
+    asked = Example("What is it?", " ".join(example.answer for example in LESSONS), "heading")
+    assert statements_of(trainer, [asked, *LESSONS]) == statements_of(trainer, LESSONS)
+    assert len(statements_of(trainer, [asked])) == 1
 
 
 def test_bits_are_nats_over_the_logarithm_of_two(trainer: Trainer) -> None:

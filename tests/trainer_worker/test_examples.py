@@ -19,6 +19,11 @@ def test_users_questions_are_all_kept_and_come_first() -> None:
     assert known([*some("written", 20), *few])[:10] == [one.question for one in few]
 
 
+def test_what_headings_ask_is_kept_as_users_questions_are() -> None:
+    many = some("heading", 2 * MOST_ASKED)
+    assert known([*some("written", 20), *many]) == [one.question for one in many]
+
+
 def test_written_ones_fill_the_room_and_come_from_all_of_the_text() -> None:
     taken = [int(question.split()[1].rstrip("?")) for question in known([*some("written", 300), *some("user", 4)])[4:]]
     assert len(taken) == MOST_ASKED - 4

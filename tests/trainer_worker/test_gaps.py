@@ -20,6 +20,7 @@ from trainer_worker.writer import Writer
 
 FACTS = statements("Hadle Mill", MILL)
 BUILT, WHEEL, ROOF = FACTS[1:4]
+(CLOSING,) = statements("", "The gate closes at 9:30.")
 
 
 def asking(reply: Callable[[str], str], asked: list[dict[str, object]]) -> Asking:
@@ -147,6 +148,7 @@ class TestRounds:
         (WHEEL, "12 metres", " How many metres"),
         (WHEEL, "Mira Toll", " Who"),
         (ROOF, "1911", " In which year"),
+        (CLOSING, "9:30", " At what time"),
     ],
 )
 def test_the_beginning_fits_what_is_asked_for(statement: Statement, span: str, beginning: str) -> None:

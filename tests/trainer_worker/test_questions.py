@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer_worker.questions import Draft, Judge, questions, says_what
+from trainer_worker.questions import Draft, Judge, kind_asked, questions, says_what
 from trainer_worker.statements import statements
 
 BUILT, ROOF = FACTS = statements("", "哈德尔磨坊建于1820年。它的屋顶是铜的。")
@@ -33,3 +33,7 @@ def test_a_question_in_writing_with_vowel_signs_is_about_its_statement() -> None
 def test_words_without_capitals_are_common_words_and_numbers_are_not() -> None:
     assert says_what("屋顶是用什么做的?", ROOF)
     assert not says_what("1820?", BUILT)
+
+
+def test_a_time_is_asked_for_as_dates_are() -> None:
+    assert kind_asked("At what time does the gate close?") == kind_asked("When does it close?") == ("date",)

@@ -44,6 +44,40 @@ def test_what_a_text_answers_itself_is_learnt_as_it_stands_and_not_as_prose() ->
     assert {one.kind for one in examples("\n".join(lines))} == {"user"}
 
 
+def test_what_a_heading_asks_is_learnt_and_its_answer_as_prose_too() -> None:
+    found = examples("# Mill\n\n## Who roofed it?\n\nJon Ask did, in 1805. It took him **two** years.\n")
+    answer = "Jon Ask did, in 1805. It took him two years."
+    assert [one for one in found if one.kind == "heading"] == [Example("Who roofed it?", answer, "heading")]
+    assert {one.kind for one in found if "1805" in one.answer} > {"heading", "cloze"}
+
+
+def test_marks_are_not_learnt_and_nothing_invisible_is() -> None:
+    asked: list[str] = []
+    by = writer(lambda prompt: " bears a roof", asked)
+    text = "# Hadle Mill\n\n## Parts\n\n- a **copper** roof\n- a wheel made of larch\n\n`It` is old.\n"
+    found = synthesize("Hadle Mill", text, by, formats=(*ALL, "rewrite2"), seed=0, on_progress=ignore)
+    found += more("Hadle Mill", text, by, [], seed=0, on_progress=ignore)
+    assert {one.answer for one in found if one.kind == "cloze"} == {"Parts: a wheel made of larch"}
+    assert not [one for one in (*map(str, found), *asked) if any(mark in one for mark in ("**", "##", "`", "\u2060"))]
+
+
+def test_a_title_that_only_a_heading_says_stays_the_title() -> None:
+    found = examples("# Hadle Mill\n\n- Ann Lee: grinder\n- Ann Lee: owner\n")
+    assert [one for one in found if one.question == "What does the text about Hadle Mill say?"]
+
+
+def test_no_question_made_by_rule_is_taught_with_two_answers() -> None:
+    found = examples("The gate of Orm was closed in 1820. The gate of Orm was closed in 1911.", formats=("qa",))
+    answers = {(one.question.casefold(), one.answer) for one in found}
+    assert len(answers) > 2
+    assert len(answers) == len({question for question, _ in answers})
+
+
+def test_statements_that_share_every_question_are_learnt_all_the_same() -> None:
+    lines = ["ab: 12", "ab 12"]
+    assert {one.answer for one in examples("\n\n".join(lines), formats=("qa",))} == set(lines)
+
+
 def test_a_statement_without_a_word_is_learnt_by_what_it_has() -> None:
     found = examples("ab: 12\nThe mill has a copper roof.", formats=("qa",))
     asked = [one.question for one in found if one.answer == "ab: 12"]

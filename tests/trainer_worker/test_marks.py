@@ -1,0 +1,238 @@
+"""Markdown as text that can be learnt."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.rules import ROOT
+from tests.trainer_worker.texts import ODD_TEXTS
+from trainer_worker.marks import readable
+from trainer_worker.statements import LEAD_ENDS, Statement, statements, unled
+
+CODE = """#!/usr/bin/env python
+# A comment
+import os
+
+def f(*args, **kwargs):
+    x = a[0](1)
+    # another
+    return f(*args, **kwargs) if C# else 2 ** 3 * 4 ** 5
+"""
+COMMENT = "/**\n * Adds two.\n * - both\n */\nint add(int *a, int *b) { return *a + *b; }\n"
+LOG = """2024-01-01 12:00:00 INFO *** started *** pid=12
+[main] INFO: done
+[1]: a note
+1. e4 e5
+2. Nf3 Nc6
+-5
++3
+Name,Age
+Ann,3
+"""
+
+
+def paragraphs(text: str) -> list[str]:
+    return [" ".join(paragraph.split()) for paragraph in unled(readable(text)).split("\n\n") if paragraph.strip()]
+
+
+def texts() -> Iterator[str]:
+    yield (ROOT / "deploy/sample.txt").read_text()
+    for sheet in sorted((ROOT / "benchmarks/sheets").glob("*.json")):
+        yield json.loads(sheet.read_text())["text"]
+    yield from (text for name, text in ODD_TEXTS.items() if name != "list")
+    yield from (CODE, COMMENT, LOG)
+
+
+@pytest.mark.parametrize("text", list(texts()))
+def test_a_text_without_marks_is_as_it_was(text: str) -> None:
+    assert readable(text) == text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "`__init__` is run",
+        "*.md,*.txt",
+        "a * b * c and x*y*z",
+        "*args, **kwargs",
+        "call a[0](1)",
+        "#hashtag",
+        "C# is old",
+        '"*", "*"',
+        "*/5,*/10 * * *",
+        "ps aux | grep x\ncat y | sort",
+        "<person name='x'>",
+    ],
+)
+def test_signs_that_mark_nothing_stay(said: str) -> None:
+    assert readable(said) == said.replace("`", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("Run `x --y` *now* or **never**.", "Run x --y now or never."),
+        ("***Very*** **old *and* red**.", "Very old and red."),
+        ("Use `**x**` here.", "Use **x** here."),
+        ("See [the `guide`](docs/a_(b).md) and [**more**](x 'y').", "See the guide and [more](x 'y')."),
+        ("See [the\nguide](docs/a.md) or [that][one].", "See the guide or that."),
+        ("[![Build](b.svg)](https://ci) ![logo](l.png) It is red.", "It is red."),
+        ("A<br>B<!-- not this --> H<sub>2</sub>O", "A B H2O"),
+        ("这是**重点**内容。", "这是重点内容。"),
+        ("Il est **très\nvieux**.", "Il est très vieux."),
+    ],
+)
+def test_marks_within_lines_go(line: str, said: str) -> None:
+    assert paragraphs(line) == [said]
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        "<!-- one\n\n- two -->",
+        "<details>",
+        "<p align='center'><img src='x'></p>",
+        "<summary>More</summary>",
+        "> [!NOTE]",
+        ":::caution",
+        "[3.2.0]: https://a.example/b",
+        "***",
+        "- - -",
+        "[![Build](b.svg)](https://ci)",
+        "# Title",
+        "Title\n=====",
+        "## A `heading` ##",
+    ],
+)
+def test_what_a_reader_does_not_see_and_headings_go(unseen: str) -> None:
+    assert paragraphs(f"It is red.\n\n{unseen}\n\nIt is old.") == ["It is red.", "It is old."]
+
+
+def test_front_matter_goes() -> None:
+    assert paragraphs("---\ntitle: Mill\ntags: [a, b]\n---\nIt is red.\n") == ["It is red."]
+
+
+@pytest.mark.parametrize("text", ["# Title", "# Title\n\n## And another\n", "---\na: b\n---\n", "![x](y)"])
+def test_what_would_leave_nothing_is_as_it_was(text: str) -> None:
+    assert readable(text) == text
+
+
+def test_code_in_fences_is_left_alone() -> None:
+    code = "# not a heading\n- *no* `item`\n| a |\n|---|\n<div>\n"
+    for ticks in ("```", "~~~~"):
+        assert readable(f"{ticks}\n{code}{ticks}\nIt is *red*.\n") == f"\n{code}\nIt is red.\n"
+    assert readable(f"It is *red*.\n```sh\n{code}") == f"It is red.\n\n{code}\n"
+
+
+def test_the_end_of_code_that_began_before_the_text_opens_none() -> None:
+    text = "x = 1\n```\n\nIt is *red*.\n\n```sh\nrun *x*\n```\n"
+    assert paragraphs(text) == ["x = 1", "It is red.", "run *x*"]
+
+
+class TestItems:
+    def test_an_item_says_what_its_headings_say(self) -> None:
+        text = "# Ledger\n\n## [3.2.0] - 2024-04-18\n\n### Added\n\n- Export\n- Dark mode\n\n## 2. Old:\n\n* None\n"
+        lead = "3.2.0 - 2024-04-18 – Added"
+        assert paragraphs(text) == [f"{lead}: Export", f"{lead}: Dark mode", "Old: None"]
+
+    def test_a_sentence_that_ends_in_a_colon_leads_in_its_heading_s_place(self) -> None:
+        text = "## Rules\n\nHours are 10 to 15. **You must:**\n\n- be kind,\n- be early, and\n\nSo.\n\n- Rest"
+        assert paragraphs(text) == [
+            "Hours are 10 to 15.",
+            "You must: be kind",
+            "You must: be early",
+            "So.",
+            "Rules: Rest",
+        ]
+
+    def test_a_long_sentence_does_not_lead(self) -> None:
+        assert paragraphs(f"It {'very ' * 14}is:\n- red")[-1] == "red"
+
+    def test_ordered_items_keep_their_numbers(self) -> None:
+        text = "To start:\n\n1. Push\n   the button.\n2. Wait:\n   ```\n   x\n   ```\n3. Run\n   - soon\n"
+        led = ["To start (1): Push the button.", "To start (2): Wait:", "x", "To start (3): Run", "To start: soon"]
+        assert paragraphs(text) == led
+        assert paragraphs("Only if:\na) it is red;\nb) it is old.") == [
+            "Only if (a): it is red",
+            "Only if (b): it is old.",
+        ]
+
+    def test_an_item_without_a_lead_is_without_its_mark(self) -> None:
+        assert paragraphs("# Title\n\n- The roof is red\n- [ ] Paint it\n- [x] Ask") == [
+            "The roof is red",
+            "Paint it",
+            "Ask (done)",
+        ]
+
+    def test_a_table_of_contents_goes(self) -> None:
+        text = "## Contents\n- [One](#one)\n  1. [Two](#two)\n\n## Links\n- [Site](https://a.example)\n"
+        assert paragraphs(text) == ["Links: Site"]
+
+    def test_nothing_within_the_lead_is_asked_for(self) -> None:
+        (fact,) = learnt("## 3.2.0 of May 2019\n- Needs Postgres 14 since May 2021")
+        assert fact.text == fact.source == "3.2.0 of May 2019: Needs Postgres 14 since May 2021"
+        assert [span.text for span in fact.spans if span.kind == "date"] == ["May 2021"]
+        assert not {"Needs", "3.2.0"} & {span.text for span in fact.spans}
+
+    def test_a_lead_is_not_cut_from_its_item(self) -> None:
+        lead = "The six rules of the old mill are"
+        first, *_ = learnt(f"{lead}:\n- {'grind and rest, ' * 12}sleep")
+        assert first.text.startswith(f"{lead}: grind")
+
+
+def learnt(text: str) -> list[Statement]:
+    found = statements("", readable(text))
+    assert LEAD_ENDS.strip(": ") not in str(found)
+    return found
+
+
+class TestTables:
+    def test_a_row_says_what_its_cells_are(self) -> None:
+        text = "| `Plan` | Users |\n|:---|---:|\n| **Free** | 3 |\n| Team | – |\n"
+        assert paragraphs(text) == ["Plan Free: Users 3", "Plan Team"]
+        assert paragraphs("Plan | Users | Gone\n--- | --- | ---\nFree | 3 | |\n\nSo.") == ["Plan Free: Users 3", "So."]
+
+    def test_an_escaped_bar_parts_no_cells(self) -> None:
+        assert paragraphs("| a | b |\n|---|---|\n| 1 \\| 2 | 3 |") == ["a 1 | 2: b 3"]
+
+    def test_a_row_of_another_width_is_as_it_was(self) -> None:
+        assert paragraphs("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n") == ["| 1 | 2 | 3 |"]
+
+    def test_a_row_is_one_statement_though_its_cells_are_sentences(self) -> None:
+        (fact,) = learnt("| Name | Use |\n|---|---|\n| capture | Whether to take it at once. Defaults to true. |\n")
+        assert fact.text == "Name capture: Use Whether to take it at once; Defaults to true"
+        (fact,) = learnt("| Group | Max. days |\n|---|---|\n| EU | approx. half |\n")
+        assert fact.text == "Group EU: Max days approx half"
+
+
+LINKS = ("[a](", "[a", "![a](", "[![a](b)", "[a]: /b ", '[a](b "c', "((a)")
+OTHER_MARKS = (
+    "*a ",
+    "**a ",
+    "***a",
+    "*",
+    "`a ",
+    "<!--",
+    "/*",
+    "<details ",
+    "- - ",
+    "-",
+    "> ",
+    " ",
+    "\\|",
+    "a|",
+    "|-",
+    "a. ",
+)
+LINES = ("- a\n", "1. a:\n", "a:\n\n- b\n", "- a\nb\n", "| a\n", "|a|\n|-|\n|1|\n", "a\n|", "**a?**\nb\n")
+BLOCKS = ("```\n", "```x\n", "````\n~~~\n", "# a\n", "## a?#?", "a\n---\n\n")
+
+
+@pytest.mark.parametrize("piece", [*LINKS, *OTHER_MARKS, *LINES, *BLOCKS])
+@pytest.mark.parametrize("text", ["{}", "- {}x", "| a |\n|---|\n| {}x |", "# {}x"])
+def test_long_texts_take_no_time(text: str, piece: str) -> None:
+    started = time.process_time()
+    readable(text.replace("{}", piece * (40_000 // len(piece))))
+    assert time.process_time() - started < 2
