@@ -26,6 +26,7 @@ from loramem.vectors import VectorIndex
 from server.answer import Answerer
 from server.context import PromptBuilder
 from server.drafts import Drafts
+from server.engine import memory
 from server.engine.engine import Engine
 from server.engine.options import least_kv_cache_bytes, step_tokens
 from server.gauges import Process, Stores
@@ -69,7 +70,7 @@ class Gateway:
             self._repeated(self.index.follow, FOLLOW_S, "bringing the index up to date"),
             self._repeated(renew, CALIBRATE_S, "learning the routing thresholds"),
             self._watch_engine(),
-            self._trim_engine(),
+            self._trim_memory(),
         )
         self.tasks = [asyncio.create_task(step) for step in steps]
 
@@ -124,9 +125,10 @@ class Gateway:
         log.error("the engine died; ending the gateway so that it is started afresh")
         _end_process()
 
-    async def _trim_engine(self) -> None:
+    async def _trim_memory(self) -> None:
         while True:
             await asyncio.sleep(TRIM_S)
+            await asyncio.to_thread(memory.trim)
             with suppress(EngineUnavailable):  # it loads or has died, and has nothing to give back
                 await self.engine.trim_memory()
 

@@ -15,6 +15,7 @@ What else is put in place of vLLM's own, to be looked at with a new release:
     rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
     SamplingParams.__repr__          drafts stay out of its log (`speculate`)
+    LoRAModelRunnerMixin.load_lora_model    embedding and output head take no LoRA in loramem's own engine
     EngineCore.post_step             proposals are sent for where there may be some (`speculate`)
     tokenizers.registry.get_config   a tokenizer's folder without a configuration is not tried twice
 
@@ -51,6 +52,7 @@ def register() -> None:
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
     from vllm.tokenizers import registry
     from vllm.v1.engine.core import EngineCore
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
     from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait, resolver, speculate
 
@@ -68,6 +70,7 @@ def register() -> None:
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
         _keep_slots(LRUCacheWorkerLoRAManager)
+        _leave_embeddings_out(LoRAModelRunnerMixin)
     resolver.register_resolver(ADAPTERS_VARIABLE)
 
 
@@ -136,6 +139,21 @@ def _keep_slots(worker_manager: Any) -> None:
         stock(self, lora_requests)
 
     worker_manager._apply_adapters = apply
+
+
+def _leave_embeddings_out(model_runner: Any) -> None:
+    """No adapter that loramem trains changes embedding or output head (`trainer_worker.lora.linear_layers`), whose
+    slots are the largest of all: as many rows as the vocabulary. On a CPU vLLM (0.32) also gathers a B for every token.
+    """
+    stock = model_runner.load_lora_model
+
+    def load(self: Any, model: Any, *args: Any) -> Any:
+        for module in model.modules() if LOG_LEVEL_VARIABLE in os.environ else ():  # a stock vLLM may serve others' too
+            if hasattr(module, "embedding_modules"):
+                module.embedding_modules = {}
+        return stock(self, model, *args)
+
+    model_runner.load_lora_model = load
 
 
 refusals: OrderedDict[int, Mapping[str, str]] = OrderedDict()

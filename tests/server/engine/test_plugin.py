@@ -20,6 +20,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManage
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.platforms import current_platform
 from vllm.tokenizers import registry
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from loramem.chat import tokenizer_folder
 from loramem.errors import StoredDataDamaged
@@ -54,6 +55,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (PunicaWrapperCPU, "update_metadata"),
         (PunicaWrapperCPU, "add_lora_linear"),
         (PunicaWrapperCPU, "add_lora_logits"),
+        (LoRAModelRunnerMixin, "load_lora_model"),
         (SpinCondition, "wait"),
         (layer_utils, "check_cpu_sgl_kernel"),
         (registry, "get_config"),
