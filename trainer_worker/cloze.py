@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from trainer_worker.examples import Example
 from trainer_worker.spans import AnswerSpan
 from trainer_worker.statements import Statement
-from trainer_worker.words import content_words, stem
+from trainer_worker.words import around, content_words, says, stem
 
 _UNIT = re.compile(r"^[$€£]?[\w.,-]*\d[\d.,]*\s+(\w+)$|^(?:[\w-]+\s)+(\w+s)$")
 MAX_KEYWORDS = 8
@@ -29,8 +29,8 @@ _DURATION = {"second", "minute", "hour", "day", "week", "month", "year", "decade
 def cloze_questions(statement: Statement) -> Iterator[Example]:
     """In-place questions for each span, which say something beside it: `Hadle Mill was built by whom?`"""
     for span in statement.spans:
-        sentence = next(part for part in statement.parts if span.text in part)
-        before, after = sentence.split(span.text, 1)
+        telling = [part for part in statement.parts if span.text in part]
+        before, after = around(next((part for part in telling if says(part, span.text)), telling[0]), span.text)
         said = {_as_question(before + asking(span) + rest): f"{before} {rest}" for rest in (after, "")}
         for question, beside in said.items():
             if content_words(beside) and 4 <= len(question.split()) <= MAX_QUESTION_WORDS:

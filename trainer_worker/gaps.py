@@ -14,7 +14,7 @@ from trainer_worker.examples import Example
 from trainer_worker.questions import MAX_TOKENS, STOP, Judge, as_question, says_what
 from trainer_worker.spans import AnswerSpan
 from trainer_worker.statements import Statement
-from trainer_worker.words import content_words
+from trainer_worker.words import around, content_words
 
 MOST_GAPS = 60
 """Prompts a round."""
@@ -150,7 +150,7 @@ def _special(statement: str, span: AnswerSpan) -> str:
     if span.kind in ("date", "quantity"):
         asked = asking_for(span)
         return f" {_AT[asked]} {asked}" if span.kind == "date" else f" H{asked[1:]}"
-    before = statement.split(span.text, 1)[0].casefold().split()
+    before = around(statement, span.text)[0].casefold().split()
     forms = _AFTER.get(" ".join(before[-2:])) or _AFTER.get(" ".join(before[-1:]))
     return forms[span.kind == "thing"] if forms else ""
 

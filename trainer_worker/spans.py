@@ -4,7 +4,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer_worker.words import IN_WORD, content_words
+from trainer_worker.words import IN_WORD, content_words, says
+
+SIGN = "\u2060"
+"""In no stored text, and in no statement. Before a sentence: it points at nothing before it."""
+LEAD_ENDS = f":{SIGN} "
+"""Between what items of a list are about and an item: no cut comes here, and no question asks for what is before."""
+TOLD_ENDS = f":{SIGN}{SIGN} "
+"""The same, where questions ask for what is before as well."""
+LABEL_ENDS = f"{SIGN} "
+"""Between the name of a column and what is in it."""
+_LABEL = re.compile(rf"(?:^|(?<=, )|(?<=: ))(?:(?!, |: )[^{SIGN}])*{LABEL_ENDS}")
 
 _WORDED = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
@@ -14,10 +24,20 @@ _NO_UNIT = "is|was|has|does|as|its|his|this|us|plus|less|across|versus|always|to
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _SHORT_MONTH = r"(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b"
 _YEAR = r"(?<![$€£])(?<![$€£] )(?<!\d\.)\b(?:1\d{3}|20\d{2})\b(?![.,]\d)"
+_HALF = r"(?: ?[AaPp](?:\.[Mm]\.|[Mm]\b))"
+_MEANT = (
+    r"(?=[–-]\d{1,2}:[0-5]\d)|(?<=:\d\d[–-]\d:\d\d)|(?<=:00)|(?<=\b[Aa]t \d:\d\d)|(?<=\b[Bb]y \d:\d\d)"
+    r"|(?<=\bto \d:\d\d)|(?<=\b[Ff]rom \d:\d\d)|(?<=\b[Uu]ntil \d:\d\d)"
+)
+"""As a time: with one digit of hours it may be a ratio or a score."""
+_TIME = (
+    r"(?<!\bratio )(?<!\bratio of )(?<!\bscore )(?<!\bscore of )(?<!\bwon )(?<!\blost )(?:(?<![\w.:])|(?<=\dT))"
+    rf"(?:[0-2]\d:[0-5]\d(?::[0-5]\d)?(?![\d:]){_HALF}?|\d:[0-5]\d(?![\d:])(?:{_HALF}|{_MEANT}))"
+)
 _DATE = re.compile(
     r"\b\d{4}-\d{2}-\d{2}(?!\d)"
     r"|(?<![\d./])\d{1,2}(?P<mark>[./])\d{1,2}(?P=mark)\d{4}\b"
-    r"|(?:(?<![\w.:])|(?<=\dT))[0-2]?\d:[0-5]\d(?::[0-5]\d)?(?![\d:])"
+    rf"|{_TIME}"
     rf"|\b(?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}},?)?(?: \d{{4}})?\b"
     rf"|\b\d{{1,2}} {_SHORT_MONTH}(?:\.? \d{{4}}\b)?"
     rf"|\b{_SHORT_MONTH}\.? (?:\d{{1,2}}(?:,? \d{{4}})?|\d{{4}})\b"
@@ -25,8 +45,8 @@ _DATE = re.compile(
 )
 """Times of day too. Short months count only beside a day or a year: alone, `Jan` and `Mar` are names."""
 _QUANTITY = re.compile(
-    rf"[$€£]?\b(?:\d[\d,.]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*\b)"
-    rf"(?: (?:per cent|percent|%|°C|(?!(?:{_NO_UNIT})\b)[a-z]+s\b|kilo\w+|metre|year|day))?",
+    rf"[$€£]?\b(?:\d[\d,.:]*\d|\d|(?:{_WORDED})(?:[ -](?:{_WORDED}))*\b)"
+    rf"(?:(?<!:\d\d) (?:per cent|percent|%|°C|(?!(?:{_NO_UNIT})\b)[a-z]+s\b|kilo\w+|metre|year|day))?",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"(?:\b[A-Z]{1,9}-|(?<!\d)[A-Za-z]/?|#)\d[\w.-]*")
@@ -55,6 +75,28 @@ class AnswerSpan:
 
     text: str
     kind: str  # date, quantity, name, thing
+
+
+def unled(text: str) -> str:
+    return text.replace(SIGN, "")
+
+
+def spans_of_part(part: str, subject: str) -> list[AnswerSpan]:
+    """Of what may be asked for: neither a lead, since each of its items would be asked for the same, nor the names of
+    columns."""
+    lead, _, told = part.rpartition(LEAD_ENDS)
+    sentence, _, item = told.rpartition(TOLD_ENDS)
+    first, *cells = map(unled, _LABEL.split(item))
+    found = [span for said in (unled(sentence), first) for span in spans(said, subject)]
+    found += [span for cell in cells for span in _spans_of_cell(cell, subject)]
+    return [span for span in found if not says(lead, span.text)]
+
+
+def _spans_of_cell(cell: str, subject: str) -> list[AnswerSpan]:
+    """A capital is that of a name where the name is all there is."""
+    said = cell.strip(" ,:")
+    named = _NAME.fullmatch(said) and said.casefold() not in subject.casefold()
+    return [AnswerSpan(said, "name")] if named else spans(said, subject)
 
 
 def spans(statement: str, subject: str) -> list[AnswerSpan]:

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 
-from trainer_worker.spans import CAPITALISED, AnswerSpan, spans
+from trainer_worker.spans import CAPITALISED, LEAD_ENDS, SIGN, AnswerSpan, spans_of_part, unled
 from trainer_worker.words import content_words, says, stem
 
 MAX_WORDS = 28
@@ -36,9 +36,6 @@ _DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where|Because)\b|{_POINTS_BACK.patte
 """A part of a sentence that was cut, which says nothing without the part before."""
 _PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
 """What may stand before another sentence: no heading and no item of a list."""
-LEAD_ENDS = ":\u2060 "
-"""Between what items of a list are about and an item: no cut comes here, and no question asks for what is before. The
-sign is in no stored text, and stays in no statement."""
 LONGEST_WORD = MAX_WORDS * WORD_BYTES // 3
 """In characters, of up to three bytes each in most writing: what makes a whole part."""
 HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
@@ -81,27 +78,20 @@ class _Part:
     """Stands in the same block as the part before."""
 
 
-def statements(title: str, text: str) -> list[Statement]:
+def statements(title: str, text: str, opening: str = "") -> list[Statement]:
     """In reading order, without repeats; a text of odd shape (table, list, code) gives one for each line, and one that
-    holds no sentence at all, such as a column of numbers, its words as they stand."""
-    subject = _subject(title, text)
+    holds no sentence at all, such as a column of numbers, its words as they stand.
+
+    `opening` is the heading above, which is no statement.
+    """
+    subject = _subject(title, f"{opening}\n{text}")
     found: dict[str, Statement] = {}
-    for joined in _together(_parts(_in_blocks(text), subject)):
+    for joined in _together(_parts(_in_blocks(text), subject, opening)):
         parts = tuple(unled(part.text) for part in joined)
         source = unled(" ".join(dict.fromkeys(part.source for part in joined)))
-        told = tuple(dict.fromkeys(span for part in joined for span in _spans(part.text, subject)))
+        told = tuple(dict.fromkeys(span for part in joined for span in spans_of_part(part.text, subject)))
         found.setdefault(" ".join(parts).casefold(), Statement(" ".join(parts), source, told, parts))
     return list(found.values()) or list(_unworded(text))
-
-
-def unled(text: str) -> str:
-    return text.replace(LEAD_ENDS, ": ")
-
-
-def _spans(part: str, subject: str) -> list[AnswerSpan]:
-    """None that is in the lead: each of its items would be asked for the same."""
-    lead, _, item = part.rpartition(LEAD_ENDS)
-    return spans(item, f"{subject} {lead}")
 
 
 def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
@@ -123,9 +113,9 @@ def _belongs(part: _Part, before: Sequence[_Part]) -> bool:
     return part.points_back and (within or all(_PROSE.match(one.text) for one in before))
 
 
-def _parts(told: Sequence[tuple[str, int]], subject: str) -> Iterator[_Part]:
+def _parts(told: Sequence[tuple[str, int]], subject: str, opening: str) -> Iterator[_Part]:
     last = -1
-    named = _named([sentence for sentence, _ in told], subject)
+    named = _named([sentence for sentence, _ in told], subject, opening)
     for (source, block), sentence in zip(told, named, strict=True):
         first, *others = _short(sentence)
         yield _Part(first, source, bool(_POINTS_BACK.match(first)), block == last)
@@ -134,10 +124,10 @@ def _parts(told: Sequence[tuple[str, int]], subject: str) -> Iterator[_Part]:
         last = block
 
 
-def _named(told: Sequence[str], subject: str) -> Iterator[str]:
+def _named(told: Sequence[str], subject: str, before: str) -> Iterator[str]:
     """The sentences, with the subject's name for a pronoun of its that they begin with."""
     kind = _kind_of_subject(told)
-    about_subject = False
+    about_subject = bool(subject) and _begins_with(before, subject)
     for sentence in told:
         pronoun = _PRONOUN.match(sentence)
         if pronoun and about_subject and _KIND[pronoun[1]] == kind:
@@ -198,9 +188,10 @@ def _blocks(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         lines = [_QUOTE.sub("", line).strip() for line in paragraph.splitlines()]
         lines = [line for line in lines if line]
-        wrapped = not _are_records(lines) and _wrapped_as(lines)
+        bare = [line.rpartition(LEAD_ENDS)[2] for line in lines]
+        wrapped = not _are_records(bare) and _wrapped_as(bare)
         blocks = list[str]()
-        for before, line in pairwise(["", *lines]):
+        for before, line in zip(["", *bare], lines, strict=False):
             if wrapped and before and wrapped(before, line) and not _ITEM.match(line):
                 blocks[-1] += f" {line}"
             else:
@@ -305,8 +296,10 @@ def _is_name(subject: str) -> bool:
 
 
 def _short(sentence: str) -> list[str]:
-    """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words, or within them."""
-    return [part for piece in _with_short_words(sentence) for part in _in_parts(piece)]
+    """The sentence, cut at clauses into parts of at most `MAX_WORDS`; without clauses, by words, or within them.
+    A lead without an item is none."""
+    parts = [part for piece in _with_short_words(sentence) for part in _in_parts(piece)]
+    return [part for part in parts if not part.endswith(SIGN)] or parts
 
 
 def _with_short_words(sentence: str) -> Iterator[str]:

@@ -15,11 +15,12 @@ from trainer_worker.asking import Asking, OnProgress
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
 from trainer_worker.gaps import fill_gaps
-from trainer_worker.marks import readable
+from trainer_worker.marks import opening, readable
 from trainer_worker.mixture import counts, spread
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
 from trainer_worker.rewrites import rewrites, summaries
-from trainer_worker.statements import Statement, name_of, statements, unled, words_of_many
+from trainer_worker.spans import unled
+from trainer_worker.statements import Statement, name_of, statements, words_of_many
 from trainer_worker.told import told
 from trainer_worker.writer import Writer
 
@@ -44,8 +45,8 @@ def synthesize(
     wanted = counts(formats)
     rng = random.Random(seed)
     pairs, text = told(text)
-    title, text = name_of(title, text), readable(text)
-    facts = statements(title, text)
+    title, text, heading = name_of(title, text), readable(text), opening(text)
+    facts = statements(title, text, heading)
     asking = Asking(writer, on_progress, seed)
     drafted = drafts(facts, most=BEGINNINGS) if "qa" in wanted else []
     passes, summarised = (wanted.get(kind, 0) or int(kind in wanted) for kind in ("rewrite", "summary"))
@@ -74,7 +75,7 @@ def more(
     Called again with what it returned added to `have`, it samples others. Raises what `synthesize` raises.
     """
     _, text = told(text)
-    facts = statements(name_of(title, text), readable(text))
+    facts = statements(name_of(title, text), readable(text), opening(text))
     asking = Asking(writer, on_progress, seed)
     judge = Judge(facts, asked=[example.question for example in have])
     drafted = drafts(facts, most=BEGINNINGS, others=True)

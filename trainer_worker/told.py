@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramem.prompts import MAX_ANSWER_TOKENS
-from trainer_worker.marks import BEGINS, BOLD_QUESTION, FENCED, ITEM, heading_text, inline
+from trainer_worker.marks import BEGINS, BOLD_QUESTION, FENCED, ITEM, SUMMARY, heading_text, inline
 from trainer_worker.words import words_of
 
 _ITEM = r"(?:(?:#{1,6}|[-*+]|\d{1,3}[.)])[ \t]+)?"
@@ -29,9 +29,10 @@ _QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]*[^*\s])\1")
 
 _HEADED = re.compile(
-    rf"{FENCED}|{BOLD_QUESTION}|^ {{0,3}}#{{1,6}}[ \t]++(?P<heading>[^\n]*[?？؟])[ \t#]*(?:\n|\Z)", re.MULTILINE
+    rf"{FENCED}|{BOLD_QUESTION}|{SUMMARY}|^ {{0,3}}#{{1,6}}[ \t]++(?P<heading>[^\n]*[?？؟])[ \t#]*(?:\n|\Z)",
+    re.MULTILINE,
 )
-_OTHER = rf"(?!{BEGINS}|{BOLD_QUESTION.replace('(?P<question>', '(?:')})"
+_OTHER = rf"(?!{BEGINS}|</?(?:details|summary)\b|{BOLD_QUESTION.replace('(?P<question>', '(?:')})"
 _PARAGRAPH = re.compile(rf"\n*(?P<answer>^(?![<:]|!\[){_OTHER}\S[^\n]*(?:\n[ \t]*{_OTHER}(?=\S)[^\n]+)*)", re.MULTILINE)
 _ITEMS = re.compile(rf"(?:\n*{ITEM})+", re.MULTILINE)
 _ONE_ITEM = re.compile(ITEM, re.MULTILINE)
@@ -58,10 +59,12 @@ def told(text: str) -> tuple[list[Told], str]:
 
 
 def _headed(text: str) -> Iterator[Told]:
-    """A question that is a heading, or a line in bold type, with the paragraph after it; where that ends in a colon,
-    with the list after it as well."""
+    """A question that is a heading, a summary, or a line in bold type, with the paragraph after it; where that ends in
+    a colon, with the list after it as well."""
     for asked in _HEADED.finditer(text):
-        heading = (asked["heading"] or asked["question"] or "").rstrip(" \t*")
+        heading = (asked["heading"] or asked["question"] or inline(asked["summary"] or "")).rstrip(" \t*")
+        if not heading.endswith(("?", "？", "؟")):
+            continue
         question = heading_text(heading.lstrip("*"))
         if len(list(words_of(question))) >= MIN_WORDS and (answer := _said_below(text, asked.end())):
             pair = Told(question + heading[-1], answer, stays=True)

@@ -46,6 +46,13 @@ def says(text: str, name: str) -> bool:
     return re.search(_BORDER + re.escape(name) + _BORDER, text) is not None
 
 
+def around(text: str, said: str) -> tuple[str, str]:
+    """What is before and after it, where it stands as whole words if it does, which `text` must hold."""
+    whole = re.search(_BORDER + re.escape(said) + _BORDER, text)
+    start = whole.start() if whole else text.index(said)
+    return text[:start], text[start + len(said) :]
+
+
 def stem(word: str) -> str:
     """The first five letters: enough to tell that two English words belong together."""
     return word.casefold().removesuffix("'s")[:5]

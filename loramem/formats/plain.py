@@ -9,16 +9,18 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs
 _FENCE = re.compile(r"^(```|~~~).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
 _KEY, _CLOSED = r"[\w-]+[ \t]*:", r"(?:---|\.\.\.)[ \t]*$"
 FRONT_MATTER = re.compile(
-    rf"\A---[ \t]*\n(?={_KEY})((?:(?!#[^\n]*\n(?!#|{_KEY}|{_CLOSED}))[^\n]*\n)*?){_CLOSED}", re.MULTILINE
+    rf"\A---[ \t]*\n(?={_KEY})((?:(?!{_CLOSED}|#[^\n]*\n(?!#|{_KEY}|{_CLOSED}))[^\n]*\n)*+){_CLOSED}(?!\n{_KEY})",
+    re.MULTILINE,
 )
-"""What begins with `#` and is not followed by a key is no comment but a heading: the text has begun."""
+"""What begins with `#` and is not followed by a key is no comment but a heading: the text has begun. Where keys go on
+after the end, it is the first of several records."""
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*([^\s>|][^\n]*)$", re.MULTILINE | re.IGNORECASE)
 _HEADING = re.compile(
     r"^ {0,3}#{1,6}[ \t]+(\S[^\n]*)$"
-    r"|^(?!(?:[-*+]|\d{1,9}[.)])[ \t]|[>|])(?=[^\n]*\w)(\S[^\n]*)\n(?:=+|-{3,})[ \t]*$",
+    r"|(?:(?<=\n\n)|\A\n?)(?!(?:[-*+]|\d{1,9}[.)])[ \t]|[>|])(?=[^\n]*\w)(\S[^\n]*)\n(?:=+|(?<![.!;,]\n)-{3,})[ \t]*$",
     re.MULTILINE,
 )
-"""What is underlined is none where it is an item, a quotation, a row or a rule."""
+"""What is underlined is none within a paragraph, or where it is an item, a quotation, a row, a rule or a sentence."""
 
 
 def decode(content: bytes, name: str, encoding: str = "utf-8") -> str:

@@ -140,6 +140,9 @@ class TestText:
             ("| cell |\n---\n# Real", "Real"),
             ("---\n---\n# Real", "Real"),
             ("*The Lamp*\n---\n# Later", "*The Lamp*"),
+            ("It is old.\n---\n# Real", "Real"),
+            ("---\nName: Ann\n---\nName: Bob\n---\n# Real", "Real"),
+            ("---\ndate: 2024-05-01\n---\nThe Lamp\n---\n# Later", "The Lamp"),
         ],
     )
     def test_the_first_heading_is_the_title_of_markdown(self, text: str, title: str) -> None:

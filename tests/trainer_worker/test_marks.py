@@ -8,8 +8,10 @@ import pytest
 
 from tests.rules import ROOT
 from tests.trainer_worker.texts import ODD_TEXTS
+from trainer_worker.cloze import cloze_questions
 from trainer_worker.marks import readable
-from trainer_worker.statements import LEAD_ENDS, Statement, statements, unled
+from trainer_worker.spans import SIGN, unled
+from trainer_worker.statements import Statement, statements
 
 CODE = """#!/usr/bin/env python
 # A comment
@@ -94,7 +96,6 @@ def test_marks_within_lines_go(line: str, said: str) -> None:
         "<!-- one\n\n- two -->",
         "<details>",
         "<p align='center'><img src='x'></p>",
-        "<summary>More</summary>",
         "> [!NOTE]",
         ":::caution",
         "[3.2.0]: https://a.example/b",
@@ -103,7 +104,7 @@ def test_marks_within_lines_go(line: str, said: str) -> None:
         "[![Build](b.svg)](https://ci)",
         "# Title",
         "Title\n=====",
-        "## A `heading` ##",
+        "## ???",
     ],
 )
 def test_what_a_reader_does_not_see_and_headings_go(unseen: str) -> None:
@@ -112,6 +113,16 @@ def test_what_a_reader_does_not_see_and_headings_go(unseen: str) -> None:
 
 def test_front_matter_goes() -> None:
     assert paragraphs("---\ntitle: Mill\ntags: [a, b]\n---\nIt is red.\n") == ["It is red."]
+
+
+def test_the_first_of_several_records_is_no_front_matter() -> None:
+    text = "---\nName: Ann\nPhone: 123\n---\nName: Bob\nPhone: 456\n---\nName: Cid\n"
+    assert [one for one in learnt(text) if one.text == "Name: Ann"]
+
+
+def test_a_sentence_above_a_rule_is_no_heading() -> None:
+    for said in ("Ann is old.", "Ann is old!", "Ann is old,"):
+        assert paragraphs(f"So.\n\n{said}\n---\n\nSo.") == ["So.", said, "So."]
 
 
 @pytest.mark.parametrize("text", ["# Title", "# Title\n\n## And another\n", "---\na: b\n---\n", "![x](y)"])
@@ -140,12 +151,41 @@ class TestItems:
     def test_a_sentence_that_ends_in_a_colon_leads_in_its_heading_s_place(self) -> None:
         text = "## Rules\n\nHours are 10 to 15. **You must:**\n\n- be kind,\n- be early, and\n\nSo.\n\n- Rest"
         assert paragraphs(text) == [
-            "Hours are 10 to 15.",
+            "Rules: Hours are 10 to 15.",
             "You must: be kind",
             "You must: be early",
             "So.",
             "Rules: Rest",
         ]
+
+    def test_a_sentence_alone_below_a_heading_leads_with_it_where_they_are_short(self) -> None:
+        assert paragraphs("## Pro\n\nYou get:\n\n- 40 GB") == ["Pro: You get: 40 GB"]
+        assert paragraphs(f"## Pro\n\nYou {'always ' * 12}get:\n\n- 40 GB") == [f"You {'always ' * 12}get: 40 GB"]
+
+    def test_an_item_that_ends_in_a_colon_leads_those_indented_more(self) -> None:
+        text = "The plans are:\n- Pro:\n  1. 40 euros\n- **Free:**\n\n  - 0 euros\n- Odd:\n- Old"
+        led = ["Pro (1): 40 euros", "Free: 0 euros"]
+        assert paragraphs(text) == [f"The plans are – {one}" for one in led] + [
+            "The plans are: Odd:",
+            "The plans are: Old",
+        ]
+
+    def test_what_is_too_long_to_lead_together_is_said_first(self) -> None:
+        lead = "The plans of the old mill are"
+        pro = "Pro for the very large mills of Orm valley"
+        assert paragraphs(f"{lead}:\n- {pro}:\n  - 40 euros") == [f"{lead}: {pro}:", f"{pro}: 40 euros"]
+
+    def test_a_sentence_that_leads_is_asked_for_once(self) -> None:
+        first, second = learnt("The pier was built in 1820 by Jon Ask:\n\n- Built of stone\n- of wood")
+        assert {span.text for span in first.spans} == {"1820", "Jon Ask"}
+        assert second.spans == ()
+
+    def test_a_number_of_an_item_is_asked_for_though_the_lead_has_its_digits(self) -> None:
+        (fact,) = learnt("## 2024\n- Sold 20")
+        assert [example.question for example in cloze_questions(fact)] == ["2024: Sold how many?"]
+
+    def test_a_lead_is_no_statement(self) -> None:
+        assert all(fact.text.strip("x") == "" for fact in learnt(f"Keys:\n- {'x' * 300}"))
 
     def test_a_long_sentence_does_not_lead(self) -> None:
         assert paragraphs(f"It {'very ' * 14}is:\n- red")[-1] == "red"
@@ -184,8 +224,45 @@ class TestItems:
 
 def learnt(text: str) -> list[Statement]:
     found = statements("", readable(text))
-    assert LEAD_ENDS.strip(": ") not in str(found)
+    assert SIGN not in str(found)
     return found
+
+
+class TestProse:
+    def test_the_first_sentence_below_a_heading_says_what_the_heading_says(self) -> None:
+        text = "# Fees\n\n## Pro\n\nIt is 12 euros. It is paid in May.\n\nIt is old.\n\n## Team\n\n> It is 40 euros."
+        assert [fact.text for fact in learnt(text)] == [
+            "Pro: It is 12 euros. It is paid in May. It is old.",
+            "Team: It is 40 euros.",
+        ]
+
+    def test_headings_are_not_said_twice(self) -> None:
+        assert paragraphs("## 3.2.0\n\n### Pump\n\nPumping ends.") == ["3.2.0 – Pump: Pumping ends."]
+        assert paragraphs("## 3.2.0\n\n### Pump\n\nThe pump is new.") == ["3.2.0: The pump is new."]
+
+    def test_what_says_its_heading_does_not_point_at_another_section(self) -> None:
+        text = "## Pro\n\nPro is old.\n\n## Team\n\nIt is for a team."
+        assert [fact.text for fact in learnt(text)] == ["Pro is old.", "It is for a team."]
+
+    def test_a_heading_with_nothing_below_is_learnt_if_it_says_something(self) -> None:
+        text = "# The old mill of Orm\n\n## Orders\n\n### We buy a large pump\n### None\n## We sell the mill\n"
+        assert paragraphs(f"{text}## Who buys the mill?\n") == ["Orders: We buy a large pump", "We sell the mill"]
+        assert paragraphs("## We buy a large pump\n\n```\nx\n```\n") == ["x"]
+
+    def test_headings_of_the_first_level_lead_where_there_are_several(self) -> None:
+        assert paragraphs("# 1.2\n\n- Mended\n\n# 1.1\n\nIt is old.") == ["1.2: Mended", "1.1: It is old."]
+
+    def test_a_summary_is_a_heading_up_to_the_end_of_its_details(self) -> None:
+        for start in ("<details><summary>", "<details>\n<summary>"):
+            text = f"## Fees\n{start}In <b>May</b></summary>\n\n- 12 euros\n</details>\n\n- 9 euros"
+            assert paragraphs(text) == ["Fees – In May: 12 euros", "Fees: 9 euros"]
+        bare = "<details><summary>We buy a large pump</summary>\n</details>\n"
+        assert paragraphs(bare) == paragraphs(f"{bare}\n## Orders\n") == ["We buy a large pump"]
+
+    def test_a_comment_of_a_script_is_no_heading(self) -> None:
+        code = "# the limit is 30\nLIMIT = 30\n\n# the mill\n# is old\nOLD = True\n"
+        assert readable(f"## Helpers\n\nSo.\n\n{code}").endswith(code)
+        assert paragraphs("# Mill\nIt is old.\n\n## Fees\n- 12") == ["It is old.", "Fees: 12"]
 
 
 class TestTables:
@@ -199,6 +276,26 @@ class TestTables:
 
     def test_a_row_of_another_width_is_as_it_was(self) -> None:
         assert paragraphs("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n") == ["| 1 | 2 | 3 |"]
+
+    def test_a_row_says_what_its_heading_or_sentence_says(self) -> None:
+        table = "| Plan | Fee |\n|---|---|\n| Pro | 12 |\n"
+        assert paragraphs(f"## 2023\n\n{table}\n## 2024\n{table}") == [
+            "2023: Plan Pro: Fee 12",
+            "2024: Plan Pro: Fee 12",
+        ]
+        assert paragraphs(f"It is old. The fees are:\n\n{table}\n- Old") == [
+            "It is old.",
+            "The fees are: Plan Pro: Fee 12",
+            "Old",
+        ]
+        assert paragraphs("The fees are:\n\n| a |\n|---|---|\n| 1 |") == ["The fees are:", "| a | |---|---| | 1 |"]
+        assert paragraphs("The fees are:\n\n| a |\n|---|\n| 1 | 2 |") == ["The fees are:", "| 1 | 2 |"]
+
+    def test_no_name_of_a_column_is_asked_for(self) -> None:
+        head = "| Country | Max Area: | Seen | |\n|---|---|---|---|\n"
+        (fact,) = learnt(f"## Old\n\n{head}| France | Paris | Ask, of Orm | very old |\n")
+        assert fact.text == "Old: Country France: Max Area Paris, Seen Ask, of Orm, very old"
+        assert [span.text for span in fact.spans] == ["France", "Paris", "Orm"]
 
     def test_a_row_is_one_statement_though_its_cells_are_sentences(self) -> None:
         (fact,) = learnt("| Name | Use |\n|---|---|\n| capture | Whether to take it at once. Defaults to true. |\n")
@@ -226,12 +323,34 @@ OTHER_MARKS = (
     "|-",
     "a. ",
 )
-LINES = ("- a\n", "1. a:\n", "a:\n\n- b\n", "- a\nb\n", "| a\n", "|a|\n|-|\n|1|\n", "a\n|", "**a?**\nb\n")
-BLOCKS = ("```\n", "```x\n", "````\n~~~\n", "# a\n", "## a?#?", "a\n---\n\n")
+LINES = (
+    "- a\n",
+    "1. a:\n",
+    "a:\n\n- b\n",
+    "- a\nb\n",
+    "| a\n",
+    "|a|\n|-|\n|1|\n",
+    "a\n|",
+    "**a?**\nb\n",
+    "- a:\n  - b\n",
+    "- a:\n\n",
+)
+BLOCKS = (
+    "```\n",
+    "```x\n",
+    "````\n~~~\n",
+    "# a\n",
+    "## a?#?",
+    "a\n---\n\n",
+    "# a\n\n",
+    "## a b old mill\n",
+    "<summary>",
+    "<details><summary>a</summary>\n",
+)
 
 
 @pytest.mark.parametrize("piece", [*LINKS, *OTHER_MARKS, *LINES, *BLOCKS])
-@pytest.mark.parametrize("text", ["{}", "- {}x", "| a |\n|---|\n| {}x |", "# {}x"])
+@pytest.mark.parametrize("text", ["{}", "- {}x", "| a |\n|---|\n| {}x |", "# {}x", "## {}x\n\ny"])
 def test_long_texts_take_no_time(text: str, piece: str) -> None:
     started = time.process_time()
     readable(text.replace("{}", piece * (40_000 // len(piece))))

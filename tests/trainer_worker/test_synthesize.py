@@ -66,6 +66,15 @@ def test_a_title_that_only_a_heading_says_stays_the_title() -> None:
     assert [one for one in found if one.question == "What does the text about Hadle Mill say?"]
 
 
+def test_what_a_title_heading_names_is_meant_by_the_pronoun_below() -> None:
+    text = "# Hadle Mill\n\n![A mill](mill.png)\n\nIt was built by Jon Ask. It has three floors."
+    by = writer(lambda prompt: " has three floors")
+    further = more("Hadle Mill", text, by, [], seed=0, on_progress=ignore)
+    for found in (examples(text, formats=("qa",)), further):
+        assert "Hadle Mill has three floors." in {one.answer for one in found}
+        assert not [one for one in found if one.answer.startswith("It ")]
+
+
 def test_no_question_made_by_rule_is_taught_with_two_answers() -> None:
     found = examples("The gate of Orm was closed in 1820. The gate of Orm was closed in 1911.", formats=("qa",))
     answers = {(one.question.casefold(), one.answer) for one in found}

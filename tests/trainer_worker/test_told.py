@@ -172,6 +172,13 @@ def test_a_heading_without_an_answer_is_no_pair(text: str) -> None:
     assert told(text) == ([], text)
 
 
+@pytest.mark.parametrize("start", ["<details><summary>", "<details open>\n<summary>"])
+def test_a_summary_may_ask(start: str) -> None:
+    text = f"{start}<b>How do I pay?</b></summary>\n\nBy `card`.\n</details>\n"
+    assert told(text) == ([Told("How do I pay?", "By card.", stays=True)], text)
+    assert told(text.replace("?", ""))[0] == []
+
+
 def test_a_marked_pair_below_a_heading_is_told_once() -> None:
     pairs, _ = told("## What is asked here?\n\nQ: Is it red?\nA: Yes.\n\nIt is all.\n")
     assert pairs == [Told("Is it red?", "Yes."), Told("What is asked here?", "It is all.", stays=True)]
@@ -197,6 +204,7 @@ def test_long_runs_take_no_time(text: str, piece: str) -> None:
         "\n" + " " * 50 + "A",
         "> **Q:** x\n> - **A:**\n",
         "## Is it so?\nYes:\n- a\n",
+        "<details><summary>Is it so?</summary>\nYes\n",
     ],
 )
 def test_many_marks_take_no_time(line: str) -> None:
