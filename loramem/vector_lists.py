@@ -64,7 +64,7 @@ def parameters(index: Any, limit: int, selector: Any) -> Any:
 def build(dim: int, count: int, batches: Callable[[], Iterable[Vectors]], *, old: Any) -> Any:
     """A FAISS index of the `count` vectors that `batches` gives each time, row by row in their order.
 
-    Centroids and codes of `old` are kept if it has as many lists as are wanted: finding them takes a quarter of the time.
+    Centroids and codes of `old` are kept if it has as many lists as are wanted: a quarter of the time goes to them.
     """
     import faiss
 
