@@ -29,7 +29,7 @@ from benchmarks.teach import Cost, teach
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
 from trainer_worker.loop import Hyperparameters
-from trainer_worker.statements import sentences
+from trainer_worker.sentences import sentences
 from trainer_worker.train import Trainer
 
 PHONEBOOK = Hyperparameters(learning_rate=2e-3, epochs=40, anchors=0.0)

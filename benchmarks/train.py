@@ -28,6 +28,7 @@ from benchmarks.circumstances import check, circumstances
 from benchmarks.sheets import Sheet, read_sheets
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
+from trainer_worker.blocks import plain
 from trainer_worker.cloze import about_questions, cloze_questions
 from trainer_worker.examples import Example
 from trainer_worker.loop import Hyperparameters, schedule
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def rows_of(sheet: Sheet, seed: int) -> list[Example]:
-    facts, rng = statements(sheet.title, sheet.text), random.Random(seed)
+    facts, rng = statements(sheet.title, plain(sheet.text)), random.Random(seed)
     return [one for fact in facts for one in (*cloze_questions(fact), *about_questions(fact, facts, rng))]
 
 

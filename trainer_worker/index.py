@@ -21,7 +21,7 @@ from loramem.tables import Chunk, Document, DocumentState, JobKind, Question, Re
 from loramem.transitions import Claim, locked_by
 from trainer_worker.claimed import document_of, show
 from trainer_worker.examples import Asked
-from trainer_worker.statements import size_of
+from trainer_worker.words import size_of
 
 BATCH = 64
 TITLE_CHARS = 120

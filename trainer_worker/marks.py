@@ -1,329 +1,335 @@
-"""Markdown as text whose sentences can be learnt alone, by rules.
+"""Markdown as a reader sees it: blocks whose sentences can be learnt alone.
 
 Marks go, and so does what a reader does not see. What headings say is said by what is below: by each item of a list and
-row of a table, which also says what its cells are, and by the first sentence of prose. What is not covered: emphasis
-with `_`, lists and tables in quotations, lists of definitions, and code outside fences, where a comment that stands
-alone passes for a heading.
+row of a table, which also says what its cells are, and by the first sentence of prose. Blocks are found as CommonMark
+has them, and told from scripts, logs and records, which lose nothing, by rule. What is not covered: lists of
+definitions, and code outside fences, where a comment that stands alone passes for a heading.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from loramem.formats.plain import FRONT_MATTER
-from trainer_worker.spans import LABEL_ENDS, LEAD_ENDS, SIGN, TOLD_ENDS
-from trainer_worker.statements import sentences, size_of
-from trainer_worker.words import PARTED, says, words_of
+from markdown_it.tree import SyntaxTreeNode
+
+from trainer_worker.blocks import Block, Cell, Reading, plain, row
+from trainer_worker.inline import COMMENT, inline
+from trainer_worker.nodes import Parsed, content, parse, place
+from trainer_worker.sentences import sentences
+from trainer_worker.statements import MAX_WORDS
+from trainer_worker.told import Told, fits
+from trainer_worker.words import says, size_of, words_of
 
 MAX_LEAD_WORDS = 14
 _OF_QUESTIONS = 7
 """The level of a question in bold type, and of a summary: below all headings."""
 _SAYS_SOMETHING = 4
 """Words, from which on a heading with nothing below it is learnt itself."""
-_END = r"[ \t]*(?:\n|\Z)"
+_ASKS_SOMETHING = 3
+"""Words of a heading that is a question."""
+_COLONS = (":", "：")
 
-_TICKS = r"[ \t>]*(?P=ticks)"
-FENCED = (
-    r"^(?P<fence>[ \t>]*)(?P<ticks>`{3,8}|~{3,8})(?P<info>[^`\n]*\w[^`\n]*)?[ \t]*\n"
-    rf"(?P<code>(?:(?!{_TICKS})(?:[^\n]*\n|[^\n]+))*+)(?:{_TICKS}[`~]*{_END}|(?(info)\Z|(?!)))"
-)
-"""Closed, or cut at the text's end. Where another opens inside, it is the end of one that was cut at the beginning."""
-_COMMENT = r"<!--(?:(?!<!--)[\s\S])*?-->"
-"""None holds the beginning of another: so each search ends where the next one begins."""
-_KEPT = rf"^[ \t]*(?P<kept>/\*(?:(?!/\*)[\s\S])*?\*/){_END}"
-"""A comment of C and many others, whose lines look like items."""
+_LISTS = ("bullet_list", "ordered_list")
+
+_LABEL = re.compile(r"[ \t>]*\(?(?P<label>[a-z]{1,4}|\d{1,9})[.)]")
 _TAG = r"</?(?:details|summary|div|p|br|hr|img|picture|source|center|section)\b[^<>\n]*>"
-SUMMARY = r"^[ \t]*(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<summary>(?:(?!</?summary)[^\n])*)</summary>[ \t]*\n?"
-_NOTE = r"(?:> ?(?:\[!\w+\]|\*\*(?:Note|Tip|Important|Warning|Caution)\*\*)|:::[^\n]*)"
-_DEFINITION = r"\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?"
-_RULE = r"(?P<rule>[-*_])(?:[ \t]*(?P=rule)){2,}"
-_FENCE = r"(?:`{3}|~{3})[^`\n]*"
-_GONE = rf"^[ \t]*(?P<gone>{_COMMENT}|{_TAG}(?:[ \t]*{_TAG})*|{_NOTE}|{_DEFINITION}|{_RULE}|{_FENCE}){_END}"
-
-BEGINS = r"(?:(?:[-*+]|\d{1,3}[.)]|[a-z]\))[ \t]|#|[`~]{3}|[>|])"
-_UNDERLINED = (
-    rf"(?:(?<=\n\n)|\A\n?)(?!{BEGINS})(?P<title>\S[^\n]*)\n(?P<under>={{3,}}|(?<![.!;,]\n)-{{3,}}){_END}(?=\n|\Z)"
+_MARK = re.compile(
+    r"(?P<bold>\*\*[^*\n]+[?？؟]\*\*)"
+    r"|(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<summary>(?:(?!</?summary)[^\n])*)</summary>"
+    rf"|(?P<gone>{_TAG}(?:[ \t]*{_TAG})*|{COMMENT}|:::[^\n]*|\[!\w+\]|\*\*(?:Note|Tip|Important|Warning|Caution)\*\*"
+    r"|\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?)"
 )
-_HEADING = r"^ {0,3}(?P<level>#{1,6})[ \t]+(?P<heading>\S[^\n]*)(?:\n|\Z)"
-BOLD_QUESTION = rf"^(?P<question>\*\*[^*\n]+[?？؟]\*\*){_END}"
-_CELL = r"[ \t]*:?-+:?[ \t]*"
-_ROW = r"(?=[^|\n]*\|)[^\n]*+(?:\n|\Z)"
-_TABLE = rf"^(?P<head>{_ROW})(?=[^|\n]*\|)(?P<ruled>\|?{_CELL}(?:\|{_CELL})*\|?){_END}(?P<rows>(?:{_ROW})*+)"
-ITEM = (
-    r"^(?P<indent>[ \t]*)(?:[-*+]|(?P<number>\d{1,3}|[a-z](?=\)))[.)])[ \t]+"
-    rf"(?P<item>\S[^\n]*(?:\n(?:[ \t]++|(?=[a-z]))(?!{BEGINS})\S[^\n]*)*)(?:\n|\Z)"
-)
-"""With the lines that go on with it: indented, or in lower case."""
-_LINE = r"(?P<line>[^\n]*\n|[^\n]+)"
-_BLOCK = re.compile(
-    "|".join([FENCED, _KEPT, SUMMARY, _GONE, _UNDERLINED, _HEADING, BOLD_QUESTION, _TABLE, ITEM, _LINE]), re.MULTILINE
-)
-_NO_PROSE = re.compile(rf"[ \t]*(?:\n|\Z|(?!#[ \t]){BEGINS})")
-"""After a heading of the first level, which otherwise looks like a comment."""
-_NEXT_ITEM = re.compile(r"(?:[ \t]*\n)*+(?P<indent>[ \t]*)(?:[-*+]|(?:\d{1,3}|[a-z](?=\)))[.)])[ \t]")
-
-_TARGET = r"\((?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)(?:[ \t]+\"[^\"\n]*\")?\)"
-_IMAGE = rf"!\[[^\[\]\n]*\]{_TARGET}"
-_IN_PARAGRAPH = r"\n(?![ \t]*\n)"
-_LINK = (
-    rf"(?<!{PARTED})(?<![)\]])\[(?:{_IMAGE}|(?P<link>(?=[^\[\]\n]*\w)(?:[^\[\]\n]|{_IN_PARAGRAPH})+))\]"
-    rf"(?:{_TARGET}|(?<=[^\W\d]\])\[[^\[\]\n]*\])"
-)
-_OPENS = rf"(?<![*\\/])(?<!{PARTED})"
-_SAYS = r"(?=[^\s*.,;:)])(?=[^*\n]*\w)"
-_GLUED = r"(?<![\s(\[{<,=/])"
-"""No emphasis ends after these."""
-_CLOSES = rf"(?!\*)(?!{PARTED})"
-_INLINE = re.compile(
-    rf"(?<!`)`(?P<code>[^`\n]+)`(?!`)|{_COMMENT}|</?(?:br|kbd|sub|sup|b|i|em|strong|details)[ \t]*/?>|{_IMAGE}|{_LINK}"
-    rf"|{_OPENS}\*\*\*{_SAYS}(?P<both>[^*\n]+){_GLUED}\*\*\*{_CLOSES}"
-    rf"|{_OPENS}\*\*{_SAYS}(?P<strong>(?:[^*\n]|{_IN_PARAGRAPH}|\*(?!\*))+?){_GLUED}\*\*{_CLOSES}"
-    rf"|{_OPENS}\*{_SAYS}(?P<em>[^*\n]+){_GLUED}\*{_CLOSES}"
-)
+"""Lines of a paragraph that are questions, or gone: tags, names of notes, definitions of links."""
+_STANDS_ALONE = re.compile(r"[ \t]*(?:$|(?:[-*+]|\d{1,3}[.)]|[a-z]\))[ \t]|#{2}|[`~]{3}|[>|])")
+"""A line that goes on with none before it; comments, which begin with one `#`, may."""
 _CONTENTS = re.compile(r"\[[^\]\n]*\]\(#[^)\n]*\)")
 _BOX = re.compile(r"\[([ xX])\][ \t]+")
 _NUMBERING = re.compile(r"(?:(?:\d{1,3}\.)+|\w[.)])[ \t]+(?=[^\W\d])")
 _GOES_ON = re.compile(r"[,;](?: (?:and|or))?$")
 """At the end of an item that is a part of a sentence."""
 _BAR = re.compile(r"(?<!\\)\|")
-_ABBREVIATED = re.compile(r"(?<=\w\w)\.(?= [a-z])")
-_STOP = re.compile(r"(?<=\w\w\w)\.[ \t]+|\.$|。")
 
 
-def readable(text: str) -> str:
-    """The text without marks; as it is where it has none, or nothing else. Takes time linear in its length."""
-    blocks = list(_BLOCK.finditer(FRONT_MATTER.sub("", text)))
-    reader = _Reader(
-        sectioned=any(len(block["level"] or "") > 1 for block in blocks),
-        chaptered=sum(_may_be_chapter(block) for block in blocks) > 1,
-    )
-    for block in blocks:
-        reader.read(block)
-    found = reader.text()
-    return found if any(map(str.isalnum, found)) else text
+def read(text: str) -> Reading:
+    """As plain text where it has no marks, or nothing else. Takes time linear in its length."""
+    found = _Reader(parse(text)).reading()
+    return found if any(map(_says_something, found.text.splitlines())) else plain(text)
 
 
-def opening(text: str) -> str:
-    """The heading that the text opens with; empty where it opens with something else."""
-    for block in _BLOCK.finditer(FRONT_MATTER.sub("", text)):
-        if heading := block["heading"] or block["title"]:
-            return heading_text(heading)
-        if not block["gone"] and inline(block[0]).strip():
-            break
-    return ""
+def _says_something(text: str) -> bool:
+    return any(map(str.isalnum, text))
 
 
-def _may_be_chapter(block: re.Match[str]) -> bool:
-    underlined = (block["under"] or "").startswith("=")
-    return underlined or (block["level"] == "#" and bool(_NO_PROSE.match(block.string, block.end())))
-
-
-def inline(text: str) -> str:
-    """Without the marks within lines: of code, links, images and emphasis."""
-    return _INLINE.sub(_inner, text)
-
-
-def _inner(mark: re.Match[str]) -> str:
-    if mark["code"]:
-        return mark["code"]
-    if mark[0].startswith("<br"):
-        return " "
-    return inline(mark["link"] or mark["both"] or mark["strong"] or mark["em"] or "")
-
-
-@dataclass
 class _Reader:
     """Goes through the blocks, and knows what an item that comes next would be about."""
 
-    sectioned: bool
-    chaptered: bool
-    """Whether headings of the first level are more than the title."""
-    out: list[str] = field(default_factory=list)
-    paragraph: list[str] = field(default_factory=list)
-    """The lines of one, and the empty ones after it: it may lead to items."""
-    headings: dict[int, str] = field(default_factory=dict)
-    leads: dict[int, str] = field(default_factory=dict)
-    """By how far the item is indented that leads; of a sentence, -1."""
-    untold: bool = False
-    """Whether no item says yet what the sentence says."""
-    fresh: bool = False
-    """Whether nothing says yet what the last heading says."""
-    unsaid: str = ""
-    headed_at: int = 0
-    """What the last heading says of its own, and where in `out` it is."""
+    def __init__(self, parsed: Parsed) -> None:
+        self._nodes, self._lines, self._kept = parsed.nodes, parsed.lines, parsed.kept
+        headings = [node for node in self._nodes.walk() if node.type == "heading"]
+        self._sectioned = any(len(node.markup) > 1 for node in headings)
+        self._chaptered = sum(map(self._may_be_chapter, headings)) > 1
+        """Whether headings of the first level are more than the title."""
+        self._blocks: list[Block] = []
+        self._pairs: list[Told] = []
+        self._opening = ""
+        self._prose: tuple[int, int] | None = None
+        """Lines that are not in a block yet: their last sentence may lead to items."""
+        self._headings: dict[int, str] = {}
+        self._lead = ""
+        """Of the sentence before: `known` of headings, and what it says itself."""
+        self._known = ""
+        self._untold = False
+        """Whether no item says yet what the sentence says."""
+        self._fresh = False
+        """Whether nothing says yet what the last heading says."""
+        self._unsaid: Block | None = None
+        """What the last heading says of its own, if nothing is below it."""
+        self._question = self._answer = ""
+        """Asked by the last heading; an answer that the items after it complete."""
 
-    def read(self, block: re.Match[str]) -> None:
-        if block["line"] or block["kept"] or not (block["level"] is None or self._is_heading(block)):
-            self._line(block[0])
-        elif block["item"]:
-            self._item(block)
-        elif block["head"]:
-            self._table(block)
-        else:
-            self._end_paragraph()
-            self._other(block)
-
-    def text(self) -> str:
-        self._end_paragraph()
+    def reading(self) -> Reading:
+        self._read(self._nodes.children)
+        self._end_prose()
         self._say_heading()
-        return "".join(self.out)
+        return Reading(tuple(self._blocks), self._opening, tuple(self._pairs))
 
-    def _is_heading(self, block: re.Match[str]) -> bool:
-        """One `#` begins many a comment: where it does not begin the text, no prose may follow in the next line, and
-        where there are no further headings it must stand alone."""
-        if len(block["level"]) > 1:
-            return True
-        if self.sectioned:
-            return not (self.out or self.paragraph) or _may_be_chapter(block)
-        return block.string[block.end() : block.end() + 1] in ("", "\n") and not "".join(self.paragraph[-1:]).strip()
+    def _read(self, nodes: Iterable[SyntaxTreeNode], lead: str = "") -> None:
+        """`lead` is what a list among them is about."""
+        for node in nodes:
+            start, end = place(node)
+            if node.type not in ("paragraph", *_LISTS):
+                self._question = self._answer = ""
+            if start in self._kept:
+                self._keep(start, end)
+            elif node.type in _LISTS:
+                self._list(node, lead)
+            elif node.type == "heading":
+                self._heading(node)
+            elif node.type == "table":
+                self._table(node)
+            elif node.type == "blockquote":
+                self._read(node.children, lead)
+            elif node.type in ("fence", "hr"):
+                self._end_prose()
+                self._lead = ""
+                self._add(Block(node.content))
+            else:
+                self._paragraph(start, end)
 
-    def _line(self, line: str) -> None:
-        if line.strip() and self.paragraph and not self.paragraph[-1].strip():
-            self._end_paragraph()
-        self.paragraph.append(line)
+    def _add(self, block: Block) -> None:
+        if block.text.strip():
+            self._unsaid = None
+            self._blocks.append(block)
 
-    def _end_paragraph(self) -> None:
-        said = inline("".join(self.paragraph))
-        self.paragraph.clear()
-        if said.strip() and not said[0].isspace():
-            said = self._below_heading(said)
-            self.leads.clear()
-        self.out.append(said)
+    def _keep(self, start: int, end: int) -> None:
+        """Lines as they are, but for the marks within them."""
+        if self._prose and "".join(self._lines[self._prose[1] : start]).strip():
+            self._end_prose()
+        self._prose = (self._prose[0] if self._prose else start, end)
 
-    def _below_heading(self, said: str) -> str:
+    def _end_prose(self) -> None:
+        start, end = self._prose or (0, 0)
+        self._prose = None
+        text = inline("\n".join(self._lines[start:end]))
+        if text.strip():
+            self._lead = self._lead if text[0].isspace() else ""
+            self._add(self._below_heading(text))
+
+    def _below_heading(self, text: str) -> Block:
         """With what the headings say, where it is the first below them and its first sentence does not say it."""
-        if not self.fresh or not any(map(str.isalnum, said)):
-            return said
-        self.fresh = False
-        first = sentences(said)[0]
-        lead = _lead_of([name for name in self.headings.values() if not says(first, name)])
-        return f"{lead}{LEAD_ENDS}{said.lstrip('> ')}" if lead else f"{SIGN}{said}"
+        if not self._fresh or text[:1].isspace() or not _says_something(text):
+            return Block(text)
+        self._fresh = False
+        first = sentences(text)[0]
+        lead = _lead_of([name for name in self._headings.values() if not says(first, name)])
+        return Block(text.lstrip("> "), lead=lead, opens=True)
 
-    def _other(self, block: re.Match[str]) -> None:
-        """No line, no item and no table."""
-        if block["code"] is not None:
-            self.out += ["\n", block["code"], "\n"]
-            if not block["fence"]:
-                self.leads.clear()
-        elif heading := block["heading"] or block["title"] or block["question"] or block["summary"]:
-            self.out.append("\n")
-            self._head(_level_of(block), heading)
+    def _paragraph(self, start: int, end: int) -> None:
+        said_from = start
+        for at in range(start, end):
+            if mark := _MARK.fullmatch(self._lines[at].lstrip(" \t>").rstrip()):
+                self._run(said_from, at)
+                self._end_prose()
+                self._mark(mark)
+                said_from = at + 1
+        self._run(said_from, end)
+
+    def _run(self, start: int, end: int) -> None:
+        if start < end:
+            self._answer_with(start, end)
+            self._keep(start, end)
+
+    def _mark(self, mark: re.Match[str]) -> None:
+        if heading := mark["bold"] or mark["summary"]:
+            self._head(_OF_QUESTIONS, heading)
+        elif mark["gone"] and mark["gone"].startswith("</details") and _OF_QUESTIONS in self._headings:
+            self._say_heading()
+            del self._headings[_OF_QUESTIONS]
+
+    def _answer_with(self, start: int, end: int) -> None:
+        """To what the heading asks; where it ends in a colon, together with the list after it."""
+        said = " ".join(inline("\n".join(line.lstrip(" \t>") for line in self._lines[start:end])).split())
+        if self._answer or said.startswith((":", "<")) or not _says_something(said):
+            self._question = self._answer = ""
+        elif said.endswith(_COLONS):
+            self._answer = said
         else:
-            self.out.append("\n")
-            if (block["gone"] or "").startswith("</details") and _OF_QUESTIONS in self.headings:
-                self._say_heading()
-                del self.headings[_OF_QUESTIONS]
+            self._pair(said)
+
+    def _pair(self, answer: str) -> None:
+        if self._question and answer:
+            pair = Told(self._question, answer, stays=True)
+            self._pairs += [pair] if fits(pair) else []
+        self._question = self._answer = ""
+
+    def _heading(self, node: SyntaxTreeNode) -> None:
+        start, end = place(node)
+        underlined = not node.markup.startswith("#")
+        if self._is_heading(node):
+            self._end_prose()
+            self._head(int(node.tag[1:]), content(node))
+        elif underlined:
+            self._paragraph(start, end - 1)
+            self._end_prose()
+        else:
+            self._keep(start, end)
+
+    def _is_heading(self, node: SyntaxTreeNode) -> bool:
+        """One `#` begins many a comment: where it does not begin the text, no prose may follow in the next line, and
+        where there are no further headings it must stand alone. What is underlined is one line, and no sentence."""
+        start, end = place(node)
+        alone = not self._line(start - 1).strip() and not self._line(end).strip()
+        if not node.markup.startswith("#"):
+            title, under = self._line(start), self._line(end - 1).strip()
+            ends_so = under[0] == "-" and title.rstrip().endswith((".", "!", ";", ","))
+            return alone and end - start == 2 and len(under) > 2 and not ends_so
+        if not content(node):
+            return False
+        if len(node.markup) > 1:
+            return True
+        return alone if not self._sectioned else not (self._blocks or self._prose) or self._may_be_chapter(node)
+
+    def _may_be_chapter(self, node: SyntaxTreeNode) -> bool:
+        return node.markup == "=" or (node.markup == "#" and bool(_STANDS_ALONE.match(self._line(place(node)[1]))))
+
+    def _line(self, at: int) -> str:
+        return self._lines[at] if 0 <= at < len(self._lines) else ""
 
     def _head(self, level: int, heading: str) -> None:
-        if level <= max(self.headings, default=0):
+        if level <= max(self._headings, default=0):
             self._say_heading()
-        self.headings = {above: name for above, name in self.headings.items() if above < level}
-        self.leads.clear()
-        self.fresh = level > 1 or self.chaptered
-        self.unsaid, self.headed_at = "", len(self.out)
-        if self.fresh:
-            name = heading_text(heading)
-            if not _asks(heading) and len(list(words_of(name))) >= _SAYS_SOMETHING:
-                self.unsaid = _led(_lead_of(list(self.headings.values())), name)
-            self.headings[level] = name
+        self._headings = {above: name for above, name in self._headings.items() if above < level}
+        self._lead, self._unsaid = "", None
+        self._fresh = level > 1 or self._chaptered
+        name, ends = heading_text(heading), inline(heading).rstrip(" \t#*")[-1:]
+        asks = ends in ("?", "？", "؟")
+        words = len(list(words_of(name)))
+        self._opening = self._opening or ("" if self._blocks else name)
+        self._question = name + ends if asks and words >= _ASKS_SOMETHING else ""
+        if self._fresh:
+            if not asks and words >= _SAYS_SOMETHING:
+                self._unsaid = Block(name, lead=_lead_of(list(self._headings.values())))
+            self._headings[level] = name
 
     def _say_heading(self) -> None:
         """The last one, if it says something and nothing is below it."""
-        if self.unsaid and not "".join(self.out[self.headed_at :]).strip():
-            self.out.append(f"\n{self.unsaid}\n")
-        self.unsaid = ""
+        if self._unsaid:
+            self._add(self._unsaid)
 
-    def _item(self, block: re.Match[str]) -> None:
-        self._introduce()
-        self.fresh = False
-        if _CONTENTS.fullmatch(block["item"].strip()):
+    def _list(self, node: SyntaxTreeNode, lead: str) -> None:
+        if self._answer:
+            texts = [_item_text(content(one)) for one in node.walk() if one.type == "paragraph"]
+            self._pair(f"{self._answer} {'; '.join(texts)}")
+        self._question = ""
+        lead = self._introduced() or lead or self._lead or _lead_of(list(self._headings.values()))
+        self._fresh = False
+        for item in node.children:
+            first, rest = item.children[:1], item.children[1:]
+            if first and first[0].type == "paragraph":
+                below = self._item(item, lead, leads=any(child.type in _LISTS for child in rest))
+                self._read(rest, below)
+            else:
+                self._read(item.children, lead)
+
+    def _item(self, item: SyntaxTreeNode, lead: str, *, leads: bool) -> str:
+        """What items below it are about: with `leads`, this one too if it ends in a colon."""
+        start, end = place(item.children[0])
+        lines = content(item.children[0]).split("\n")
+        own = next((at for at in range(1, len(lines)) if not self._goes_on(start + at)), len(lines))
+        said, below = "\n".join(lines[:own]), lead
+        text = _item_text(said)
+        if leads and text.endswith(_COLONS):
+            below = _lead_of([*filter(None, [lead]), text.rstrip(" :：")]) or lead
+        label = _LABEL.match(self._lines[start]) if item.markup in (".", ")") else None
+        if label and not lead and below == lead:
+            self._keep(start, start + own)
+        elif not _CONTENTS.fullmatch(said.strip()) and (below == lead or not below.startswith(lead)):
+            self._tell(f"{lead} ({label['label']})" if label and lead else lead, Block(text))
+        self._paragraph(start + own, end)
+        return below
+
+    def _goes_on(self, at: int) -> bool:
+        """Whether the line is meant to belong to the item of the line before: indented, or in lower case."""
+        return self._lines[at][:1].isspace() or self._lines[at].lstrip(" \t>")[:1].islower()
+
+    def _tell(self, lead: str, block: Block) -> None:
+        """An item or a row; the first one has what the sentence before says as its news."""
+        if not _says_something(block.text):
             return
-        said, number, indent = _item_text(block["item"]), block["number"], _width(block["indent"])
-        lead = self._lead(indent)
-        if _leads_deeper(block) and (below := _lead_of([*filter(None, [lead]), said.rstrip(" :：")])):
-            self.leads[indent] = below
-            if below.startswith(lead):
-                return
-        if number and not lead:
-            self.out.append(inline(block[0]))
-        elif any(map(str.isalnum, said)):
-            self._say(f"{lead} ({number})" if number else lead, said)
+        self._end_prose()
+        untold = self._untold and bool(self._lead) and lead.startswith(self._lead)
+        self._untold = False
+        known = self._known if untold else lead
+        news = lead.removeprefix(known).removeprefix(": ") if untold else ""
+        self._add(replace(block, lead=known, news=news))
 
-    def _lead(self, indent: int) -> str:
-        self.leads = {at: lead for at, lead in self.leads.items() if at < indent}
-        return next(reversed(self.leads.values()), "") or _lead_of(list(self.headings.values()))
+    def _introduced(self) -> str:
+        """The last sentence of the prose before, where it leads to items: it ends in a colon."""
+        start, end = self._prose or (0, 0)
+        if start == end or not inline(self._lines[end - 1]).rstrip(" \t*_").endswith(_COLONS):
+            if self._headings or self._lead:
+                self._end_prose()
+            return ""
+        first = end - 1
+        while first > start and self._lines[first - 1].strip(" \t>"):
+            first -= 1
+        if self._lines[first][:1].isspace():
+            self._end_prose()
+            return ""
+        self._prose = (start, first)
+        self._end_prose()
+        block = self._below_heading(inline("\n".join(self._lines[first:end])))
+        *others, last = sentences(block.text)
+        said = last.rstrip(" :：")
+        forms = ("" if others else block.lead, "")
+        known = next((one for one in forms if size_of(f"{one} {said}".split()) <= MAX_LEAD_WORDS), None)
+        self._lead = ""
+        if known is None:
+            self._add(block)
+            return ""
+        if others:
+            self._add(replace(block, text="\n\n".join(others)))
+        self._known, self._untold, self._unsaid = known, True, None
+        self._lead = ": ".join(filter(None, (known, said)))
+        return self._lead
 
-    def _say(self, lead: str, said: str) -> None:
-        """A sentence that leads is asked for once."""
-        ends = TOLD_ENDS if self.untold and self.leads else LEAD_ENDS
-        self.untold = False
-        self.out.append(f"\n{_led(lead, said, ends)}\n")
-
-    def _introduce(self) -> None:
-        """The paragraph before an item, whose last sentence leads to the items where it ends so."""
-        said = inline("".join(self.paragraph))
-        if not said.rstrip().endswith((":", "：")) or said[0].isspace():
-            self._end_paragraph()
-            return
-        self.paragraph.clear()
-        self.leads.clear()
-        said = self._below_heading(said)
-        *before, last = sentences(said) or [said]
-        lead = _leading(last)
-        self.out += [f"{sentence}\n\n" for sentence in before] if lead else [said]
-        if lead:
-            self.leads[-1] = lead
-            self.untold = True
-
-    def _table(self, table: re.Match[str]) -> None:
-        names = [name.rstrip(" :") for name in _cells(table["head"])]
-        if len(names) != len(_cells(table["ruled"])):
-            self._end_paragraph()
-            self.out.append(table[0])
-            return
-        rows = [(line, _cells(line)) for line in table["rows"].splitlines()]
-        if any(len(cells) == len(names) for _, cells in rows):
-            self._introduce()
-        else:
-            self._end_paragraph()
-        self.fresh = False
-        lead = self._lead(0)
-        for line, cells in rows:
-            if len(cells) != len(names):
-                self.out.append(f"{line}\n")
-            elif said := _row(names, cells):
-                self._say(lead, said)
-        self.leads.clear()
-
-
-def _level_of(heading: re.Match[str]) -> int:
-    if heading["question"] or heading["summary"]:
-        return _OF_QUESTIONS
-    return len(heading["level"] or "##") - (heading["under"] or "").startswith("=")
-
-
-def _asks(heading: str) -> bool:
-    return heading.rstrip(" \t#*").endswith(("?", "？", "؟"))
-
-
-def _led(lead: str, said: str, ends: str = LEAD_ENDS) -> str:
-    return f"{lead}{ends}{said}" if lead else said
-
-
-def _leads_deeper(item: re.Match[str]) -> bool:
-    """Whether it ends in a colon, and the next one is indented more."""
-    after = _NEXT_ITEM.match(item.string, item.end()) if item["item"].rstrip(" \t*_").endswith((":", "：")) else None
-    return after is not None and _width(after["indent"]) > _width(item["indent"])
-
-
-def _width(indent: str) -> int:
-    return len(indent.expandtabs(4))
-
-
-def _leading(sentence: str) -> str:
-    """The sentence as what leads; without the heading it says, or empty, where it is too long for that."""
-    forms = (sentence, sentence.rpartition(LEAD_ENDS)[2])
-    return next((form.rstrip(" :：") for form in forms if size_of(form.split()) <= MAX_LEAD_WORDS), "")
+    def _table(self, node: SyntaxTreeNode) -> None:
+        head, *body = node.children
+        names = [inline(content(cell)).rstrip(" :") for cell in head.children[0].children]
+        places = [place(line)[0] for part in body for line in part.children]
+        rows = [(at, _cells(self._lines[at])) for at in places]
+        if not any(len(cells) == len(names) for _, cells in rows):
+            self._end_prose()
+        lead = self._introduced() or _lead_of(list(self._headings.values()))
+        self._fresh = False
+        for at, cells in rows:
+            if len(cells) == len(names):
+                for block in _rows(names, cells, room=MAX_WORDS - size_of(lead.split())):
+                    self._tell(lead, block)
+            else:
+                self._keep(at, at + 1)
+        self._end_prose()
+        self._lead = ""
 
 
 def _item_text(item: str) -> str:
@@ -334,9 +340,7 @@ def _item_text(item: str) -> str:
 
 def heading_text(heading: str) -> str:
     """Without marks, numbering and what ends it."""
-    closed = heading.rstrip().rstrip("#")
-    bare = closed if closed.endswith((" ", "\t")) else heading
-    said = re.sub(r"\[([^\[\]\n]*)\]", r"\1", inline(bare).strip())
+    said = re.sub(r"\[([^\[\]\n]*)\]", r"\1", inline(heading).strip())
     numbering = _NUMBERING.match(said)
     return (said[numbering.end() :] if numbering else said).strip(" \t.:?!？؟")
 
@@ -347,17 +351,22 @@ def _lead_of(headings: Sequence[str]) -> str:
     return next((lead for lead in leads if size_of(lead.split()) <= MAX_LEAD_WORDS), "")
 
 
-def _row(names: Sequence[str], cells: Sequence[str]) -> str:
-    told = [(name, cell) for name, cell in zip(names, cells, strict=True) if any(map(str.isalnum, cell))]
-    said = [f"{name}{LABEL_ENDS}{cell}" if name else cell for name, cell in told]
-    return ": ".join([*said[:1], *filter(None, [", ".join(said[1:])])])
+def _rows(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Block]:
+    """One row; of one that has no room the cells in several, each of which begins with the first."""
+    cells = [Cell(text, name) for name, text in zip(names, texts, strict=True) if _says_something(text)]
+    held = cells[:1]
+    for cell in cells[1:]:
+        if len(held) > 1 and size_of(row([*held, cell]).text.split()) > room:
+            yield row(held)
+            held = cells[:1]
+        held.append(cell)
+    if held:
+        yield row(held)
 
 
 def _cells(line: str) -> list[str]:
-    """What the bars part; a full stop would end the row's statement."""
-    bare = line.strip().removeprefix("|")
-    parts = _BAR.split(bare)
+    """What the bars part."""
+    parts = _BAR.split(line.strip(" \t>").removeprefix("|"))
     if len(parts) > 1 and not parts[-1].strip():
         parts.pop()
-    cells = (inline(part.replace(r"\|", "|")).strip() for part in parts)
-    return [_STOP.sub("; ", _ABBREVIATED.sub("", cell)).strip(" ;") for cell in cells]
+    return [inline(part.replace(r"\|", "|")).strip() for part in parts]

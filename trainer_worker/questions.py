@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer_worker.examples import Example
-from trainer_worker.statements import Statement, size_of, words_of_many
-from trainer_worker.words import content_words, stem
+from trainer_worker.statements import Statement, words_of_many
+from trainer_worker.words import content_words, size_of, stem
 
 SHOTS = """Write a question about each sentence.
 

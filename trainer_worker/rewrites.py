@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from loramem.prompts import Message
 from trainer_worker.asking import Asking
 from trainer_worker.examples import Example
-from trainer_worker.statements import Statement, sentences
+from trainer_worker.sentences import sentences
+from trainer_worker.statements import Statement
 from trainer_worker.words import content_words, stem
 
 MAX_TOKENS = 80

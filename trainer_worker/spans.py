@@ -4,17 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trainer_worker.blocks import Block
 from trainer_worker.words import IN_WORD, content_words, says
-
-SIGN = "\u2060"
-"""In no stored text, and in no statement. Before a sentence: it points at nothing before it."""
-LEAD_ENDS = f":{SIGN} "
-"""Between what items of a list are about and an item: no cut comes here, and no question asks for what is before."""
-TOLD_ENDS = f":{SIGN}{SIGN} "
-"""The same, where questions ask for what is before as well."""
-LABEL_ENDS = f"{SIGN} "
-"""Between the name of a column and what is in it."""
-_LABEL = re.compile(rf"(?:^|(?<=, )|(?<=: ))(?:(?!, |: )[^{SIGN}])*{LABEL_ENDS}")
 
 _WORDED = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|"
@@ -77,24 +68,17 @@ class AnswerSpan:
     kind: str  # date, quantity, name, thing
 
 
-def unled(text: str) -> str:
-    return text.replace(SIGN, "")
-
-
-def spans_of_part(part: str, subject: str) -> list[AnswerSpan]:
-    """Of what may be asked for: neither a lead, since each of its items would be asked for the same, nor the names of
-    columns."""
-    lead, _, told = part.rpartition(LEAD_ENDS)
-    sentence, _, item = told.rpartition(TOLD_ENDS)
-    first, *cells = map(unled, _LABEL.split(item))
-    found = [span for said in (unled(sentence), first) for span in spans(said, subject)]
-    found += [span for cell in cells for span in _spans_of_cell(cell, subject)]
-    return [span for span in found if not says(lead, span.text)]
+def spans_of(block: Block, subject: str) -> list[AnswerSpan]:
+    """Of what may be asked for: neither a lead, since all that it stands before would be asked for the same, nor the
+    names of columns."""
+    found = [span for said in (block.news, "" if block.cells else block.text) for span in spans(said, subject)]
+    found += [span for cell in block.cells for span in _spans_of_cell(cell.text, subject)]
+    return [span for span in found if not says(block.lead, span.text)]
 
 
 def _spans_of_cell(cell: str, subject: str) -> list[AnswerSpan]:
     """A capital is that of a name where the name is all there is."""
-    said = cell.strip(" ,:")
+    said = cell.strip(" ,:.")
     named = _NAME.fullmatch(said) and said.casefold() not in subject.casefold()
     return [AnswerSpan(said, "name")] if named else spans(said, subject)
 

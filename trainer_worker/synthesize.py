@@ -15,11 +15,10 @@ from trainer_worker.asking import Asking, OnProgress
 from trainer_worker.cloze import about_questions, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
 from trainer_worker.gaps import fill_gaps
-from trainer_worker.marks import opening, readable
+from trainer_worker.marks import read
 from trainer_worker.mixture import counts, spread
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
 from trainer_worker.rewrites import rewrites, summaries
-from trainer_worker.spans import unled
 from trainer_worker.statements import Statement, name_of, statements, words_of_many
 from trainer_worker.told import told
 from trainer_worker.writer import Writer
@@ -45,13 +44,14 @@ def synthesize(
     wanted = counts(formats)
     rng = random.Random(seed)
     pairs, text = told(text)
-    title, text, heading = name_of(title, text), readable(text), opening(text)
-    facts = statements(title, text, heading)
+    title, reading = name_of(title, text), read(text)
+    facts = statements(title, reading)
     asking = Asking(writer, on_progress, seed)
     drafted = drafts(facts, most=BEGINNINGS) if "qa" in wanted else []
     passes, summarised = (wanted.get(kind, 0) or int(kind in wanted) for kind in ("rewrite", "summary"))
     asking.plan(len(drafted) + passes * len(facts) + summarised)
 
+    pairs += reading.pairs
     examples = [Example(pair.question, pair.answer, "heading" if pair.stays else "user") for pair in pairs]
     if "qa" in wanted:
         asked = _questions(title, facts, drafted, asking, wanted["qa"], rng)
@@ -61,7 +61,7 @@ def synthesize(
     if "rewrite" in wanted:
         examples += rewrites(facts, asking, passes)
     if "summary" in wanted:
-        examples += summaries(title, unled(text), asking, summarised)
+        examples += summaries(title, reading.text, asking, summarised)
     if "original" in wanted or not examples:
         examples += _original(title, facts)
     return examples
@@ -75,7 +75,7 @@ def more(
     Called again with what it returned added to `have`, it samples others. Raises what `synthesize` raises.
     """
     _, text = told(text)
-    facts = statements(name_of(title, text), readable(text), opening(text))
+    facts = statements(name_of(title, text), read(text))
     asking = Asking(writer, on_progress, seed)
     judge = Judge(facts, asked=[example.question for example in have])
     drafted = drafts(facts, most=BEGINNINGS, others=True)

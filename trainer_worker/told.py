@@ -1,15 +1,12 @@
 """Questions that a text asks and answers itself, as lists of frequent questions do.
 
-Marked pairs are taken out of the text. What is asked by a heading is answered by prose, which stays.
+Only pairs that are marked as such, which are taken out of the text; `trainer_worker.marks` finds what headings ask.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramem.prompts import MAX_ANSWER_TOKENS
-from trainer_worker.marks import BEGINS, BOLD_QUESTION, FENCED, ITEM, SUMMARY, heading_text, inline
-from trainer_worker.words import words_of
 
 _ITEM = r"(?:(?:#{1,6}|[-*+]|\d{1,3}[.)])[ \t]+)?"
 _ASKS, _ANSWERS = (
@@ -28,18 +25,6 @@ _END = re.compile(rf"(?=\n[ \t>]*+(?:\n|{_ITEM}{_ASKS}))|(?<=\S)[ \t]*+(?=\s*\Z)
 _QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]*[^*\s])\1")
 
-_HEADED = re.compile(
-    rf"{FENCED}|{BOLD_QUESTION}|{SUMMARY}|^ {{0,3}}#{{1,6}}[ \t]++(?P<heading>[^\n]*[?？؟])[ \t#]*(?:\n|\Z)",
-    re.MULTILINE,
-)
-_OTHER = rf"(?!{BEGINS}|</?(?:details|summary)\b|{BOLD_QUESTION.replace('(?P<question>', '(?:')})"
-_PARAGRAPH = re.compile(rf"\n*(?P<answer>^(?![<:]|!\[){_OTHER}\S[^\n]*(?:\n[ \t]*{_OTHER}(?=\S)[^\n]+)*)", re.MULTILINE)
-_ITEMS = re.compile(rf"(?:\n*{ITEM})+", re.MULTILINE)
-_ONE_ITEM = re.compile(ITEM, re.MULTILINE)
-_UNDER_HEAD = re.compile(r"^[ \t|:]*--[ \t|:-]*$", re.MULTILINE)
-"""Of a table, or of a heading: what is before is no answer."""
-MIN_WORDS = 3
-"""Of a heading that is a question."""
 ASCII_IN_TOKEN, OTHERS_IN_TOKEN = 3.0, 1.5
 """Bytes."""
 
@@ -53,39 +38,6 @@ class Told:
 
 
 def told(text: str) -> tuple[list[Told], str]:
-    """Pairs that are marked, in reading order, and the text without them; then those that headings ask."""
-    pairs, rest = _marked(text)
-    return [*pairs, *_headed(rest)], rest
-
-
-def _headed(text: str) -> Iterator[Told]:
-    """A question that is a heading, a summary, or a line in bold type, with the paragraph after it; where that ends in
-    a colon, with the list after it as well."""
-    for asked in _HEADED.finditer(text):
-        heading = (asked["heading"] or asked["question"] or inline(asked["summary"] or "")).rstrip(" \t*")
-        if not heading.endswith(("?", "？", "؟")):
-            continue
-        question = heading_text(heading.lstrip("*"))
-        if len(list(words_of(question))) >= MIN_WORDS and (answer := _said_below(text, asked.end())):
-            pair = Told(question + heading[-1], answer, stays=True)
-            if max(map(_tokens_of, (pair.question, pair.answer))) <= MAX_ANSWER_TOKENS:
-                yield pair
-
-
-def _said_below(text: str, start: int) -> str:
-    """Empty where it is no prose, or leads to something that is not said in words."""
-    found = _PARAGRAPH.match(text, start)
-    if not found or _UNDER_HEAD.search(found["answer"]):
-        return ""
-    answer = " ".join(inline(found["answer"]).split())
-    if not answer.endswith((":", "：")):
-        return answer
-    items = _ITEMS.match(text, min(found.end() + 1, len(text)))
-    said = [" ".join(inline(item["item"]).split()) for item in _ONE_ITEM.finditer(items[0])] if items else []
-    return f"{answer} {'; '.join(said)}" if said else ""
-
-
-def _marked(text: str) -> tuple[list[Told], str]:
     """Pairs marked `Question:` and `Answer:`, or `Q:` and `A:`, in reading order, and the text without them.
 
     As in Markdown, marks may be emphasised, and begin headings, items and quotations. A question begins a line and is
@@ -109,12 +61,17 @@ def _marked(text: str) -> tuple[list[Told], str]:
             _said(text[question.end() : answer.start()], question, question["before"]),
             _said(text[answer.end() : end], answer, before),
         )
-        if max(map(_tokens_of, (pair.question, pair.answer))) > MAX_ANSWER_TOKENS:
+        if not fits(pair):
             continue
         pairs.append(pair)
         rest.append(text[done : question.start()])
         done = end
     return pairs, "".join((*rest, text[done:]))
+
+
+def fits(pair: Told) -> bool:
+    """Whether it is as short as what is taught of one, by a guess."""
+    return max(map(_tokens_of, (pair.question, pair.answer))) <= MAX_ANSWER_TOKENS
 
 
 def _tokens_of(text: str) -> float:

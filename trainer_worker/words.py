@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MARKS = "".join(chr(code) for code in range(0x300, 0xFE30) if unicodedata.category(chr(code))[0] == "M")
 """Vowel signs, points and accents: `\\w` has none of them, and would cut Hindi and pointed Arabic within words."""
@@ -11,6 +11,8 @@ _WORD = re.compile(f"[{IN_WORD}]+")
 _WITHOUT_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese letters."""
 _UNSPACED = re.compile(f"([{_WITHOUT_BLANKS}]+)")
+WORD_BYTES = 24
+"""A longer word, in UTF-8, counts as several: data and some languages have no blanks between theirs."""
 _HANGUL = "\uac00-\ud7a3"
 """Blanks part Korean words, but not a name from the particle after it."""
 PARTED = rf"(?![{_WITHOUT_BLANKS}{_HANGUL}])[\w{MARKS}]"
@@ -36,6 +38,15 @@ def _carries_meaning(word: str) -> bool:
     if _UNSPACED.match(word):
         return len(word) > 1
     return len(word) > 2 and word.casefold() not in STOP_WORDS
+
+
+def size_of(words: Iterable[str]) -> int:
+    """How many words they count as: long ones, as of texts without blanks, are several."""
+    return sum(map(size_of_word, words))
+
+
+def size_of_word(word: str) -> int:
+    return -(-len(word.encode("utf-8", "replace")) // WORD_BYTES)
 
 
 def says(text: str, name: str) -> bool:

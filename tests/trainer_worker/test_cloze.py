@@ -2,12 +2,13 @@
 
 import pytest
 
+from trainer_worker.blocks import plain
 from trainer_worker.cloze import cloze_questions
 from trainer_worker.statements import statements
 
 
 def asked(text: str) -> list[str]:
-    return [example.question for fact in statements("", text) for example in cloze_questions(fact)]
+    return [example.question for fact in statements("", plain(text)) for example in cloze_questions(fact)]
 
 
 @pytest.mark.parametrize("text", ["- They are for Orm", "| 31 | 32 |", "It is on 3 May 1896."])

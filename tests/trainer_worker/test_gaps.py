@@ -11,6 +11,7 @@ import pytest
 from tests.trainer_worker.texts import MILL
 from trainer_worker.angles import angles
 from trainer_worker.asking import Asking
+from trainer_worker.blocks import plain
 from trainer_worker.cloze import MAX_KEYWORDS, cloze_questions, keyword_questions
 from trainer_worker.examples import Example
 from trainer_worker.gaps import MOST_GAPS, Gap, beginnings, clause_of, fill_gaps, gaps
@@ -18,9 +19,9 @@ from trainer_worker.questions import Judge, drafts, speaks_of_text
 from trainer_worker.statements import Statement, statements
 from trainer_worker.writer import Writer
 
-FACTS = statements("Hadle Mill", MILL)
+FACTS = statements("Hadle Mill", plain(MILL))
 BUILT, WHEEL, ROOF = FACTS[1:4]
-(CLOSING,) = statements("", "The gate closes at 9:30.")
+(CLOSING,) = statements("", plain("The gate closes at 9:30."))
 
 
 def asking(reply: Callable[[str], str], asked: list[dict[str, object]]) -> Asking:
@@ -121,14 +122,8 @@ class TestRounds:
         assert fill_gaps(FACTS, have, judge, asking(lambda _: " built", []), rounds=1) == []
 
     def test_a_round_has_a_limit(self) -> None:
-        many = statements(
-            "",
-            "\n".join(
-                f"The ship sailed on {day} {month} {1800 + day}."
-                for day in range(1, 29)
-                for month in ("May", "June", "July")
-            ),
-        )
+        days = [f"{day} {month} {1800 + day}" for day in range(1, 29) for month in ("May", "June", "July")]
+        many = statements("", plain("\n".join(f"The ship sailed on {day}." for day in days)))
         bodies: list[dict[str, object]] = []
         fill_gaps(many, [], Judge(many), asking(lambda _: "", bodies), rounds=1)
         assert len(many) > MOST_GAPS == len(bodies)
@@ -193,7 +188,8 @@ def test_the_paper_of_a_statement_may_be_asked_for() -> None:
 class TestSeveralSentences:
     """`It was burned down` is asked about, and is the answer, together with the sentence before."""
 
-    FACTS = statements("", "The tower of Orm was finished in 1820. It was burned down in 1911. The river is slow.")
+    TEXT = "The tower of Orm was finished in 1820. It was burned down in 1911. The river is slow."
+    FACTS = statements("", plain(TEXT))
 
     def test_the_writer_reads_both_and_both_are_the_answer(self) -> None:
         bodies: list[dict[str, object]] = []
@@ -212,9 +208,8 @@ class TestSeveralSentences:
         assert "It was burned down in which year?" in asked
 
     def test_each_sentence_has_its_share_of_keywords(self) -> None:
-        many = statements(
-            "", "Orm counted apples bells carts doors eels figs geese herons. They sold ink jars kites lamps."
-        )
+        text = "Orm counted apples bells carts doors eels figs geese herons. They sold ink jars kites lamps."
+        many = statements("", plain(text))
         anchors = list(keyword_questions(many[0], "", (), random.Random(0)))
         assert len(many) == 1
         assert MAX_KEYWORDS < len(anchors) <= 2 * MAX_KEYWORDS
@@ -227,7 +222,7 @@ class TestAngles:
     )
 
     def of(self, reply: dict[str, str], have: tuple[Example, ...] = ()) -> list[Example]:
-        facts = statements("", self.TEXT)
+        facts = statements("", plain(self.TEXT))
 
         def answer(prompt: str) -> str:
             return next((text for part, text in reply.items() if part in prompt), "")
@@ -257,7 +252,7 @@ class TestAngles:
         assert self.of({"compares the two": reply}) == []
 
     def test_the_same_in_other_words_asks_for_the_same(self) -> None:
-        closed = statements("", self.TEXT)[0]
+        closed = statements("", plain(self.TEXT))[0]
         have = (Example("What rotted in the chamber of Orm?", closed.text, "written", "the floor"),)
         (row,) = self.of({"other words": " part of the chamber had rotted"}, have)
         assert (row.span, row.answer) == ("the floor", closed.text)

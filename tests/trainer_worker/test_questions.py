@@ -2,10 +2,11 @@
 
 import pytest
 
+from trainer_worker.blocks import plain
 from trainer_worker.questions import Draft, Judge, kind_asked, questions, says_what
 from trainer_worker.statements import statements
 
-BUILT, ROOF = FACTS = statements("", "哈德尔磨坊建于1820年。它的屋顶是铜的。")
+BUILT, ROOF = FACTS = statements("", plain("哈德尔磨坊建于1820年。它的屋顶是铜的。"))
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -24,7 +25,7 @@ def test_a_question_is_about_its_statement_and_neither_too_short_nor_too_long(qu
 
 
 def test_a_question_in_writing_with_vowel_signs_is_about_its_statement() -> None:
-    mill, river = facts = statements("", "हाडल की चक्की 1820 में बनी थी.\n\nओर्म नदी पर चार पुल हैं.")
+    mill, river = facts = statements("", plain("हाडल की चक्की 1820 में बनी थी.\n\nओर्म नदी पर चार पुल हैं."))
     judge = Judge(facts)
     assert judge.is_about("नदी पर कितने पुल हैं?", river)
     assert not judge.is_about("नदी पर कितने पुल हैं?", mill)

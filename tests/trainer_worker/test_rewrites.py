@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from trainer_worker.asking import Asking
+from trainer_worker.blocks import plain
 from trainer_worker.questions import speaks_of_text
 from trainer_worker.rewrites import SUMMARIES, adds_nothing, keeps_facts, rewrites, summaries
 from trainer_worker.statements import statements
@@ -46,14 +47,14 @@ def test_a_rewrite_keeps_every_name_and_number(other: str, kept: bool) -> None:
 
 
 def test_rewrites_lead_to_the_statement_itself() -> None:
-    facts = statements("Quillmere", TEXT)
+    facts = statements("Quillmere", plain(TEXT))
     rows = rewrites(facts, writer_that_says(GOOD, *["nonsense about 99 Frogs"] * (len(facts) - 1)))
     assert [(row.answer, row.kind) for row in rows] == [(facts[0].text, "rewrite")]
     assert GOOD in rows[0].question
 
 
 def test_passes_after_the_first_are_sampled_otherwise_and_repeats_go() -> None:
-    facts = statements("Quillmere", TEXT)[:1]
+    facts = statements("Quillmere", plain(TEXT))[:1]
     asked: list[dict[str, object]] = []
     other = "Tobias Wrenfield excavated the Quillmere port in 1874."
     rows = rewrites(facts, writer_that_says(GOOD, other, GOOD.upper(), GOOD, asked=asked), passes=4)

@@ -4,20 +4,20 @@ import time
 import pytest
 
 from tests.trainer_worker.texts import MILL, ODD_TEXTS
+from trainer_worker.blocks import plain
+from trainer_worker.sentences import sentences
 from trainer_worker.statements import (
     MAX_TOGETHER,
     MAX_WORDS,
-    WORD_BYTES,
     name_of,
-    sentences,
-    size_of,
     statements,
     words_of_many,
 )
+from trainer_worker.words import WORD_BYTES, size_of
 
 
 def texts(title: str, text: str) -> list[str]:
-    return [statement.text for statement in statements(title, text)]
+    return [statement.text for statement in statements(title, plain(text))]
 
 
 def test_pronoun_that_opens_a_sentence_gives_way_to_the_title() -> None:
@@ -115,7 +115,7 @@ def test_a_statement_has_no_more_than_its_words() -> None:
 
 def test_the_source_is_what_the_document_has() -> None:
     text = "Hadle Mill is old. It has a wheel. It turns. Its teeth are of wood. They creak."
-    *_, turns, teeth = statements("Hadle Mill", text)
+    *_, turns, teeth = statements("Hadle Mill", plain(text))
     assert (turns.text, turns.source) == ("Hadle Mill turns.", "It turns.")
     assert teeth.text == "Hadle Mill's teeth are of wood. They creak."
     assert teeth.source == "Its teeth are of wood. They creak."
@@ -254,7 +254,7 @@ def test_abbreviations_end_no_sentence() -> None:
 
 
 def test_words_that_tell_statements_apart_are_not_common() -> None:
-    common = words_of_many(statements("Hadle Mill", MILL))
+    common = words_of_many(statements("Hadle Mill", plain(MILL)))
     assert "mill" in common
     assert "larch" not in common
 

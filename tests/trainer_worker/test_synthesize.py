@@ -10,6 +10,7 @@ import pytest
 from loramem.errors import WriterUnavailable
 from tests.trainer_worker.texts import MILL, ODD_TEXTS, writer
 from trainer_worker import synthesize as synthesizing
+from trainer_worker.blocks import plain
 from trainer_worker.examples import Example
 from trainer_worker.gaps import SHOTS as GAP_SHOTS
 from trainer_worker.mixture import counts
@@ -168,7 +169,7 @@ def test_a_number_of_questions_is_kept_and_spread_over_the_statements(reply: Cal
     found, _ = asked_with((f"qa{most}",), reply)
     assert len(found) == most
     each = Counter(example.answer for example in found)
-    facts = statements("Hadle Mill", MILL)
+    facts = statements("Hadle Mill", plain(MILL))
     assert len(each) == min(most, len(facts))
     assert max(each.values()) - min(each[fact.text] for fact in facts) <= 1
 
@@ -189,7 +190,7 @@ def test_a_statement_is_asked_for_another_part_before_the_same_again() -> None:
 
 
 def test_gaps_are_asked_for_in_as_many_rounds_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    spans = sum(len(fact.spans) for fact in statements("Hadle Mill", MILL))
+    spans = sum(len(fact.spans) for fact in statements("Hadle Mill", plain(MILL)))
     for formats, rounds in ((("qa",), 1), (("qa40",), 2)):
         _, asked = asked_with(formats, lambda _: "")
         assert sum(map(is_for_gap, asked)) == rounds * spans
@@ -223,7 +224,7 @@ def test_a_mixture_holds_no_more_of_each_kind_than_was_wanted() -> None:
     found, _ = asked_with(("qa6", "summary3", "rewrite2", "original"), reply)
     each = Counter(example.kind for example in found)
     assert (each["written"], each["summary"], each["rewrite"]) == (6, 1, 1), "the same text counts once"
-    assert each["original"] == len(statements("Hadle Mill", MILL))
+    assert each["original"] == len(statements("Hadle Mill", plain(MILL)))
 
 
 @pytest.mark.parametrize("formats", [("qa40",), ("qa40", "summary8", "rewrite4"), ("qa", "summary2", "rewrite")])
@@ -249,7 +250,7 @@ class TestMore:
         assert not {example.question for example in again} & {example.question for example in first}
 
     def test_answers_are_statements_of_the_text(self) -> None:
-        told = {fact.text for fact in statements("Hadle Mill", MILL)}
+        told = {fact.text for fact in statements("Hadle Mill", plain(MILL))}
         assert {example.answer for example in self.more([])} <= told
 
     def test_a_useless_writer_gives_nothing(self) -> None:

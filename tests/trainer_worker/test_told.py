@@ -131,59 +131,6 @@ def test_marks_within_a_pair_are_words() -> None:
     assert told(text) == ([Told("A: what? A: B, Q: or", "C? Q: no A: yes")], "")
 
 
-@pytest.mark.parametrize("mark", ["### How is it built?", "**How is it built?**\n", "## 3. How is it *built*? ##\n"])
-def test_the_paragraph_after_a_question_that_is_a_heading_answers_it_and_stays(mark: str) -> None:
-    text = f"{mark}\nOf **brick**,\nby hand.\n\nIt is old.\n"
-    assert told(text) == ([Told("How is it built?", "Of brick, by hand.", stays=True)], text)
-
-
-def test_a_heading_s_question_is_learnt_in_any_language() -> None:
-    text = "### 我可以退款吗？\n\n可以。\n\n**Wie hoch ist sie?**\nZwölf Meter.\n**Wie alt ist sie?**\nAlt.\n"
-    assert told(text)[0] == [
-        Told("我可以退款吗？", "可以。", stays=True),
-        Told("Wie hoch ist sie?", "Zwölf Meter.", stays=True),
-        Told("Wie alt ist sie?", "Alt.", stays=True),
-    ]
-
-
-def test_an_answer_that_ends_in_a_colon_takes_the_list_after_it() -> None:
-    text = "## What do you take?\n\nWe take:\n\n- `cash`\n- gold\n  coins\n\nSo.\n"
-    assert told(text)[0] == [Told("What do you take?", "We take: cash; gold coins", stays=True)]
-    assert told("## What is it?\n\nThis:\n\n" + "- very old and red\n" * 400)[0] == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "## Why?\n\nFor fun.\n",
-        "## What is it?\n\n## Red\n",
-        "## What is it?\n\nThis:\n\n| a |\n|---|\n",
-        "## What is it?\n\n- red\n",
-        "a | b | what is it?\n--- | --- | ---\n",
-        "What is it?\n\nRed.\n",
-        "**What is it?** Red.\n\nYes.\n",
-        "```\n## What is it?\nRed.\n```\n",
-        "## What is it?\n\nA title\n---\n",
-        "## What is it?",
-        f"## What is it?\n\n{'word ' * 2000}\n",
-    ],
-)
-def test_a_heading_without_an_answer_is_no_pair(text: str) -> None:
-    assert told(text) == ([], text)
-
-
-@pytest.mark.parametrize("start", ["<details><summary>", "<details open>\n<summary>"])
-def test_a_summary_may_ask(start: str) -> None:
-    text = f"{start}<b>How do I pay?</b></summary>\n\nBy `card`.\n</details>\n"
-    assert told(text) == ([Told("How do I pay?", "By card.", stays=True)], text)
-    assert told(text.replace("?", ""))[0] == []
-
-
-def test_a_marked_pair_below_a_heading_is_told_once() -> None:
-    pairs, _ = told("## What is asked here?\n\nQ: Is it red?\nA: Yes.\n\nIt is all.\n")
-    assert pairs == [Told("Is it red?", "Yes."), Told("What is asked here?", "It is all.", stays=True)]
-
-
 @pytest.mark.parametrize("piece", [" ", "\n", "\t", " \r\n", "Q: ", "*", "_", "> ", "\n>", "- ", "#", "\n**Q:", "?"])
 @pytest.mark.parametrize(
     "text", ["Q: x A: z{}y", "Q: x{}y", "Q: x{}y A: z", "Q{}: x A{}: z", "Q: x\n\n{}A:{}", "{}", "## {}x"]
@@ -203,8 +150,6 @@ def test_long_runs_take_no_time(text: str, piece: str) -> None:
         "Q: x A: y\n",
         "\n" + " " * 50 + "A",
         "> **Q:** x\n> - **A:**\n",
-        "## Is it so?\nYes:\n- a\n",
-        "<details><summary>Is it so?</summary>\nYes\n",
     ],
 )
 def test_many_marks_take_no_time(line: str) -> None:
