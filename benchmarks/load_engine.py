@@ -21,6 +21,7 @@ import httpx
 
 from loramem.base_model import resolve_base_model
 from loramem.errors import SettingsError
+from loramem.precision import precision
 from loramem.settings import Settings, load_settings
 from server.engine.cpu_norm import PRIORITY
 
@@ -63,7 +64,7 @@ def bare_engine(home: Path, gpu_memory: float = GPU_MEMORY) -> Iterator[str]:
 def command_of(settings: Settings, model: Path, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--served-model-name", "base", "--dtype", "bfloat16", "--generation-config", "vllm"),
+        *("--served-model-name", "base", "--dtype", precision(), "--generation-config", "vllm"),
         *("--enable-lora", "--max-loras", str(settings.max_loras), "--max-cpu-loras", "64"),
         *("--max-lora-rank", str(settings.max_lora_rank), "--max-model-len", str(settings.max_model_len)),
         *("--max-num-seqs", str(settings.max_concurrent_requests)),

@@ -17,6 +17,7 @@ from typing import Any
 
 from loramem.cache import made_once
 from loramem.errors import SettingsError
+from loramem.precision import ENTRY_BYTES, Precision
 from loramem.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 TWICE = ["consolidated*", "original/*", "tekken.json", "params.json"]
 """The same weights and tokenizers in forms that nothing here reads."""
-BFLOAT16_BYTES = 2
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -180,8 +180,8 @@ def max_positions(model: BaseModel) -> int:
     return min((int(limit) for limit in limits if limit), default=0)
 
 
-def kv_bytes(model: BaseModel) -> int:
-    """Keys and values of one token in all layers, in bfloat16; 0 when the configuration does not say.
+def kv_bytes(model: BaseModel, precision: Precision) -> int:
+    """Keys and values of one token in all layers; 0 when the configuration does not say.
 
     It does not where layers keep less than the whole window, or keys and values in one (MLA).
     """
@@ -191,6 +191,6 @@ def kv_bytes(model: BaseModel) -> int:
         return 0
     try:
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        return int(2 * BFLOAT16_BYTES * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
+        return int(2 * ENTRY_BYTES[precision] * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
     except (KeyError, TypeError):  # not there, null, or a list of each layer's
         return 0

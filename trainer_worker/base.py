@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from loramem import chat, prompts
 from loramem.errors import SettingsError
+from loramem.precision import precision
 from trainer_worker import lora
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
@@ -32,7 +33,7 @@ of rows, and keeps them."""
 class Base:
     """Never changed: adapters are put beside the layers for a time and taken out again, whatever happens.
 
-    Base and adapters compute in the base's own type (bfloat16 for the embedded model).
+    Base and adapters compute in one type: the engine's (`loramem.precision`); a base of float32 keeps that.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -46,8 +47,8 @@ class Base:
         self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
         self._attention = ""
         self._attend(0)
-        if self.model.dtype == torch.float16:  # gradients vanish in it, and the engine serves in bfloat16
-            torch.nn.Module.to(self.model, torch.bfloat16)
+        if self.model.dtype != torch.float32:  # in float16 gradients vanish
+            torch.nn.Module.to(self.model, getattr(torch, precision()))
         torch.nn.Module.to(self.model, self.device)
         self.model.train(mode=False)
         self.model.requires_grad_(False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from loramem import chat, tracing
 from loramem.base_model import BaseModel, kv_bytes
+from loramem.precision import precision
 from loramem.settings import Settings
 from server.engine import speculate
 from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
@@ -48,7 +49,7 @@ def step_tokens(settings: Settings) -> int:
 def least_kv_cache_bytes(settings: Settings, base: BaseModel) -> int:
     """Of one window on a CPU, with the block that vLLM keeps empty; 0 when the model's configuration does not say."""
     blocks = -(-settings.max_model_len // BLOCK_TOKENS) + 1
-    return blocks * BLOCK_TOKENS * kv_bytes(base)
+    return blocks * BLOCK_TOKENS * kv_bytes(base, precision())
 
 
 def engine_args(settings: Settings, base: BaseModel) -> Any:
@@ -72,7 +73,7 @@ def engine_args(settings: Settings, base: BaseModel) -> Any:
         config_format="hf",
         load_format="safetensors",
         served_model_name=[base.name],
-        dtype="bfloat16",
+        dtype=precision(),
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_concurrent_requests,
         enable_lora=True,

@@ -123,7 +123,9 @@ def test_what_a_token_takes_in_the_cache_is_told_where_it_is_known(
     folder: Path, config: dict[str, Any], size: int
 ) -> None:
     (folder / "config.json").write_text(json.dumps(config))
-    assert kv_bytes(resolve_base_model(Settings(model=str(folder)))) == size
+    model = resolve_base_model(Settings(model=str(folder)))
+    assert kv_bytes(model, "bfloat16") == size
+    assert kv_bytes(model, "float32") == 2 * size
 
 
 class Hub:
