@@ -31,6 +31,8 @@ class Block:
     cells: tuple[Cell, ...] = ()
     opens: bool = False
     """A section: points at nothing before it."""
+    whole: bool = False
+    """Its sentences are understood together."""
 
     @property
     def above(self) -> str:

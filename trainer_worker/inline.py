@@ -47,6 +47,6 @@ def _inner(mark: re.Match[str]) -> str:
     if mark[0].startswith("<br"):
         return " "
     if mark["under"]:
-        named = mark["ticks"] == "__" and mark["under"].isidentifier()  # `__init__`
-        return mark[0] if named else inline(mark["under"])
+        is_name = mark["ticks"] == "__" and mark["under"].isidentifier() and mark["under"].islower()  # `__init__`
+        return mark[0] if is_name else inline(mark["under"])
     return inline(mark["link"] or mark["both"] or mark["strong"] or mark["em"] or "")

@@ -14,7 +14,7 @@ from markdown_it.tree import SyntaxTreeNode
 
 from trainer_worker.blocks import Block, Cell, Reading, plain, row
 from trainer_worker.inline import COMMENT, inline
-from trainer_worker.nodes import Parsed, content, parse, place
+from trainer_worker.nodes import LISTS, Parsed, content, parse, place
 from trainer_worker.sentences import sentences
 from trainer_worker.statements import MAX_WORDS
 from trainer_worker.told import Told, fits
@@ -29,7 +29,6 @@ _ASKS_SOMETHING = 3
 """Words of a heading that is a question."""
 _COLONS = (":", "：")
 
-_LISTS = ("bullet_list", "ordered_list")
 
 _LABEL = re.compile(r"[ \t>]*\(?(?P<label>[a-z]{1,4}|\d{1,9})[.)]")
 _TAG = r"</?(?:details|summary|div|p|br|hr|img|picture|source|center|section)\b[^<>\n]*>"
@@ -97,11 +96,11 @@ class _Reader:
         """`lead` is what a list among them is about."""
         for node in nodes:
             start, end = place(node)
-            if node.type not in ("paragraph", *_LISTS):
+            if node.type not in ("paragraph", *LISTS):
                 self._question = self._answer = ""
             if start in self._kept:
                 self._keep(start, end)
-            elif node.type in _LISTS:
+            elif node.type in LISTS:
                 self._list(node, lead)
             elif node.type == "heading":
                 self._heading(node)
@@ -246,25 +245,26 @@ class _Reader:
         for item in node.children:
             first, rest = item.children[:1], item.children[1:]
             if first and first[0].type == "paragraph":
-                below = self._item(item, lead, leads=any(child.type in _LISTS for child in rest))
-                self._read(rest, below)
+                self._read(rest, self._item(item, lead, nested=any(child.type in LISTS for child in rest)))
             else:
                 self._read(item.children, lead)
 
-    def _item(self, item: SyntaxTreeNode, lead: str, *, leads: bool) -> str:
-        """What items below it are about: with `leads`, this one too if it ends in a colon."""
+    def _item(self, item: SyntaxTreeNode, lead: str, *, nested: bool) -> str:
+        """What items below it are about: this one too if it is no sentence. Where it ends in a colon it is said only by
+        them."""
         start, end = place(item.children[0])
         lines = content(item.children[0]).split("\n")
         own = next((at for at in range(1, len(lines)) if not self._goes_on(start + at)), len(lines))
         said, below = "\n".join(lines[:own]), lead
         text = _item_text(said)
-        if leads and text.endswith(_COLONS):
+        if nested and not text.endswith((".", "!", "?", ";", ",")):
             below = _lead_of([*filter(None, [lead]), text.rstrip(" :：")]) or lead
+        unsaid = text.endswith(_COLONS) and below != lead and below.startswith(lead)
         label = _LABEL.match(self._lines[start]) if item.markup in (".", ")") else None
-        if label and not lead and below == lead:
+        if label and not lead and not unsaid:
             self._keep(start, start + own)
-        elif not _CONTENTS.fullmatch(said.strip()) and (below == lead or not below.startswith(lead)):
-            self._tell(f"{lead} ({label['label']})" if label and lead else lead, Block(text))
+        elif not (unsaid or _CONTENTS.fullmatch(said.strip())):
+            self._tell(f"{lead} ({label['label']})" if label and lead else lead, Block(text, whole=True))
         self._paragraph(start + own, end)
         return below
 

@@ -12,6 +12,7 @@ from loramem.formats.plain import FRONT_MATTER
 _PARSER = MarkdownIt("commonmark").enable("table").disable(["code", "reference"])
 """Indented lines are prose here, and what looks like a definition of a link may be a record."""
 _PARSER.core.ruler.enableOnly(["normalize", "block"])
+LISTS = ("bullet_list", "ordered_list")
 _LINE_END = re.compile(r"\r\n?|\n")
 _LETTERED = re.compile(r"\A(?P<before>[ \t>]*)(?P<label>\(?(?:[a-z]|[ivx]{2,4})\)|\(\d{1,3}\))(?= )")
 """Items of contracts and the like: no marks of Markdown, but read as such."""
@@ -34,6 +35,8 @@ def parse(text: str) -> Parsed:
     lines = _LINE_END.split(FRONT_MATTER.sub("", text))
     shown, source = _prepared(lines)
     nodes = SyntaxTreeNode(_PARSER.parse("\n".join(source)))
+    for node in list(nodes.walk()):
+        node.children = list(_nested(node.children, shown))
     return Parsed(nodes, shown, frozenset(_lines_kept("\n".join(lines))))
 
 
@@ -63,6 +66,22 @@ def _prepared(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     for at in orphans:
         shown[at] = source[at] = ""
     return shown, source
+
+
+def _nested(nodes: Sequence[SyntaxTreeNode], lines: Sequence[str]) -> Iterator[SyntaxTreeNode]:
+    """A list that is indented more than the one right before it is of that one's last item, however little it is."""
+    before: SyntaxTreeNode | None = None
+    for node in nodes:
+        if before and node.type in LISTS and _indent(node, lines) > _indent(before, lines):
+            before.children[-1].children.append(node)
+        else:
+            yield node
+            before = node if node.type in LISTS else None
+
+
+def _indent(node: SyntaxTreeNode, lines: Sequence[str]) -> int:
+    line = lines[place(node)[0]].expandtabs(4)
+    return len(line) - len(line.lstrip())
 
 
 def _lines_kept(text: str) -> Iterator[int]:

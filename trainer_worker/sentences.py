@@ -27,6 +27,8 @@ class Sentence:
     """The number of the lines it is in, in reading order."""
     block: Block | None = None
     """The block of which it is the first."""
+    belongs: bool = False
+    """To the sentence before, as both are of one item."""
 
     @property
     def stands(self) -> bool:
@@ -60,7 +62,7 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[Sentence]:
             place += 1
             for piece in [lines] if block.cells else _segments(lines):
                 if text := " ".join(piece.split()):
-                    yield Sentence(text, place, first)
+                    yield Sentence(text, place, first, belongs=block.whole and first is None)
                     first = None
 
 

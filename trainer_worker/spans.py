@@ -40,8 +40,9 @@ _QUANTITY = re.compile(
     rf"(?:(?<!:\d\d) (?:per cent|percent|%|°C|(?!(?:{_NO_UNIT})\b)[a-z]+s\b|kilo\w+|metre|year|day))?",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"(?:\b[A-Z]{1,9}-|(?<!\d)[A-Za-z]/?|#)\d[\w.-]*")
-"""`CVE-2024-0727`, `v3.1.4`, `pull/1482`, `#1482`: their digits count nothing and are no year."""
+_AMOUNT = re.compile(r"[$€£]?\d[\d.,]*(?: [^\W\d]+)?")
+_CODE = re.compile(r"(?:\b[A-Z]{1,9}-|(?<!\d)[A-Za-z]/?|#)\d[\w.-]*|(?<![\w-])\d{3}-(?:\d{3}-)?\d{4}(?![\w-])")
+"""`CVE-2024-0727`, `v3.1.4`, `pull/1482`, `#1482`, `555-0199`: their digits count nothing and are no year."""
 _LEADING = re.compile(
     r"(?:[\s#*_>•–—+\-\[\](\"“'‘`]|[xX]\]|[a-z]\)\s"
     r"|(?:\d{1,3}\.)*\d{1,3}[.)]\s|(?:\d{1,2}\.)+\d{1,2}\s(?=[A-Z][a-z])(?![MB]illion))*"
@@ -77,8 +78,10 @@ def spans_of(block: Block, subject: str) -> list[AnswerSpan]:
 
 
 def _spans_of_cell(cell: str, subject: str) -> list[AnswerSpan]:
-    """A capital is that of a name where the name is all there is."""
+    """An amount is one with what follows it, and a capital is that of a name, where these are all there is."""
     said = cell.strip(" ,:.")
+    if len(said) > 1 and _AMOUNT.fullmatch(said):
+        return [AnswerSpan(said, "quantity")]
     named = _NAME.fullmatch(said) and said.casefold() not in subject.casefold()
     return [AnswerSpan(said, "name")] if named else spans(said, subject)
 

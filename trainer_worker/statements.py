@@ -107,7 +107,8 @@ def _parts(told: Sequence[Sentence], subject: str, opening: str) -> Iterator[_Pa
     for sentence, text in zip(told, _named(told, subject, opening), strict=True):
         for number, (part, spans) in enumerate(_short(sentence.with_text(text), subject)):
             back = _DEPENDS.match(part) if number else not sentence.stands and _POINTS_BACK.match(part)
-            yield _Part(part, sentence.said, spans, bool(back), goes_on=number > 0 or sentence.place == last)
+            goes_on = number > 0 or sentence.place == last
+            yield _Part(part, sentence.said, spans, bool(back or sentence.belongs), goes_on)
         last = sentence.place
 
 

@@ -53,44 +53,6 @@ def test_a_text_without_marks_is_as_it_was(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
-    [
-        "`__init__` is run",
-        "*.md,*.txt",
-        "a * b * c and x*y*z",
-        "*args, **kwargs",
-        "call a[0](1)",
-        "#hashtag",
-        "C# is old",
-        '"*", "*"',
-        "*/5,*/10 * * *",
-        "ps aux | grep x\ncat y | sort",
-        "<person name='x'>",
-    ],
-)
-def test_signs_that_mark_nothing_stay(said: str) -> None:
-    assert read(said).text == said.replace("`", "")
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("Run `x --y` *now* or **never**.", "Run x --y now or never."),
-        ("***Very*** **old *and* red**.", "Very old and red."),
-        ("Use `**x**` here.", "Use **x** here."),
-        ("See [the `guide`](docs/a_(b).md) and [**more**](x 'y').", "See the guide and [more](x 'y')."),
-        ("See [the\nguide](docs/a.md) or [that][one].", "See the guide or that."),
-        ("[![Build](b.svg)](https://ci) ![logo](l.png) It is red.", "It is red."),
-        ("A<br>B<!-- not this --> H<sub>2</sub>O", "A B H2O"),
-        ("这是**重点**内容。", "这是重点内容。"),
-        ("Il est **très\nvieux**.", "Il est très vieux."),
-    ],
-)
-def test_marks_within_lines_go(line: str, said: str) -> None:
-    assert paragraphs(line) == [said]
-
-
-@pytest.mark.parametrize(
     "unseen",
     [
         "<!-- one\n\n- two -->",
@@ -170,6 +132,40 @@ class TestItems:
             "The plans are: Old",
         ]
 
+    def test_an_item_that_is_no_sentence_leads_those_below_it(self) -> None:
+        text = "## Fees\n\n- In May\n  - 12 euros\n- It is cheap.\n  - So."
+        assert paragraphs(text) == ["Fees: In May", "Fees – In May: 12 euros", "Fees: It is cheap.", "Fees: So."]
+
+    def test_a_list_that_is_indented_less_than_it_should_be_is_of_the_item_before(self) -> None:
+        text = "1. Take:\n  - a pump\n2. Pay by:\n\n  * card\n3. Go"
+        assert paragraphs(f"To start:\n\n{text}") == [
+            "To start – Take: a pump",
+            "To start – Pay by: card",
+            "To start (3): Go",
+        ]
+
+    def test_items_of_contracts_are_items(self) -> None:
+        text = "You must:\n\n(a) be kind;\n(ii) be early, and\n(3) rest.\n"
+        assert paragraphs(text) == ["You must (a): be kind", "You must (ii): be early", "You must (3): rest."]
+        assert read(f"```\n{text}```").text == text
+
+    def test_items_in_a_quotation_are_items(self) -> None:
+        assert paragraphs("> You must:\n>\n> - be kind,\n>   or old\n> - rest") == [
+            "You must: be kind, or old",
+            "You must: rest",
+        ]
+
+    def test_a_line_that_is_not_meant_to_go_on_with_an_item_does_not(self) -> None:
+        assert paragraphs("You must:\n- be\nkind\nThe mill is old.") == ["You must: be kind", "The mill is old."]
+
+    def test_the_sentences_of_an_item_are_understood_together(self) -> None:
+        facts = learnt("## Options\n- `wait`: seconds. Defaults to 30.\n- `go`\n\nIt is so. Defaults are old.")
+        assert [fact.text for fact in facts][:3] == [
+            "Options: wait: seconds. Defaults to 30.",
+            "Options: go",
+            "It is so.",
+        ]
+
     def test_what_is_too_long_to_lead_together_is_said_first(self) -> None:
         lead = "The plans of the old mill are"
         pro = "Pro for the very large mills of Orm valley"
@@ -192,7 +188,13 @@ class TestItems:
 
     def test_ordered_items_keep_their_numbers(self) -> None:
         text = "To start:\n\n1. Push\n   the button.\n2. Wait:\n   ```\n   x\n   ```\n3. Run\n   - soon\n"
-        led = ["To start (1): Push the button.", "To start (2): Wait:", "x", "To start (3): Run", "To start: soon"]
+        led = [
+            "To start (1): Push the button.",
+            "To start (2): Wait:",
+            "x",
+            "To start (3): Run",
+            "To start – Run: soon",
+        ]
         assert paragraphs(text) == led
         assert paragraphs("Only if:\na) it is red;\nb) it is old.") == [
             "Only if (a): it is red",
@@ -294,6 +296,20 @@ class TestTables:
         (fact,) = learnt(f"## Old\n\n{head}| France | Paris | Ask, of Orm | very old |\n")
         assert fact.text == "Old: Country France: Max Area Paris, Seen Ask, of Orm, very old"
         assert [span.text for span in fact.spans] == ["France", "Paris", "Orm"]
+
+    def test_a_row_that_is_too_long_is_several_with_its_first_cell_in_each(self) -> None:
+        head, use = "| Name | Use | Since | Until |\n|---|---|---|---|\n", "grind and rest " * 8
+        assert [fact.text for fact in learnt(f"## Old\n\n{head}| wheel | {use} | {'a ' * 9} | May |\n")] == [
+            f"Old: Name wheel: Use {use.strip()}",
+            f"Old: Name wheel: Since {('a ' * 9).strip()}, Until May",
+        ]
+
+    def test_a_table_in_a_quotation_is_a_table(self) -> None:
+        assert paragraphs("> | a | b |\n> |---|---|\n> | 1 | 2 |") == ["a 1: b 2"]
+
+    def test_an_amount_alone_is_asked_for_with_its_unit(self) -> None:
+        (fact,) = learnt("| Who | Fee |\n|---|---|\n| child | 1 euro |\n")
+        assert [(span.text, span.kind) for span in fact.spans] == [("1 euro", "quantity")]
 
     def test_a_row_is_one_statement_though_its_cells_are_sentences(self) -> None:
         (fact,) = learnt("| Name | Use |\n|---|---|\n| capture | Whether to take it at once. Defaults to true. |\n")

@@ -78,6 +78,7 @@ def test_a_date_or_a_time_is_one_span(statement: str, dates: list[str]) -> None:
         ("We mended CVE-2031-0815 there.", [("name", "CVE-2031-0815")]),
         ("We mended it in #1733 and pull/1734.", []),
         ("We run v2.14.7 today.", []),
+        ("We are at 555-0199 or 603-555-7631.", []),
     ],
 )
 def test_a_number_that_is_part_of_a_name_is_no_date_and_counts_nothing(
