@@ -10,7 +10,13 @@ from loramem.base_model import BaseModel, kv_bytes
 from loramem.precision import precision
 from loramem.settings import Settings
 from server.engine import speculate
-from server.engine.plugin import ADAPTERS_VARIABLE, BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE, LOG_LEVEL_VARIABLE
+from server.engine.plugin import (
+    ADAPTERS_VARIABLE,
+    BUDGET_VARIABLE,
+    DEVICE_BUDGET_VARIABLE,
+    LOG_LEVEL_VARIABLE,
+    OWN_VARIABLE,
+)
 
 BATCHED_TOKENS = 4096
 """In one step of the engine; a prompt must fit one step where it cannot be prefilled in chunks."""
@@ -31,6 +37,7 @@ def set_environment(settings: Settings) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it is compiled by nvcc at the start; vLLM's own is not
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")  # as our own spans are sent
+    os.environ[OWN_VARIABLE] = "1"
     os.environ[LOG_LEVEL_VARIABLE] = settings.log_level
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # ours: one form of line, with ids
     logging.getLogger("vllm").setLevel(logging.WARNING)

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 ADAPTERS_VARIABLE = "LORAMEM_ENGINE_ADAPTERS"
 LOG_LEVEL_VARIABLE = "LORAMEM_ENGINE_LOG_LEVEL"
+OWN_VARIABLE = "LORAMEM_ENGINE_OWN"
+"""Set in loramem's own engine; a stock vLLM may serve others' adapters too."""
 BUDGET_VARIABLE = "LORAMEM_ENGINE_SOURCE_POOL_BYTES"
 DEVICE_BUDGET_VARIABLE = "LORAMEM_ENGINE_DEVICE_POOL_BYTES"
 DEFAULT_BYTES = str(1 << 30)
@@ -148,7 +150,7 @@ def _leave_embeddings_out(model_runner: Any) -> None:
     stock = model_runner.load_lora_model
 
     def load(self: Any, model: Any, *args: Any) -> Any:
-        for module in model.modules() if LOG_LEVEL_VARIABLE in os.environ else ():  # a stock vLLM may serve others' too
+        for module in model.modules() if OWN_VARIABLE in os.environ else ():
             if hasattr(module, "embedding_modules"):
                 module.embedding_modules = {}
         return stock(self, model, *args)
@@ -238,6 +240,6 @@ def source_pool() -> Any:
         if not root:
             raise RuntimeError(f"{ADAPTERS_VARIABLE} is not set: a recipe's adapters cannot be found")
         host, device = (int(os.environ.get(name, DEFAULT_BYTES)) for name in (BUDGET_VARIABLE, DEVICE_BUDGET_VARIABLE))
-        is_stock = LOG_LEVEL_VARIABLE not in os.environ  # it loads a known name again within a step
+        is_stock = OWN_VARIABLE not in os.environ  # it loads a known name again within a step
         _pool = SourcePool(Path(root), host, device, keeps_opened=is_stock)
     return _pool

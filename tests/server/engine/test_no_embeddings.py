@@ -7,7 +7,7 @@ from torch import nn
 from vllm.lora.utils import get_supported_lora_modules
 
 from server.engine import plugin
-from server.engine.plugin import LOG_LEVEL_VARIABLE
+from server.engine.plugin import OWN_VARIABLE
 
 
 class Model(nn.Module):
@@ -27,9 +27,9 @@ class Runner:
 def test_embedding_and_head_take_lora_in_a_stock_engine_alone(
     is_ours: bool, supported: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(LOG_LEVEL_VARIABLE, raising=False)
+    monkeypatch.delenv(OWN_VARIABLE, raising=False)
     if is_ours:
-        monkeypatch.setenv(LOG_LEVEL_VARIABLE, "INFO")
+        monkeypatch.setenv(OWN_VARIABLE, "1")
     runner = type("Wrapped", (Runner,), {})
     plugin._leave_embeddings_out(runner)
     whole = Model()
