@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import select
 
 from loramem.errors import SettingsError
+from loramem.precision import ENTRY_BYTES, precision
 from loramem.settings import Settings
 from loramem.tables import Adapter
 from server import gateway as module
@@ -90,7 +91,7 @@ def test_more_requests_at_once_than_a_step_has_tokens_stop_the_start(
 def test_a_cache_that_no_window_fits_stops_the_start(
     make_settings: Callable[..., Settings], make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    least = (512 + 128) * 23040
+    least = (512 + 128) * 11520 * ENTRY_BYTES[precision()]
     with pytest.raises(SettingsError, match=f"LORAMEM_KV_CACHE_BYTES={least - 1}: at least {least}, .*_MODEL_LEN=512"):
         make_gateway(make_settings(kv_cache_bytes=least - 1))
     make_gateway(make_settings(kv_cache_bytes=least))
