@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loramem.base_model import resolve_base_model
+from loramem.precision import precision
 from loramem.settings import load_settings
 
 RANK = 16
@@ -68,7 +69,7 @@ class PaperRecipe:
         self.seed = seed
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.tokenizer.padding_side = "left"
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=precision())
 
     def answers(
         self, rows: Sequence[tuple[str, str]], questions: Sequence[str], seconds: float

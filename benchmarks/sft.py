@@ -1,7 +1,7 @@
 """TRL's `SFTTrainer` on rows that are tokenised already, as the loop that users of Hugging Face's libraries would take.
 
 The same steps as the plain loop's: rows, their order, padding to one length (a new shape costs seconds on a CPU), rank,
-learning rate, clipping, bfloat16 throughout. Loss on completions only. Set otherwise than by default are only: no
+learning rate, clipping, one type throughout. Loss on completions only. Set otherwise than by default are only: no
 recomputing of activations, no packing, no logging, no checkpoints, all of which would cost it time, and the learning
 rate's course. What it measures in every step besides the loss (entropy, accuracy) is part of it.
 """
@@ -56,7 +56,7 @@ def train(
             max_length=None,
             pad_to_multiple_of=length,
             gradient_checkpointing=False,
-            bf16=False,  # no autocast: weights are bfloat16 already
+            bf16=False,  # no autocast: everything is of the weights' type
             seed=seed,
             save_strategy="no",
             logging_strategy="no",

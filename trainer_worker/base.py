@@ -33,7 +33,8 @@ of rows, and keeps them."""
 class Base:
     """Never changed: adapters are put beside the layers for a time and taken out again, whatever happens.
 
-    Base and adapters compute in one type: the engine's (`loramem.precision`); a base of float32 keeps that.
+    Base and adapters compute in one type: the engine's (`loramem.precision`), but for a base of float32, which is
+    trained in its own.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -47,7 +48,7 @@ class Base:
         self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
         self._attention = ""
         self._attend(0)
-        if self.model.dtype != torch.float32:  # in float16 gradients vanish
+        if self.model.dtype != torch.float32:  # bfloat16; or float16, in which gradients vanish
             torch.nn.Module.to(self.model, getattr(torch, precision()))
         torch.nn.Module.to(self.model, self.device)
         self.model.train(mode=False)

@@ -3,21 +3,21 @@
 Marks go, and so does what a reader does not see. What headings say is said by what is below: by each item of a list and
 row of a table, which also says what its cells are, and by the first sentence of prose. Blocks are found as CommonMark
 has them, and told from scripts, logs and records, which lose nothing, by rule. What is not covered: lists of
-definitions, and code outside fences, where a comment that stands alone passes for a heading.
+definitions, tables of HTML, and code outside fences, where a comment that stands alone passes for a heading.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from markdown_it.tree import SyntaxTreeNode
 
 from trainer_worker.blocks import Block, Cell, Reading, plain, row
+from trainer_worker.heading_pairs import COLONS, QUESTION_MARKS, HeadingPairs
 from trainer_worker.inline import COMMENT, inline
 from trainer_worker.nodes import LISTS, Parsed, content, parse, place
 from trainer_worker.sentences import sentences
 from trainer_worker.statements import MAX_WORDS
-from trainer_worker.told import Told, fits
 from trainer_worker.words import says, size_of, words_of
 
 MAX_LEAD_WORDS = 14
@@ -25,22 +25,18 @@ _OF_QUESTIONS = 7
 """The level of a question in bold type, and of a summary: below all headings."""
 _SAYS_SOMETHING = 4
 """Words, from which on a heading with nothing below it is learnt itself."""
-_ASKS_SOMETHING = 3
-"""Words of a heading that is a question."""
-_COLONS = (":", "：")
-
-
 _LABEL = re.compile(r"[ \t>]*\(?(?P<label>[a-z]{1,4}|\d{1,9})[.)]")
 _TAG = r"</?(?:details|summary|div|p|br|hr|img|picture|source|center|section)\b[^<>\n]*>"
-_MARK = re.compile(
-    r"(?P<bold>\*\*[^*\n]+[?？؟]\*\*)"
-    r"|(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<summary>(?:(?!</?summary)[^\n])*)</summary>"
-    rf"|(?P<gone>{_TAG}(?:[ \t]*{_TAG})*|{COMMENT}|:::[^\n]*|\[!\w+\]|\*\*(?:Note|Tip|Important|Warning|Caution)\*\*"
-    r"|\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?)"
+_SUMMARY = re.compile(r"(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<said>(?:(?!</?summary)[^\n])*)</summary>[ \t]*")
+_BOLD_QUESTION = re.compile(rf"\*\*[^*\n]+[{QUESTION_MARKS}]\*\*")
+_GONE = re.compile(
+    rf"{_TAG}(?:[ \t]*{_TAG})*|{COMMENT}|:::[^\n]*"
+    r"|\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?"
 )
-"""Lines of a paragraph that are questions, or gone: tags, names of notes, definitions of links."""
+"""Tags, and definitions of links."""
+_NOTE = re.compile(r"[ \t]*>[ \t>]*(?:\[!\w+\]|\*\*(?:Note|Tip|Important|Warning|Caution)\*\*)[ \t]*")
 _STANDS_ALONE = re.compile(r"[ \t]*(?:$|(?:[-*+]|\d{1,3}[.)]|[a-z]\))[ \t]|#{2}|[`~]{3}|[>|])")
-"""A line that goes on with none before it; comments, which begin with one `#`, may."""
+"""A line that no prose goes on with; after a `#` alone it makes a heading of a comment."""
 _CONTENTS = re.compile(r"\[[^\]\n]*\]\(#[^)\n]*\)")
 _BOX = re.compile(r"\[([ xX])\][ \t]+")
 _NUMBERING = re.compile(r"(?:(?:\d{1,3}\.)+|\w[.)])[ \t]+(?=[^\W\d])")
@@ -59,55 +55,61 @@ def _says_something(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
+@dataclass(frozen=True)
+class _Untold:
+    """What leads to items that have not come yet. They begin with `lead`, of which `known` is said elsewhere; if none
+    comes, `block` is said."""
+
+    block: Block
+    lead: str
+    known: str
+
+
 class _Reader:
     """Goes through the blocks, and knows what an item that comes next would be about."""
 
     def __init__(self, parsed: Parsed) -> None:
-        self._nodes, self._lines, self._kept = parsed.nodes, parsed.lines, parsed.kept
+        self._nodes, self._lines, self._comments = parsed.nodes, parsed.lines, parsed.comments
         headings = [node for node in self._nodes.walk() if node.type == "heading"]
         self._sectioned = any(len(node.markup) > 1 for node in headings)
         self._chaptered = sum(map(self._may_be_chapter, headings)) > 1
         """Whether headings of the first level are more than the title."""
         self._blocks: list[Block] = []
-        self._pairs: list[Told] = []
+        self._asked = HeadingPairs()
         self._opening = ""
         self._prose: tuple[int, int] | None = None
         """Lines that are not in a block yet: their last sentence may lead to items."""
         self._headings: dict[int, str] = {}
-        self._lead = ""
-        """Of the sentence before: `known` of headings, and what it says itself."""
-        self._known = ""
-        self._untold = False
-        """Whether no item says yet what the sentence says."""
+        self._lead, self._led = "", ""
+        """Of the sentence before, and the marks of the list that it leads to."""
+        self._untold: _Untold | None = None
         self._fresh = False
         """Whether nothing says yet what the last heading says."""
         self._unsaid: Block | None = None
         """What the last heading says of its own, if nothing is below it."""
-        self._question = self._answer = ""
-        """Asked by the last heading; an answer that the items after it complete."""
 
     def reading(self) -> Reading:
         self._read(self._nodes.children)
         self._end_prose()
         self._say_heading()
-        return Reading(tuple(self._blocks), self._opening, tuple(self._pairs))
+        return Reading(tuple(self._blocks), self._opening, tuple(self._asked.pairs))
 
     def _read(self, nodes: Iterable[SyntaxTreeNode], lead: str = "") -> None:
-        """`lead` is what a list among them is about."""
+        """`lead` is what a list or table among them is about."""
         for node in nodes:
             start, end = place(node)
             if node.type not in ("paragraph", *LISTS):
-                self._question = self._answer = ""
-            if start in self._kept:
-                self._keep(start, end)
+                self._asked.other()
+            if start in self._comments:
+                self._add_prose(start, end)
             elif node.type in LISTS:
                 self._list(node, lead)
             elif node.type == "heading":
                 self._heading(node)
             elif node.type == "table":
-                self._table(node)
+                self._table(node, lead)
             elif node.type == "blockquote":
-                self._read(node.children, lead)
+                self._within(node, lead)
             elif node.type in ("fence", "hr"):
                 self._end_prose()
                 self._lead = ""
@@ -115,12 +117,30 @@ class _Reader:
             else:
                 self._paragraph(start, end)
 
+    def _within(self, node: SyntaxTreeNode, lead: str) -> None:
+        """A quotation or an item, whose headings are of nothing after it; as it is where it goes too deep."""
+        if not node.children:
+            self._add_prose(*place(node))
+            return
+        headings, fresh = self._headings, self._fresh
+        self._read(node.children, lead)
+        if self._headings is not headings:
+            self._end_prose()
+            self._say_heading()
+            self._headings, self._fresh, self._lead = headings, fresh, ""
+
     def _add(self, block: Block) -> None:
         if block.text.strip():
+            self._say_untold()
             self._unsaid = None
             self._blocks.append(block)
 
-    def _keep(self, start: int, end: int) -> None:
+    def _say_untold(self) -> None:
+        if self._untold:
+            said, self._untold = self._untold.block, None
+            self._add(said)
+
+    def _add_prose(self, start: int, end: int) -> None:
         """Lines as they are, but for the marks within them."""
         if self._prose and "".join(self._lines[self._prose[1] : start]).strip():
             self._end_prose()
@@ -129,14 +149,19 @@ class _Reader:
     def _end_prose(self) -> None:
         start, end = self._prose or (0, 0)
         self._prose = None
+        if start < end and (text := self._without_marks(start, end)):
+            indented = self._lines[start][:1].isspace()
+            self._lead = self._lead if indented else ""
+            self._add(Block(text) if indented else self._below_heading(text))
+
+    def _without_marks(self, start: int, end: int) -> str:
+        """Lines that are empty for it, as those of badges, are none at the beginning."""
         text = inline("\n".join(self._lines[start:end]))
-        if text.strip():
-            self._lead = self._lead if text[0].isspace() else ""
-            self._add(self._below_heading(text))
+        return re.sub(r"\A(?:[ \t]*\n)+", "", text) if text.strip() else ""
 
     def _below_heading(self, text: str) -> Block:
         """With what the headings say, where it is the first below them and its first sentence does not say it."""
-        if not self._fresh or text[:1].isspace() or not _says_something(text):
+        if not self._fresh or not _says_something(text):
             return Block(text)
         self._fresh = False
         first = sentences(text)[0]
@@ -146,52 +171,40 @@ class _Reader:
     def _paragraph(self, start: int, end: int) -> None:
         said_from = start
         for at in range(start, end):
-            if mark := _MARK.fullmatch(self._lines[at].lstrip(" \t>").rstrip()):
-                self._run(said_from, at)
-                self._end_prose()
-                self._mark(mark)
-                said_from = at + 1
+            line = self._lines[at].lstrip(" \t>").rstrip()
+            summary = _SUMMARY.match(line)
+            gone = _GONE.fullmatch(line) or _NOTE.fullmatch(self._lines[at])
+            if not (summary or gone or _BOLD_QUESTION.fullmatch(line)):
+                continue
+            self._run(said_from, at)
+            self._end_prose()
+            said_from = at + 1
+            if summary:
+                self._head(_OF_QUESTIONS, summary["said"])
+                self._lines[at] = line[summary.end() :]
+                said_from = at if self._lines[at] else at + 1
+            elif not gone:
+                self._head(_OF_QUESTIONS, line)
+            elif line.startswith("</details") and _OF_QUESTIONS in self._headings:
+                self._say_heading()
+                self._headings = {level: name for level, name in self._headings.items() if level != _OF_QUESTIONS}
         self._run(said_from, end)
 
     def _run(self, start: int, end: int) -> None:
         if start < end:
-            self._answer_with(start, end)
-            self._keep(start, end)
-
-    def _mark(self, mark: re.Match[str]) -> None:
-        if heading := mark["bold"] or mark["summary"]:
-            self._head(_OF_QUESTIONS, heading)
-        elif mark["gone"] and mark["gone"].startswith("</details") and _OF_QUESTIONS in self._headings:
-            self._say_heading()
-            del self._headings[_OF_QUESTIONS]
-
-    def _answer_with(self, start: int, end: int) -> None:
-        """To what the heading asks; where it ends in a colon, together with the list after it."""
-        said = " ".join(inline("\n".join(line.lstrip(" \t>") for line in self._lines[start:end])).split())
-        if self._answer or said.startswith((":", "<")) or not _says_something(said):
-            self._question = self._answer = ""
-        elif said.endswith(_COLONS):
-            self._answer = said
-        else:
-            self._pair(said)
-
-    def _pair(self, answer: str) -> None:
-        if self._question and answer:
-            pair = Told(self._question, answer, stays=True)
-            self._pairs += [pair] if fits(pair) else []
-        self._question = self._answer = ""
+            self._asked.prose(inline("\n".join(line.lstrip(" \t>") for line in self._lines[start:end])))
+            self._add_prose(start, end)
 
     def _heading(self, node: SyntaxTreeNode) -> None:
         start, end = place(node)
-        underlined = not node.markup.startswith("#")
         if self._is_heading(node):
             self._end_prose()
             self._head(int(node.tag[1:]), content(node))
-        elif underlined:
+        elif node.markup.startswith("#"):
+            self._add_prose(start, end)
+        else:
             self._paragraph(start, end - 1)
             self._end_prose()
-        else:
-            self._keep(start, end)
 
     def _is_heading(self, node: SyntaxTreeNode) -> bool:
         """One `#` begins many a comment: where it does not begin the text, no prose may follow in the next line, and
@@ -200,9 +213,9 @@ class _Reader:
         alone = not self._line(start - 1).strip() and not self._line(end).strip()
         if not node.markup.startswith("#"):
             title, under = self._line(start), self._line(end - 1).strip()
-            ends_so = under[0] == "-" and title.rstrip().endswith((".", "!", ";", ","))
+            ends_so = node.markup == "-" and title.rstrip().endswith((".", "!", ";", ","))
             return alone and end - start == 2 and len(under) > 2 and not ends_so
-        if not content(node):
+        if not content(node) or (node.level == 0 and self._line(start).expandtabs(4)[:4].isspace()):
             return False
         if len(node.markup) > 1:
             return True
@@ -221,12 +234,10 @@ class _Reader:
         self._lead, self._unsaid = "", None
         self._fresh = level > 1 or self._chaptered
         name, ends = heading_text(heading), inline(heading).rstrip(" \t#*")[-1:]
-        asks = ends in ("?", "？", "؟")
-        words = len(list(words_of(name)))
         self._opening = self._opening or ("" if self._blocks else name)
-        self._question = name + ends if asks and words >= _ASKS_SOMETHING else ""
+        self._asked.heading(name, ends)
         if self._fresh:
-            if not asks and words >= _SAYS_SOMETHING:
+            if ends not in QUESTION_MARKS and len(list(words_of(name))) >= _SAYS_SOMETHING:
                 self._unsaid = Block(name, lead=_lead_of(list(self._headings.values())))
             self._headings[level] = name
 
@@ -236,34 +247,42 @@ class _Reader:
             self._add(self._unsaid)
 
     def _list(self, node: SyntaxTreeNode, lead: str) -> None:
-        if self._answer:
-            texts = [_item_text(content(one)) for one in node.walk() if one.type == "paragraph"]
-            self._pair(f"{self._answer} {'; '.join(texts)}")
-        self._question = ""
-        lead = self._introduced() or lead or self._lead or _lead_of(list(self._headings.values()))
+        self._asked.items(_item_text(content(one)) for one in node.walk() if one.type == "paragraph")
+        marks = node.markup if node.type == "ordered_list" else "-"
+        if introduced := self._introduced():
+            self._led = marks
+        before = self._lead if self._led == marks else ""
+        lead = introduced or lead or before or _lead_of(list(self._headings.values()))
         self._fresh = False
         for item in node.children:
-            first, rest = item.children[:1], item.children[1:]
-            if first and first[0].type == "paragraph":
-                self._read(rest, self._item(item, lead, nested=any(child.type in LISTS for child in rest)))
+            if item.children and item.children[0].type == "paragraph":
+                below = self._item(item, lead)
+                self._read(item.children[1:], below)
             else:
-                self._read(item.children, lead)
+                self._within(item, lead)
+        self._say_untold()
 
-    def _item(self, item: SyntaxTreeNode, lead: str, *, nested: bool) -> str:
-        """What items below it are about: this one too if it is no sentence. Where it ends in a colon it is said only by
-        them."""
-        start, end = place(item.children[0])
-        lines = content(item.children[0]).split("\n")
+    def _item(self, item: SyntaxTreeNode, lead: str) -> str:
+        """Says it; returns what items below it are about: this one too if it is no sentence. Where it ends in a colon
+        it is left to them to say."""
+        paragraph, *below_it = item.children
+        start, end = place(paragraph)
+        lines = content(paragraph).split("\n")
         own = next((at for at in range(1, len(lines)) if not self._goes_on(start + at)), len(lines))
         said, below = "\n".join(lines[:own]), lead
         text = _item_text(said)
-        if nested and not text.endswith((".", "!", "?", ";", ",")):
+        nests = any(node.type in (*LISTS, "table") for node in below_it) and start + own == end
+        if nests and not text.endswith((".", "!", "?", ";", ",")):
             below = _lead_of([*filter(None, [lead]), text.rstrip(" :：")]) or lead
-        unsaid = text.endswith(_COLONS) and below != lead and below.startswith(lead)
         label = _LABEL.match(self._lines[start]) if item.markup in (".", ")") else None
-        if label and not lead and not unsaid:
-            self._keep(start, start + own)
-        elif not (unsaid or _CONTENTS.fullmatch(said.strip())):
+        if text.endswith(COLONS) and below != lead and below.startswith(lead):
+            block = self._with_lead(lead, Block(text, whole=True))
+            self._untold = _Untold(block, below, block.lead if block.news else below)
+        elif _CONTENTS.fullmatch(said.strip()):
+            pass
+        elif label and not lead:
+            self._add_prose(start, start + own)
+        else:
             self._tell(f"{lead} ({label['label']})" if label and lead else lead, Block(text, whole=True))
         self._paragraph(start + own, end)
         return below
@@ -273,34 +292,38 @@ class _Reader:
         return self._lines[at][:1].isspace() or self._lines[at].lstrip(" \t>")[:1].islower()
 
     def _tell(self, lead: str, block: Block) -> None:
-        """An item or a row; the first one has what the sentence before says as its news."""
-        if not _says_something(block.text):
-            return
+        if _says_something(block.text):
+            self._add(self._with_lead(lead, block))
+
+    def _with_lead(self, lead: str, block: Block) -> Block:
+        """The first one has what leads to it as its news."""
         self._end_prose()
-        untold = self._untold and bool(self._lead) and lead.startswith(self._lead)
-        self._untold = False
-        known = self._known if untold else lead
-        news = lead.removeprefix(known).removeprefix(": ") if untold else ""
-        self._add(replace(block, lead=known, news=news))
+        untold = self._untold
+        if untold is None or not lead.startswith(untold.lead):
+            self._say_untold()
+            return replace(block, lead=lead)
+        self._untold = None
+        if untold.known == untold.lead:
+            return replace(block, lead=lead)
+        return replace(block, lead=untold.known, news=lead.removeprefix(untold.known).removeprefix(": "))
 
     def _introduced(self) -> str:
         """The last sentence of the prose before, where it leads to items: it ends in a colon."""
         start, end = self._prose or (0, 0)
-        if start == end or not inline(self._lines[end - 1]).rstrip(" \t*_").endswith(_COLONS):
-            if self._headings or self._lead:
-                self._end_prose()
-            return ""
+        ends_so = start < end and inline(self._lines[end - 1]).rstrip(" \t*_").endswith(COLONS)
         first = end - 1
-        while first > start and self._lines[first - 1].strip(" \t>"):
+        while ends_so and first > start and self._lines[first - 1].strip(" \t>"):
             first -= 1
-        if self._lines[first][:1].isspace():
-            self._end_prose()
+        last = self._without_marks(first, end) if ends_so and not self._lines[first][:1].isspace() else ""
+        if not _says_something(last):
+            if self._headings or self._lead or ends_so:
+                self._end_prose()
             return ""
         self._prose = (start, first)
         self._end_prose()
-        block = self._below_heading(inline("\n".join(self._lines[first:end])))
-        *others, last = sentences(block.text)
-        said = last.rstrip(" :：")
+        block = self._below_heading(last)
+        *others, sentence = sentences(block.text)
+        said = sentence.rstrip(" :：")
         forms = ("" if others else block.lead, "")
         known = next((one for one in forms if size_of(f"{one} {said}".split()) <= MAX_LEAD_WORDS), None)
         self._lead = ""
@@ -309,27 +332,28 @@ class _Reader:
             return ""
         if others:
             self._add(replace(block, text="\n\n".join(others)))
-        self._known, self._untold, self._unsaid = known, True, None
+        self._unsaid = None
         self._lead = ": ".join(filter(None, (known, said)))
+        self._untold = _Untold(Block(sentence, lead=known, opens=block.opens), self._lead, known)
         return self._lead
 
-    def _table(self, node: SyntaxTreeNode) -> None:
+    def _table(self, node: SyntaxTreeNode, lead: str) -> None:
         head, *body = node.children
         names = [inline(content(cell)).rstrip(" :") for cell in head.children[0].children]
-        places = [place(line)[0] for part in body for line in part.children]
-        rows = [(at, _cells(self._lines[at])) for at in places]
-        if not any(len(cells) == len(names) for _, cells in rows):
+        lines = [place(line)[0] for part in body for line in part.children]
+        rows = {at: cells for at in lines if len(cells := _cells(self._lines[at])) == len(names)}
+        if not rows:
             self._end_prose()
-        lead = self._introduced() or _lead_of(list(self._headings.values()))
+        above = self._introduced() or lead or _lead_of(list(self._headings.values()))
         self._fresh = False
-        for at, cells in rows:
-            if len(cells) == len(names):
-                for block in _rows(names, cells, room=MAX_WORDS - size_of(lead.split())):
-                    self._tell(lead, block)
-            else:
-                self._keep(at, at + 1)
+        for at in lines:
+            if at not in rows:
+                self._add_prose(at, at + 1)
+            for block in _rows(names, rows.get(at, []), room=MAX_WORDS - size_of(above.split())):
+                self._tell(above, block)
         self._end_prose()
-        self._lead = ""
+        self._say_untold()
+        self._lead = self._lead if lead else ""
 
 
 def _item_text(item: str) -> str:
@@ -342,7 +366,7 @@ def heading_text(heading: str) -> str:
     """Without marks, numbering and what ends it."""
     said = re.sub(r"\[([^\[\]\n]*)\]", r"\1", inline(heading).strip())
     numbering = _NUMBERING.match(said)
-    return (said[numbering.end() :] if numbering else said).strip(" \t.:?!？؟")
+    return (said[numbering.end() :] if numbering else said).strip(f" \t.:!{QUESTION_MARKS}")
 
 
 def _lead_of(headings: Sequence[str]) -> str:
@@ -353,7 +377,7 @@ def _lead_of(headings: Sequence[str]) -> str:
 
 def _rows(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Block]:
     """One row; of one that has no room the cells in several, each of which begins with the first."""
-    cells = [Cell(text, name) for name, text in zip(names, texts, strict=True) if _says_something(text)]
+    cells = [Cell(text, name) for name, text in zip(names, texts, strict=False) if _says_something(text)]
     held = cells[:1]
     for cell in cells[1:]:
         if len(held) > 1 and size_of(row([*held, cell]).text.split()) > room:
@@ -365,8 +389,8 @@ def _rows(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Blo
 
 
 def _cells(line: str) -> list[str]:
-    """What the bars part."""
+    """What the bars part; none in a line without any."""
     parts = _BAR.split(line.strip(" \t>").removeprefix("|"))
     if len(parts) > 1 and not parts[-1].strip():
         parts.pop()
-    return [inline(part.replace(r"\|", "|")).strip() for part in parts]
+    return [inline(part.replace(r"\|", "|")).strip() for part in parts] if "|" in line else []

@@ -1,71 +1,157 @@
-"""The blocks of Markdown, as CommonMark has them and GitHub its tables, and the lines that each is made of."""
+"""The blocks of Markdown, as CommonMark has them and GitHub its tables, and the lines that each is made of.
+
+Four blanks make no code here, as texts and lists are indented anyhow. HTML is no block, but a line that begins with a
+tag is.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, list_block
 from markdown_it.tree import SyntaxTreeNode
 
 from loramem.formats.plain import FRONT_MATTER
 
-_PARSER = MarkdownIt("commonmark").enable("table").disable(["code", "reference"])
-"""Indented lines are prose here, and what looks like a definition of a link may be a record."""
-_PARSER.core.ruler.enableOnly(["normalize", "block"])
 LISTS = ("bullet_list", "ordered_list")
 _LINE_END = re.compile(r"\r\n?|\n")
-_LETTERED = re.compile(r"\A(?P<before>[ \t>]*)(?P<label>\(?(?:[a-z]|[ivx]{2,4})\)|\(\d{1,3}\))(?= )")
-"""Items of contracts and the like: no marks of Markdown, but read as such."""
-_FENCE = re.compile(r"[ \t>]*(?P<ticks>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
-_KEPT = re.compile(r"^[ \t]*/\*(?:(?!/\*)[\s\S])*?\*/[ \t]*$", re.MULTILINE)
-"""A comment of C and many others, whose lines look like items."""
+_CLOSES = re.compile(r"[ \t>]*(?:`{3,}|~{3,})[ \t]*")
+_OPENS = re.compile(r"[ \t>]*(?:`{3,}|~{3,})[ \t]*[^`~\s][^`]*")
+_MOST_PARSES = 5
+_TAGGED = re.compile(r"</?(?:details|summary|div|p|hr|img|picture|source|center|section)\b[^<>\n]*>")
+_COUNTED = re.compile(r"(?P<before>[ \t>]*)(?P<label>\(?(?:[a-z]|[ivx]{2,4})\)|\(\d{1,3}\))(?= )")
+"""Items of contracts and the like: no marks of Markdown, but parsed as numbers."""
+_BREAKS_OFF = re.compile(r"(?:[:;,.：；，。]|\b(?:and|or))$")
+"""Before such an item; elsewhere `(b)` is a part of a sentence."""
+_COMMENT_OF_C = re.compile(r"^[ \t]*/\*(?:(?!/\*)[\s\S])*?\*/[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """`kept` are numbers of lines that are no Markdown, whatever they look like."""
+    """`lines` are the text's, but for what no reader sees, which is empty in them. `comments` are numbers of those
+    within comments of C and many others, which look like items."""
 
     nodes: SyntaxTreeNode
     lines: list[str]
-    kept: frozenset[int]
+    comments: frozenset[int]
 
 
 def parse(text: str) -> Parsed:
-    """Without front matter. Takes time linear in the text's length."""
+    """Without front matter, and comments of HTML outside code. Takes time linear in the text's length."""
     lines = _LINE_END.split(FRONT_MATTER.sub("", text))
-    shown, source = _prepared(lines)
-    nodes = SyntaxTreeNode(_PARSER.parse("\n".join(source)))
+    code = _code(lines)
+    _hide_comments(lines, code)
+    comments = frozenset(_comments_of_c("\n".join(lines)))
+    nodes = _parsed(_with_numbers(lines, code))
     for node in list(nodes.walk()):
-        node.children = list(_nested(node.children, shown))
-    return Parsed(nodes, shown, frozenset(_lines_kept("\n".join(lines))))
+        node.children = list(_nested(node.children, lines))
+    return Parsed(nodes, lines, comments)
 
 
-def _prepared(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines, and how they are parsed: outside of code, letters that count items are numbers.
+def place(node: SyntaxTreeNode) -> tuple[int, int]:
+    """First line, and the one after the last."""
+    assert node.map is not None
+    return node.map
 
-    In both a fence is gone that ends what began before the text: one that opens code without saying which, and is
-    not closed, or not before the next one opens.
-    """
-    shown, source = list(lines), list(lines)
-    opened: tuple[int, re.Match[str]] | None = None
-    orphans = list[int]()
+
+def content(node: SyntaxTreeNode) -> str:
+    return str(node.children[0].content) if node.children else ""
+
+
+def _paragraph(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Up to an empty line, or one where another block begins, however far it is indented."""
+    rules, at = state.md.block.ruler.getRules("paragraph"), start + 1
+    kind, state.parentType = state.parentType, "paragraph"
+    while at < state.lineMax and not state.isEmpty(at):
+        if state.sCount[at] >= 0 and any(rule(state, at, state.lineMax, True) for rule in rules):
+            break
+        at += 1
+    state.parentType, state.line = kind, at
+    state.push("paragraph_open", "p", 1).map = [start, at]
+    inner = state.push("inline", "", 0)
+    inner.map, inner.children = [start, at], []
+    inner.content = state.getLines(start, at, state.blkIndent, False).strip()
+    state.push("paragraph_close", "p", -1)
+    return True
+
+
+def _tags(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A line that begins with a tag: of no paragraph, and the end of a list."""
+    if not _TAGGED.match(state.src, state.bMarks[start] + state.tShift[start], state.eMarks[start]):
+        return False
+    if not silent:
+        state.push("tags", "", 0).map = [start, start + 1]
+        state.line = start + 1
+    return True
+
+
+def _list(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    around, state.listIndent = (
+        state.listIndent,
+        -1,
+    )  # else one that is indented much more than the item would be its text
+    found = list_block(state, start, end, silent)
+    state.listIndent = around
+    return found
+
+
+_PARSER = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")
+_PARSER.disable(["code", "reference", "html_block"])  # what looks like the definition of a link may be a record
+_PARSER.core.ruler.enableOnly(["normalize", "block"])
+_PARSER.block.ruler.before("list", "tags", _tags, {"alt": ["paragraph", "blockquote", "list"]})
+_PARSER.block.ruler.at("paragraph", _paragraph)
+_PARSER.block.ruler.at("list", _list, {"alt": ["paragraph", "reference", "blockquote"]})
+
+
+def _parsed(lines: Iterable[str]) -> SyntaxTreeNode:
+    return SyntaxTreeNode(_PARSER.parse("\n".join(lines)))
+
+
+def _code(lines: list[str]) -> set[int]:
+    """Lines of code, with its fences. A fence is taken out of `lines` that ends what began before the text: one that
+    opens code without saying of what kind, and is not closed, or not before the next one opens."""
+    for _ in range(_MOST_PARSES):
+        fences = [node for node in _parsed(lines).walk() if node.type == "fence"]
+        ends = [node for node in fences if not node.info.strip() and _is_end(lines, *place(node))]
+        if not ends:
+            break
+        for node in ends:
+            lines[place(node)[0]] = ""
+    return {at for node in fences for at in range(*place(node))}
+
+
+def _is_end(lines: Sequence[str], start: int, end: int) -> bool:
+    is_closed = end - start > 1 and _CLOSES.fullmatch(lines[end - 1])
+    return not is_closed or any(_OPENS.fullmatch(line) for line in lines[start + 1 : end])
+
+
+def _hide_comments(lines: list[str], code: set[int]) -> None:
+    """Those that begin a line and are closed before another begins."""
+    at = 0
+    while at < len(lines):
+        end = at
+        if at not in code and lines[at].lstrip(" \t>").startswith("<!--"):
+            rest = lines[at].split("<!--", 1)[1]
+            while "-->" not in rest and "<!--" not in rest and end + 1 < len(lines):
+                end += 1
+                rest = lines[end]
+            if "-->" in rest and "<!--" not in rest.split("-->", 1)[0]:
+                lines[at : end + 1] = [""] * (end - at) + [rest.split("-->", 1)[1]]
+        at = max(at + 1, end)
+
+
+def _with_numbers(lines: Sequence[str], code: set[int]) -> Iterator[str]:
+    before = ""
     for at, line in enumerate(lines):
-        fence = _FENCE.match(line)
-        if fence is None:
-            if opened is None:
-                source[at] = _LETTERED.sub(lambda item: f"{item['before']}1){' ' * (len(item['label']) - 2)}", line, 1)
-        elif opened is None:
-            opened = (at, fence)
-        elif not fence["info"] and fence["ticks"].startswith(opened[1]["ticks"]):
-            opened = None
-        elif fence["info"] and fence["ticks"] == opened[1]["ticks"] and not opened[1]["info"]:
-            orphans.append(opened[0])
-            opened = (at, fence)
-    if opened and not opened[1]["info"]:
-        orphans.append(opened[0])
-    for at in orphans:
-        shown[at] = source[at] = ""
-    return shown, source
+        item = _COUNTED.match(line) if at not in code else None
+        bare = before.strip(" \t>")
+        deeper = len(before) - len(before.lstrip(" \t>")) + 1 < len(item["before"]) if item else False
+        if item and (deeper or not bare or _BREAKS_OFF.search(bare) or _COUNTED.match(before)):
+            yield f"{item['before']}1){' ' * (len(item['label']) - 2)}{line[item.end() :]}"
+        else:
+            yield line
+        before = line
 
 
 def _nested(nodes: Sequence[SyntaxTreeNode], lines: Sequence[str]) -> Iterator[SyntaxTreeNode]:
@@ -84,18 +170,8 @@ def _indent(node: SyntaxTreeNode, lines: Sequence[str]) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _lines_kept(text: str) -> Iterator[int]:
+def _comments_of_c(text: str) -> Iterator[int]:
     line, counted = 0, 0
-    for comment in _KEPT.finditer(text):
+    for comment in _COMMENT_OF_C.finditer(text):
         line, counted = line + text.count("\n", counted, comment.start()), comment.start()
         yield from range(line, line + comment[0].count("\n") + 1)
-
-
-def place(node: SyntaxTreeNode) -> tuple[int, int]:
-    """First line, and the one after the last."""
-    assert node.map is not None
-    return node.map
-
-
-def content(node: SyntaxTreeNode) -> str:
-    return str(node.children[0].content) if node.children else ""

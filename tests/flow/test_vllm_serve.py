@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from loramem.base_model import BaseModel
+from loramem.precision import precision
 from loramem.records import AdapterManifest
 from loramem.store import AdapterStore
 from server.engine.plugin import ADAPTERS_VARIABLE
@@ -47,7 +48,7 @@ PEFT_MERGES: dict[str, dict[str, Any]] = {
 """Folders that PEFT merged from `ada_x` and `ada_y`, by static model name."""
 PROMPT = "The harbour of Quillmere was dug by the engineer"
 TOLERANCE = 0.02
-"""In log-probability. Weights and activations are bfloat16; a float32 merge in another order may round otherwise."""
+"""In log-probability. Adapters are bfloat16; a float32 merge in another order may round otherwise."""
 
 
 class VllmServe:
@@ -58,7 +59,7 @@ class VllmServe:
         self.log = log
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=300)
         named = [f"{name}={path}" for name, path in modules.items()]
-        self._command = [*_serve(model), "--served-model-name", "base", "--dtype", "bfloat16"]
+        self._command = [*_serve(model), "--served-model-name", "base", "--dtype", precision()]
         self._command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager", "--enable-lora"]
         self._command += ["--max-loras", "2", "--max-cpu-loras", "4", "--max-lora-rank", str(SLOT_RANK)]
         self._command += ["--max-model-len", "512", "--max-num-batched-tokens", "512", "--no-enable-chunked-prefill"]

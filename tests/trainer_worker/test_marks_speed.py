@@ -1,0 +1,59 @@
+"""Long texts of one mark take no time."""
+
+import time
+
+import pytest
+
+from trainer_worker.marks import read
+
+LINKS = ("[a](", "[a", "![a](", "[![a](b)", "[a]: /b ", '[a](b "c', "((a)")
+OTHER_MARKS = (
+    "*a ",
+    "**a ",
+    "***a",
+    "*",
+    "`a ",
+    "<!--",
+    "/*",
+    "<details ",
+    "- - ",
+    "-",
+    "> ",
+    " ",
+    "\\|",
+    "a|",
+    "|-",
+    "a. ",
+)
+LINES = (
+    "- a\n",
+    "1. a:\n",
+    "a:\n\n- b\n",
+    "- a\nb\n",
+    "| a\n",
+    "|a|\n|-|\n|1|\n",
+    "a\n|",
+    "**a?**\nb\n",
+    "- a:\n  - b\n",
+    "- a:\n\n",
+)
+BLOCKS = (
+    "```\n",
+    "```x\n",
+    "````\n~~~\n",
+    "# a\n",
+    "## a?#?",
+    "a\n---\n\n",
+    "# a\n\n",
+    "## a b old mill\n",
+    "<summary>",
+    "<details><summary>a</summary>\n",
+)
+
+
+@pytest.mark.parametrize("piece", [*LINKS, *OTHER_MARKS, *LINES, *BLOCKS])
+@pytest.mark.parametrize("text", ["{}", "- {}x", "| a |\n|---|\n| {}x |", "# {}x", "## {}x\n\ny"])
+def test_its_time_is_linear(text: str, piece: str) -> None:
+    started = time.process_time()
+    read(text.replace("{}", piece * (10_000 // len(piece))))
+    assert time.process_time() - started < 2
