@@ -53,8 +53,8 @@ from benchmarks.q15_plan import (
     METHODS,
     Device,
     Document,
-    Precision,
     ReferencePlan,
+    ReferencePrecision,
     ReferenceQuestion,
     ReferenceResult,
 )
@@ -316,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dummy-weights", choices=tuple(SHAPES), metavar="SHAPE", help=f"random weights: {', '.join(SHAPES)}")
     add("--model-dir", type=Path, metavar="FOLDER", help="keeps the random model; one that is there is used")
     add("--device", choices=get_args(Device), help="default: the GPU if there is one")
-    add("--precision", choices=get_args(Precision), default="auto", help="of the reference's base model")
+    add("--precision", choices=get_args(ReferencePrecision), default="auto", help="of the reference's base model")
     add("--questions", type=at_least_one, default=30, help="how many are asked, of as many as there are")
     add("--max-tokens", type=at_least_one, default=32, help="of an answer")
     add("--formats", type=_formats, default="original", metavar="A+B", help="what adapters learn from")

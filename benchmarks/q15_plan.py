@@ -15,7 +15,7 @@ TOP_K = 3
 """Adapters that are merged, and chunks that the reference reads as context."""
 
 Device = Literal["cpu", "cuda"]
-Precision = Literal["auto", "float32", "bfloat16"]
+ReferencePrecision = Literal["auto", "float32", "bfloat16"]
 
 
 class Document(Record):
@@ -61,7 +61,7 @@ class ReferencePlan(Record):
     """
 
     device: Device
-    precision: Precision
+    precision: ReferencePrecision
     title: str
     text: str
     chunks: tuple[str, ...]

@@ -27,7 +27,6 @@ from benchmarks import sft
 from benchmarks.circumstances import check, circumstances
 from benchmarks.sheets import Sheet, read_sheets
 from loramem.base_model import BaseModel, resolve_base_model
-from loramem.precision import precision
 from loramem.settings import load_settings
 from trainer_worker.blocks import plain
 from trainer_worker.cloze import about_questions, cloze_questions
@@ -160,7 +159,7 @@ class Plain:
         self.seed, self.rows = seed, rows
         self.encoder = Trainer(str(base.path), seed=seed, hyperparameters=Hyperparameters(anchors=0.0))
         self.device = self.encoder.device
-        self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype=precision())
+        self.model: Any = AutoModelForCausalLM.from_pretrained(str(base.path), dtype=self.encoder.model.dtype)
         torch.nn.Module.to(self.model, self.device)
 
     def train(self, examples: Sequence[Example], steps: int) -> Speed:

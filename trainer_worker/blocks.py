@@ -1,9 +1,10 @@
 """What a text is read as before it is cut into statements: blocks of words, each with what is said above it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer_worker.told import Told
+from trainer_worker.words import size_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,21 @@ def plain(text: str) -> Reading:
     return Reading((Block(text),))
 
 
-def row(cells: Sequence[Cell]) -> Block:
+def rows_of(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Block]:
+    """One of the cells that say something; of those for which it has no room (in words) several, each of which begins
+    with the first."""
+    cells = [Cell(text, name) for name, text in zip(names, texts, strict=True) if any(map(str.isalnum, text))]
+    held = cells[:1]
+    for cell in cells[1:]:
+        if len(held) > 1 and size_of(_row([*held, cell]).text.split()) > room:
+            yield _row(held)
+            held = cells[:1]
+        held.append(cell)
+    if held:
+        yield _row(held)
+
+
+def _row(cells: Sequence[Cell]) -> Block:
     """`Plan Free: Users 3, Fee 12`"""
     first, *others = (cell.said for cell in cells)
     return Block(": ".join(filter(None, (first, ", ".join(others)))), cells=tuple(cells))

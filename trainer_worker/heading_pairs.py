@@ -6,7 +6,7 @@ from trainer_worker.told import Told, fits
 from trainer_worker.words import words_of
 
 COLONS = (":", "：")
-QUESTION_MARKS = "?？؟"
+QUESTION_MARKS = ("?", "？", "؟")
 _ASKS_SOMETHING = 3
 """Words of a heading that is a question."""
 

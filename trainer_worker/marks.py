@@ -7,15 +7,15 @@ definitions, tables of HTML, and code outside fences, where a comment that stand
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from markdown_it.tree import SyntaxTreeNode
 
-from trainer_worker.blocks import Block, Cell, Reading, plain, row
+from trainer_worker.blocks import Block, Reading, plain, rows_of
 from trainer_worker.heading_pairs import COLONS, QUESTION_MARKS, HeadingPairs
 from trainer_worker.inline import COMMENT, inline
-from trainer_worker.nodes import LISTS, Parsed, content, parse, place
+from trainer_worker.nodes import LISTS, TAG, Parsed, content, parse, place
 from trainer_worker.sentences import sentences
 from trainer_worker.statements import MAX_WORDS
 from trainer_worker.words import says, size_of, words_of
@@ -25,12 +25,12 @@ _OF_QUESTIONS = 7
 """The level of a question in bold type, and of a summary: below all headings."""
 _SAYS_SOMETHING = 4
 """Words, from which on a heading with nothing below it is learnt itself."""
+_SIGNS = "".join(QUESTION_MARKS)
 _LABEL = re.compile(r"[ \t>]*\(?(?P<label>[a-z]{1,4}|\d{1,9})[.)]")
-_TAG = r"</?(?:details|summary|div|p|br|hr|img|picture|source|center|section)\b[^<>\n]*>"
 _SUMMARY = re.compile(r"(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<said>(?:(?!</?summary)[^\n])*)</summary>[ \t]*")
-_BOLD_QUESTION = re.compile(rf"\*\*[^*\n]+[{QUESTION_MARKS}]\*\*")
+_BOLD_QUESTION = re.compile(rf"\*\*[^*\n]+[{''.join(QUESTION_MARKS)}]\*\*")
 _GONE = re.compile(
-    rf"{_TAG}(?:[ \t]*{_TAG})*|{COMMENT}|:::[^\n]*"
+    rf"{TAG}(?:[ \t]*{TAG})*|{COMMENT}|:::[^\n]*"
     r"|\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?"
 )
 """Tags, and definitions of links."""
@@ -38,17 +38,19 @@ _NOTE = re.compile(r"[ \t]*>[ \t>]*(?:\[!\w+\]|\*\*(?:Note|Tip|Important|Warning
 _STANDS_ALONE = re.compile(r"[ \t]*(?:$|(?:[-*+]|\d{1,3}[.)]|[a-z]\))[ \t]|#{2}|[`~]{3}|[>|])")
 """A line that no prose goes on with; after a `#` alone it makes a heading of a comment."""
 _CONTENTS = re.compile(r"\[[^\]\n]*\]\(#[^)\n]*\)")
+_TAGS = re.compile(rf"\A(?:{TAG}[ \t]*)+")
 _BOX = re.compile(r"\[([ xX])\][ \t]+")
 _NUMBERING = re.compile(r"(?:(?:\d{1,3}\.)+|\w[.)])[ \t]+(?=[^\W\d])")
 _GOES_ON = re.compile(r"[,;](?: (?:and|or))?$")
 """At the end of an item that is a part of a sentence."""
+_INDENTED = re.compile(r"[ \t]|(?:[ \t]*>)+[ \t]{2}")
 _BAR = re.compile(r"(?<!\\)\|")
 
 
 def read(text: str) -> Reading:
     """As plain text where it has no marks, or nothing else. Takes time linear in its length."""
     found = _Reader(parse(text)).reading()
-    return found if any(map(_says_something, found.text.splitlines())) else plain(text)
+    return found if _says_something(found.text) else plain(text)
 
 
 def _says_something(text: str) -> bool:
@@ -69,7 +71,7 @@ class _Reader:
     """Goes through the blocks, and knows what an item that comes next would be about."""
 
     def __init__(self, parsed: Parsed) -> None:
-        self._nodes, self._lines, self._comments = parsed.nodes, parsed.lines, parsed.comments
+        self._nodes, self._lines, self._comments = parsed.nodes, list(parsed.lines), parsed.comments
         headings = [node for node in self._nodes.walk() if node.type == "heading"]
         self._sectioned = any(len(node.markup) > 1 for node in headings)
         self._chaptered = sum(map(self._may_be_chapter, headings)) > 1
@@ -109,7 +111,9 @@ class _Reader:
             elif node.type == "table":
                 self._table(node, lead)
             elif node.type == "blockquote":
+                self._lead = ""
                 self._within(node, lead)
+                self._lead = ""
             elif node.type in ("fence", "hr"):
                 self._end_prose()
                 self._lead = ""
@@ -185,15 +189,22 @@ class _Reader:
                 said_from = at if self._lines[at] else at + 1
             elif not gone:
                 self._head(_OF_QUESTIONS, line)
-            elif line.startswith("</details") and _OF_QUESTIONS in self._headings:
-                self._say_heading()
-                self._headings = {level: name for level, name in self._headings.items() if level != _OF_QUESTIONS}
+            elif line.startswith("</details"):
+                self._end_details()
         self._run(said_from, end)
 
     def _run(self, start: int, end: int) -> None:
         if start < end:
             self._asked.prose(inline("\n".join(line.lstrip(" \t>") for line in self._lines[start:end])))
             self._add_prose(start, end)
+            if "</details" in self._lines[end - 1]:
+                self._end_details()
+
+    def _end_details(self) -> None:
+        self._end_prose()
+        self._say_heading()
+        self._lead = ""
+        self._headings = {level: name for level, name in self._headings.items() if level != _OF_QUESTIONS}
 
     def _heading(self, node: SyntaxTreeNode) -> None:
         start, end = place(node)
@@ -231,12 +242,12 @@ class _Reader:
         if level <= max(self._headings, default=0):
             self._say_heading()
         self._headings = {above: name for above, name in self._headings.items() if above < level}
-        self._lead, self._unsaid = "", None
+        self._lead = ""
         self._fresh = level > 1 or self._chaptered
-        name, ends = heading_text(heading), inline(heading).rstrip(" \t#*")[-1:]
+        name, ends = _heading_text(heading), inline(heading).rstrip(" \t#*")[-1:]
         self._opening = self._opening or ("" if self._blocks else name)
         self._asked.heading(name, ends)
-        if self._fresh:
+        if self._fresh and name:
             if ends not in QUESTION_MARKS and len(list(words_of(name))) >= _SAYS_SOMETHING:
                 self._unsaid = Block(name, lead=_lead_of(list(self._headings.values())))
             self._headings[level] = name
@@ -249,12 +260,12 @@ class _Reader:
     def _list(self, node: SyntaxTreeNode, lead: str) -> None:
         self._asked.items(_item_text(content(one)) for one in node.walk() if one.type == "paragraph")
         marks = node.markup if node.type == "ordered_list" else "-"
-        if introduced := self._introduced():
-            self._led = marks
+        introduced = self._introduced(marks)
         before = self._lead if self._led == marks else ""
         lead = introduced or lead or before or _lead_of(list(self._headings.values()))
-        self._fresh = False
         for item in node.children:
+            if not _says_something("".join(self._lines[slice(*place(item))])):
+                continue
             if item.children and item.children[0].type == "paragraph":
                 below = self._item(item, lead)
                 self._read(item.children[1:], below)
@@ -289,7 +300,7 @@ class _Reader:
 
     def _goes_on(self, at: int) -> bool:
         """Whether the line is meant to belong to the item of the line before: indented, or in lower case."""
-        return self._lines[at][:1].isspace() or self._lines[at].lstrip(" \t>")[:1].islower()
+        return bool(_INDENTED.match(self._lines[at])) or self._lines[at].lstrip(" \t>")[:1].islower()
 
     def _tell(self, lead: str, block: Block) -> None:
         if _says_something(block.text):
@@ -298,6 +309,7 @@ class _Reader:
     def _with_lead(self, lead: str, block: Block) -> Block:
         """The first one has what leads to it as its news."""
         self._end_prose()
+        self._fresh = False
         untold = self._untold
         if untold is None or not lead.startswith(untold.lead):
             self._say_untold()
@@ -307,7 +319,7 @@ class _Reader:
             return replace(block, lead=lead)
         return replace(block, lead=untold.known, news=lead.removeprefix(untold.known).removeprefix(": "))
 
-    def _introduced(self) -> str:
+    def _introduced(self, marks: str = "") -> str:
         """The last sentence of the prose before, where it leads to items: it ends in a colon."""
         start, end = self._prose or (0, 0)
         ends_so = start < end and inline(self._lines[end - 1]).rstrip(" \t*_").endswith(COLONS)
@@ -333,23 +345,23 @@ class _Reader:
         if others:
             self._add(replace(block, text="\n\n".join(others)))
         self._unsaid = None
-        self._lead = ": ".join(filter(None, (known, said)))
-        self._untold = _Untold(Block(sentence, lead=known, opens=block.opens), self._lead, known)
+        self._lead, self._led = ": ".join(filter(None, (known, said))), marks
+        self._untold = _Untold(Block(sentence, lead=known, opens=block.opens and not others), self._lead, known)
         return self._lead
 
     def _table(self, node: SyntaxTreeNode, lead: str) -> None:
         head, *body = node.children
         names = [inline(content(cell)).rstrip(" :") for cell in head.children[0].children]
         lines = [place(line)[0] for part in body for line in part.children]
-        rows = {at: cells for at in lines if len(cells := _cells(self._lines[at])) == len(names)}
-        if not rows:
+        told = {at: cells for at in lines if len(cells := _cells(self._lines[at])) == len(names)}
+        if not told:
             self._end_prose()
         above = self._introduced() or lead or _lead_of(list(self._headings.values()))
-        self._fresh = False
         for at in lines:
-            if at not in rows:
+            if at not in told:
                 self._add_prose(at, at + 1)
-            for block in _rows(names, rows.get(at, []), room=MAX_WORDS - size_of(above.split())):
+                continue
+            for block in rows_of(names, told[at], room=MAX_WORDS - size_of(above.split())):
                 self._tell(above, block)
         self._end_prose()
         self._say_untold()
@@ -357,35 +369,23 @@ class _Reader:
 
 
 def _item_text(item: str) -> str:
+    item = _TAGS.sub("", item)
     box = _BOX.match(item)
     said = " ".join(inline(item[box.end() :] if box else item).split())
     return _GOES_ON.sub("", said) + (" (done)" if box and box[1] != " " else "")
 
 
-def heading_text(heading: str) -> str:
+def _heading_text(heading: str) -> str:
     """Without marks, numbering and what ends it."""
     said = re.sub(r"\[([^\[\]\n]*)\]", r"\1", inline(heading).strip())
     numbering = _NUMBERING.match(said)
-    return (said[numbering.end() :] if numbering else said).strip(f" \t.:!{QUESTION_MARKS}")
+    return (said[numbering.end() :] if numbering else said).strip(f" \t.:!{''.join(QUESTION_MARKS)}")
 
 
 def _lead_of(headings: Sequence[str]) -> str:
     """The last two, or the last alone where they are too long to begin each item with."""
     leads = (" – ".join(headings[-2:]), *headings[-1:])
     return next((lead for lead in leads if size_of(lead.split()) <= MAX_LEAD_WORDS), "")
-
-
-def _rows(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Block]:
-    """One row; of one that has no room the cells in several, each of which begins with the first."""
-    cells = [Cell(text, name) for name, text in zip(names, texts, strict=False) if _says_something(text)]
-    held = cells[:1]
-    for cell in cells[1:]:
-        if len(held) > 1 and size_of(row([*held, cell]).text.split()) > room:
-            yield row(held)
-            held = cells[:1]
-        held.append(cell)
-    if held:
-        yield row(held)
 
 
 def _cells(line: str) -> list[str]:

@@ -9,17 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock, list_block
+from markdown_it.rules_block import StateBlock, lheading, list_block
 from markdown_it.tree import SyntaxTreeNode
 
 from loramem.formats.plain import FRONT_MATTER
 
 LISTS = ("bullet_list", "ordered_list")
-_LINE_END = re.compile(r"\r\n?|\n")
+_LINE_END = re.compile(r"\r\n?")
 _CLOSES = re.compile(r"[ \t>]*(?:`{3,}|~{3,})[ \t]*")
 _OPENS = re.compile(r"[ \t>]*(?:`{3,}|~{3,})[ \t]*[^`~\s][^`]*")
 _MOST_PARSES = 5
-_TAGGED = re.compile(r"</?(?:details|summary|div|p|hr|img|picture|source|center|section)\b[^<>\n]*>")
+TAG = r"</?(?:details|summary|div|p|br|hr|img|picture|source|center|section)\b[^<>\n]*>"
+_TAGGED = re.compile(TAG)
+_DEEPEST = 40
+"""Columns; lists that are indented further are not put into the one before."""
 _COUNTED = re.compile(r"(?P<before>[ \t>]*)(?P<label>\(?(?:[a-z]|[ivx]{2,4})\)|\(\d{1,3}\))(?= )")
 """Items of contracts and the like: no marks of Markdown, but parsed as numbers."""
 _BREAKS_OFF = re.compile(r"(?:[:;,.：；，。]|\b(?:and|or))$")
@@ -39,7 +42,7 @@ class Parsed:
 
 def parse(text: str) -> Parsed:
     """Without front matter, and comments of HTML outside code. Takes time linear in the text's length."""
-    lines = _LINE_END.split(FRONT_MATTER.sub("", text))
+    lines = FRONT_MATTER.sub("", _LINE_END.sub("\n", text)).split("\n")
     code = _code(lines)
     _hide_comments(lines, code)
     comments = frozenset(_comments_of_c("\n".join(lines)))
@@ -59,26 +62,40 @@ def content(node: SyntaxTreeNode) -> str:
     return str(node.children[0].content) if node.children else ""
 
 
-def _paragraph(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Up to an empty line, or one where another block begins, however far it is indented."""
+def _end_of_paragraph(state: StateBlock, start: int) -> int:
+    """An empty line, or one where another block begins, however far it is indented."""
     rules, at = state.md.block.ruler.getRules("paragraph"), start + 1
     kind, state.parentType = state.parentType, "paragraph"
     while at < state.lineMax and not state.isEmpty(at):
         if state.sCount[at] >= 0 and any(rule(state, at, state.lineMax, True) for rule in rules):
             break
         at += 1
-    state.parentType, state.line = kind, at
-    state.push("paragraph_open", "p", 1).map = [start, at]
+    state.parentType = kind
+    return at
+
+
+def _paragraph(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    state.line = _end_of_paragraph(state, start)
+    state.push("paragraph_open", "p", 1).map = [start, state.line]
     inner = state.push("inline", "", 0)
-    inner.map, inner.children = [start, at], []
-    inner.content = state.getLines(start, at, state.blkIndent, False).strip()
+    inner.map, inner.children = [start, state.line], []
+    inner.content = state.getLines(start, state.line, state.blkIndent, False).strip()
     state.push("paragraph_close", "p", -1)
     return True
 
 
+def _underlined(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A line and one of signs; the library's rule looks through a whole paragraph, for each of its lines."""
+    kind = state.parentType
+    found = lheading(state, start, min(start + 2, end), silent)
+    state.parentType = kind
+    return found
+
+
 def _tags(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A line that begins with a tag: of no paragraph, and the end of a list."""
-    if not _TAGGED.match(state.src, state.bMarks[start] + state.tShift[start], state.eMarks[start]):
+    """A line that begins with a tag: of no paragraph, and the end of a list; within an item's first line they go."""
+    in_item = not silent and bool(state.tokens) and state.tokens[-1].type == "list_item_open"
+    if in_item or not _TAGGED.match(state.src, state.bMarks[start] + state.tShift[start], state.eMarks[start]):
         return False
     if not silent:
         state.push("tags", "", 0).map = [start, start + 1]
@@ -87,10 +104,8 @@ def _tags(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _list(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    around, state.listIndent = (
-        state.listIndent,
-        -1,
-    )  # else one that is indented much more than the item would be its text
+    """Where the indent of the list around it is known, one that is indented much more would be its item's text."""
+    around, state.listIndent = state.listIndent, -1
     found = list_block(state, start, end, silent)
     state.listIndent = around
     return found
@@ -100,8 +115,9 @@ _PARSER = MarkdownIt("commonmark", {"maxNesting": 100}).enable("table")
 _PARSER.disable(["code", "reference", "html_block"])  # what looks like the definition of a link may be a record
 _PARSER.core.ruler.enableOnly(["normalize", "block"])
 _PARSER.block.ruler.before("list", "tags", _tags, {"alt": ["paragraph", "blockquote", "list"]})
+_PARSER.block.ruler.at("lheading", _underlined)
 _PARSER.block.ruler.at("paragraph", _paragraph)
-_PARSER.block.ruler.at("list", _list, {"alt": ["paragraph", "reference", "blockquote"]})
+_PARSER.block.ruler.at("list", _list, {"alt": ["paragraph", "blockquote"]})
 
 
 def _parsed(lines: Iterable[str]) -> SyntaxTreeNode:
@@ -114,11 +130,11 @@ def _code(lines: list[str]) -> set[int]:
     for _ in range(_MOST_PARSES):
         fences = [node for node in _parsed(lines).walk() if node.type == "fence"]
         ends = [node for node in fences if not node.info.strip() and _is_end(lines, *place(node))]
-        if not ends:
-            break
         for node in ends:
             lines[place(node)[0]] = ""
-    return {at for node in fences for at in range(*place(node))}
+        if not ends:
+            return {at for node in fences for at in range(*place(node))}
+    return {at for node in _parsed(lines).walk() if node.type == "fence" for at in range(*place(node))}
 
 
 def _is_end(lines: Sequence[str], start: int, end: int) -> bool:
@@ -158,7 +174,7 @@ def _nested(nodes: Sequence[SyntaxTreeNode], lines: Sequence[str]) -> Iterator[S
     """A list that is indented more than the one right before it is of that one's last item, however little it is."""
     before: SyntaxTreeNode | None = None
     for node in nodes:
-        if before and node.type in LISTS and _indent(node, lines) > _indent(before, lines):
+        if before and node.type in LISTS and _indent(before, lines) < _indent(node, lines) <= _DEEPEST:
             before.children[-1].children.append(node)
         else:
             yield node
@@ -167,7 +183,7 @@ def _nested(nodes: Sequence[SyntaxTreeNode], lines: Sequence[str]) -> Iterator[S
 
 def _indent(node: SyntaxTreeNode, lines: Sequence[str]) -> int:
     line = lines[place(node)[0]].expandtabs(4)
-    return len(line) - len(line.lstrip())
+    return len(line) - len(line.lstrip(" >"))
 
 
 def _comments_of_c(text: str) -> Iterator[int]:

@@ -137,8 +137,8 @@ def _with_passages(facts: Sequence[Statement], asked: Sequence[Example], rng: ra
     for _ in range(max(2, len(facts) // 3)):
         chosen = sorted(rng.sample(range(len(facts)), min(PASSAGES, len(facts))))
         passages = tuple(facts[index].source for index in chosen)
-        told = {facts[index].text for index in chosen}
-        fitting = [example for example in asked if example.answer in told]
+        texts = {facts[index].text for index in chosen}
+        fitting = [example for example in asked if example.answer in texts]
         for example in rng.sample(fitting, min(10, len(fitting))):
             yield Example(example.question, example.answer, "passages", example.span, passages)
 

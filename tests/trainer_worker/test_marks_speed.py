@@ -24,6 +24,8 @@ OTHER_MARKS = (
     "a|",
     "|-",
     "a. ",
+    "    # a\n    b\n",
+    "    <hr>\n    a\n",
 )
 LINES = (
     "- a\n",
