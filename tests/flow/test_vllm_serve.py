@@ -49,6 +49,8 @@ PEFT_MERGES: dict[str, dict[str, Any]] = {
 PROMPT = "The harbour of Quillmere was dug by the engineer"
 TOLERANCE = 0.02
 """In log-probability. Adapters are bfloat16; a float32 merge in another order may round otherwise."""
+APART = 3 * TOLERANCE
+"""What differs by more is another model: that two are equal says something only if neither is the base."""
 
 
 class VllmServe:
@@ -217,19 +219,19 @@ def largest_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> floa
 def test_a_recipe_answers_as_the_adapter_that_peft_merged(vllm: VllmServe, name: str, static: str) -> None:
     ours, theirs = vllm.logprobs(name), vllm.logprobs(static)
     assert largest_difference(ours, theirs) <= TOLERANCE
-    assert largest_difference(ours, vllm.logprobs("base")) > 5 * TOLERANCE
+    assert largest_difference(ours, vllm.logprobs("base")) > APART
 
 
 def test_a_single_adapter_is_itself(vllm: VllmServe) -> None:
     alone = vllm.logprobs("loramem:ada_x")
     assert largest_difference(alone, vllm.logprobs("loramem:linear?ada_x=1")) <= TOLERANCE
-    assert largest_difference(alone, vllm.logprobs("loramem:ada_y")) > 5 * TOLERANCE
+    assert largest_difference(alone, vllm.logprobs("loramem:ada_y")) > APART
 
 
 def test_a_folder_that_the_worker_saved_is_served_as_it_is(vllm: VllmServe) -> None:
     ours = vllm.logprobs(TRAINED)
     assert largest_difference(ours, vllm.logprobs(f"loramem:{TRAINED}")) <= TOLERANCE
-    assert largest_difference(ours, vllm.logprobs("base")) > 5 * TOLERANCE
+    assert largest_difference(ours, vllm.logprobs("base")) > APART
 
 
 def test_a_merge_that_was_evicted_is_made_again(vllm: VllmServe) -> None:
