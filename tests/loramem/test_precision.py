@@ -36,11 +36,14 @@ def test_a_cpu_without_products_of_bfloat16_computes_in_float32(
 def test_engine_and_trainer_compute_in_one_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Precision
 ) -> None:
+    monkeypatch.setattr(
+        "vllm.AsyncEngineArgs", lambda **given: given
+    )  # the real one takes our plugin into this process
     monkeypatch.setattr("server.engine.options.precision", lambda: kind)
     monkeypatch.setattr("trainer_worker.base.precision", lambda: kind)
     folder = save_tiny_model(tmp_path)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    assert engine_args(Settings(), BaseModel(folder, "tiny", "f" * 64)).dtype == kind
+    assert engine_args(Settings(), BaseModel(folder, "tiny", "f" * 64))["dtype"] == kind
     assert Base(str(folder)).model.dtype == getattr(torch, kind)
 
 
