@@ -136,6 +136,11 @@ class Trainer(Base):
                 on_step = self._kept(loop, keep, self._digest(lessons, rank), on_step)
             earlier_s = loop.spent_s
             loop.run(asked, max_seconds - (time.monotonic() - started), on_step)
+        if loop.total < loop.planned / 2:
+            log.warning(
+                "%d of %d planned steps in the %.0f s that LORAMEM_TRAIN_MAX_S, or the upload's max_seconds, allows",
+                *(loop.step, loop.planned, max_seconds),
+            )
         trained = parameters | dict(zip(live, loop.best_master, strict=True))
         seconds = earlier_s + time.monotonic() - started
         spent: Facts = {"seconds": round(seconds, 2), "seed": self.seed, "beside": len(lessons) - 1}

@@ -283,11 +283,12 @@ def _agreement(trainer: Trainer, adapter: TrainedAdapter, prompts: Sequence[tupl
         return sum(a == b for a, b in zip(before, said(), strict=True)) / len(before)
 
 
-def test_the_clock_shortens_a_training(trainer: Trainer) -> None:
+def test_the_clock_shortens_a_training_and_the_log_says_so(trainer: Trainer, caplog: pytest.LogCaptureFixture) -> None:
     totals: list[int] = []
     adapter = train(trainer, max_seconds=1e-3, on_step=lambda step, total, loss: totals.append(total))
     assert adapter.facts["steps"] == len(totals) < 10
     assert adapter.facts["planned_steps"] == 120
+    assert f"{len(totals)} of 120 planned steps in the 0 s that LORAMEM_TRAIN_MAX_S" in caplog.text
 
 
 def test_slow_first_steps_do_not_shorten_it_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
