@@ -72,6 +72,7 @@ def seconds(text: str, piece: str, size: int) -> float:
 @pytest.mark.parametrize("piece", [*LINKS, *OTHER_MARKS, *LINES, *BLOCKS])
 @pytest.mark.parametrize("text", ["{}", "- {}x", "| a |\n|---|\n| {}x |", "# {}x", "## {}x\n\ny"])
 def test_its_time_is_linear(text: str, piece: str) -> None:
-    """Four times the text would take sixteen times as long if it were quadratic."""
-    long = seconds(text, piece, 10_000)
-    assert long < 0.25 or long < 7 * seconds(text, piece, 2_500)
+    """Four times the text would take sixteen times as long if it were quadratic, each time; what else runs on the
+    machine doubles some of the times."""
+    longest = (seconds(text, piece, 10_000) for _ in range(3))
+    assert any(long < 0.25 or long < 7 * seconds(text, piece, 2_500) for long in longest)
