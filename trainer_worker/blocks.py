@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer_worker.told import Told
-from trainer_worker.words import size_of
+from trainer_worker.words import is_worded, size_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def plain(text: str) -> Reading:
 def rows_of(names: Sequence[str], texts: Sequence[str], room: int) -> Iterator[Block]:
     """One of the cells that say something; of those for which it has no room (in words) several, each of which begins
     with the first."""
-    cells = [Cell(text, name) for name, text in zip(names, texts, strict=True) if any(map(str.isalnum, text))]
+    cells = [Cell(text, name) for name, text in zip(names, texts, strict=True) if is_worded(text)]
     held = cells[:1]
     for cell in cells[1:]:
         if len(held) > 1 and size_of(_row([*held, cell]).text.split()) > room:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from trainer_worker.told import Told, fits
-from trainer_worker.words import words_of
+from trainer_worker.words import is_worded, words_of
 
 COLONS = (":", "：")
 QUESTION_MARKS = ("?", "？", "؟")
@@ -26,7 +26,7 @@ class HeadingPairs:
 
     def prose(self, said: str) -> None:
         said = " ".join(said.split())
-        if self._answer or said.startswith((":", "<")) or not any(map(str.isalnum, said)):
+        if self._answer or said.startswith((":", "<")) or not is_worded(said):
             self.other()
         elif said.endswith(COLONS):
             self._answer = said

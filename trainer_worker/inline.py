@@ -8,7 +8,7 @@ import re
 
 from trainer_worker.words import PARTED
 
-COMMENT = r"<!--(?:(?!<!--)[\s\S])*?-->"
+_COMMENT = r"<!--(?:(?!<!--)[\s\S])*?-->"
 """None holds the beginning of another: so each search ends where the next one begins."""
 _TARGET = r"\((?:<[^<>\n]*>|[^()\s]*(?:\([^()\s]*\)[^()\s]*)*)(?:[ \t]+\"[^\"\n]*\")?\)"
 _IMAGE = rf"!\[[^\[\]\n]*\]{_TARGET}"
@@ -27,7 +27,7 @@ _UNDERSCORED = (
     r"(?=[\s.,;:!?)\]\"'”’*]|\Z)"
 )
 _INLINE = re.compile(
-    rf"(?<!`)`(?P<code>[^`\n]+)`(?!`)|{COMMENT}|</?(?:br|kbd|sub|sup|b|i|em|strong|details)[ \t]*/?>|{_IMAGE}|{_LINK}"
+    rf"(?<!`)`(?P<code>[^`\n]+)`(?!`)|{_COMMENT}|</?(?:br|kbd|sub|sup|b|i|em|strong|details)[ \t]*/?>|{_IMAGE}|{_LINK}"
     rf"|{_OPENS}\*\*\*{_SAYS}(?P<both>[^*\n]+){_GLUED}\*\*\*{_CLOSES}"
     rf"|{_OPENS}\*\*{_SAYS}(?P<strong>(?:[^*\n]|{_IN_PARAGRAPH}|\*(?!\*))+?){_GLUED}\*\*{_CLOSES}"
     rf"|{_OPENS}\*{_SAYS}(?P<em>[^*\n]+){_GLUED}\*{_CLOSES}"

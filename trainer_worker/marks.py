@@ -14,11 +14,11 @@ from markdown_it.tree import SyntaxTreeNode
 
 from trainer_worker.blocks import Block, Reading, plain, rows_of
 from trainer_worker.heading_pairs import COLONS, QUESTION_MARKS, HeadingPairs
-from trainer_worker.inline import COMMENT, inline
+from trainer_worker.inline import inline
 from trainer_worker.nodes import LISTS, TAG, Parsed, content, parse, place
 from trainer_worker.sentences import sentences
 from trainer_worker.statements import MAX_WORDS
-from trainer_worker.words import says, size_of, words_of
+from trainer_worker.words import is_worded, says, size_of, words_of
 
 MAX_LEAD_WORDS = 14
 _OF_QUESTIONS = 7
@@ -28,9 +28,9 @@ _SAYS_SOMETHING = 4
 _SIGNS = "".join(QUESTION_MARKS)
 _LABEL = re.compile(r"[ \t>]*\(?(?P<label>[a-z]{1,4}|\d{1,9})[.)]")
 _SUMMARY = re.compile(r"(?:<details[^<>\n]*>[ \t]*)?<summary>(?P<said>(?:(?!</?summary)[^\n])*)</summary>[ \t]*")
-_BOLD_QUESTION = re.compile(rf"\*\*[^*\n]+[{''.join(QUESTION_MARKS)}]\*\*")
+_BOLD_QUESTION = re.compile(rf"\*\*[^*\n]+[{_SIGNS}]\*\*")
 _GONE = re.compile(
-    rf"{TAG}(?:[ \t]*{TAG})*|{COMMENT}|:::[^\n]*"
+    rf"{TAG}(?:[ \t]*{TAG})*|:::[^\n]*"
     r"|\[[^\]\n]+\]:[ \t]+<?(?:\w+://|mailto:|[#/]|\.\.?/)\S*(?:[ \t]+[\"'(][^\n]*)?"
 )
 """Tags, and definitions of links."""
@@ -50,11 +50,7 @@ _BAR = re.compile(r"(?<!\\)\|")
 def read(text: str) -> Reading:
     """As plain text where it has no marks, or nothing else. Takes time linear in its length."""
     found = _Reader(parse(text)).reading()
-    return found if _says_something(found.text) else plain(text)
-
-
-def _says_something(text: str) -> bool:
-    return any(map(str.isalnum, text))
+    return found if is_worded(found.text) else plain(text)
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,7 @@ class _Reader:
 
     def _below_heading(self, text: str) -> Block:
         """With what the headings say, where it is the first below them and its first sentence does not say it."""
-        if not self._fresh or not _says_something(text):
+        if not self._fresh or not is_worded(text):
             return Block(text)
         self._fresh = False
         first = sentences(text)[0]
@@ -264,7 +260,7 @@ class _Reader:
         before = self._lead if self._led == marks else ""
         lead = introduced or lead or before or _lead_of(list(self._headings.values()))
         for item in node.children:
-            if not _says_something("".join(self._lines[slice(*place(item))])):
+            if not is_worded("".join(self._lines[slice(*place(item))])):
                 continue
             if item.children and item.children[0].type == "paragraph":
                 below = self._item(item, lead)
@@ -303,7 +299,7 @@ class _Reader:
         return bool(_INDENTED.match(self._lines[at])) or self._lines[at].lstrip(" \t>")[:1].islower()
 
     def _tell(self, lead: str, block: Block) -> None:
-        if _says_something(block.text):
+        if is_worded(block.text):
             self._add(self._with_lead(lead, block))
 
     def _with_lead(self, lead: str, block: Block) -> Block:
@@ -327,7 +323,7 @@ class _Reader:
         while ends_so and first > start and self._lines[first - 1].strip(" \t>"):
             first -= 1
         last = self._without_marks(first, end) if ends_so and not self._lines[first][:1].isspace() else ""
-        if not _says_something(last):
+        if not is_worded(last):
             if self._headings or self._lead or ends_so:
                 self._end_prose()
             return ""
@@ -379,7 +375,7 @@ def _heading_text(heading: str) -> str:
     """Without marks, numbering and what ends it."""
     said = re.sub(r"\[([^\[\]\n]*)\]", r"\1", inline(heading).strip())
     numbering = _NUMBERING.match(said)
-    return (said[numbering.end() :] if numbering else said).strip(f" \t.:!{''.join(QUESTION_MARKS)}")
+    return (said[numbering.end() :] if numbering else said).strip(f" \t.:!{_SIGNS}")
 
 
 def _lead_of(headings: Sequence[str]) -> str:

@@ -40,6 +40,11 @@ def _carries_meaning(word: str) -> bool:
     return len(word) > 2 and word.casefold() not in STOP_WORDS
 
 
+def is_worded(text: str) -> bool:
+    """Whether it holds a letter or a digit."""
+    return any(map(str.isalnum, text))
+
+
 def size_of(words: Iterable[str]) -> int:
     """How many words they count as: long ones, as of texts without blanks, are several."""
     return sum(map(size_of_word, words))
