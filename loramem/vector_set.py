@@ -101,6 +101,23 @@ class Block:
         vectors: Vector = self.index.reconstruct_batch(rows)
         return vectors
 
+    def _of(self, key: str) -> Vector:
+        """A group's, shape (n, dim); of a flat index not a copy."""
+        if self.is_flat:
+            start = self._start_of[key]
+            return self._flat[start : start + len(self.groups[key].ids)]
+        return self.vectors(self.rows([key]))
+
+    @cached_property
+    def _flat(self) -> Vector:
+        """The index's own memory, which is not to be changed."""
+        import faiss
+
+        size = self.count * self.index.d
+        held = faiss.rev_swig_ptr(self.index.get_xb(), size) if size else np.zeros(0, dtype=np.float32)
+        flat: Vector = held.reshape(self.count, self.index.d)
+        return flat
+
     def nearest(self, vector: Vector, limit: int, alive: NDArray[np.uint8] | None = None) -> list[Near]:
         """`alive` has one bit for each row, the lowest of a byte first; without it every row is."""
         import faiss
@@ -125,6 +142,11 @@ class Block:
                 vector[None], self.vectors(some), min(limit, len(some)), metric=faiss.METRIC_INNER_PRODUCT
             )
             yield from self.named(some[places[0]], scores[0])
+
+    def mean_of_best(self, vector: Vector, count: int, key: str) -> float | None:
+        """See `VectorSet.means_of_best`; None of an empty group."""
+        scores = self._of(key) @ vector
+        return float(np.sort(scores)[-count:].mean()) if len(scores) else None
 
     def named(self, rows: Rows, scores: Vector) -> list[Near]:
         groups = np.searchsorted(self.starts, rows, side="right") - 1  # of equal starts, all but the last are empty
@@ -204,6 +226,18 @@ class VectorSet:
         newer = keys & self.delta.groups.keys()
         older = (keys & self.main.groups.keys()) - self.dead
         return chain(self.main.nearest_among(vector, limit, older), self.delta.nearest_among(vector, limit, newer))
+
+    def means_of_best(self, vector: Vector, count: int, keys: Iterable[str]) -> dict[str, float]:
+        """Of each of these groups that is found and holds any, the mean inner product of its `count` nearest; exact."""
+        vector = vector.astype(np.float32)
+        found = ((key, self._block_of(key)) for key in keys)
+        means = {key: block.mean_of_best(vector, count, key) for key, block in found if block is not None}
+        return {key: mean for key, mean in means.items() if mean is not None}
+
+    def _block_of(self, key: str) -> Block | None:
+        if key in self.delta.groups:
+            return self.delta
+        return self.main if key in self.main.groups and key not in self.dead else None
 
     def vectors(self, keys: Iterable[str]) -> Vector:
         """Of these groups in order, shape (n, dim)."""

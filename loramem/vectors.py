@@ -76,6 +76,12 @@ class View:
         nearest = self.state.questions.nearest(vector, limit, adapter_ids)
         return [(near.key, near.score) for near in nearest]
 
+    def nearest_questions(
+        self, vector: NDArray[np.float32], count: int, adapter_ids: Collection[str]
+    ) -> dict[str, float]:
+        """By adapter, of those that learnt any, the mean cosine of the `count` nearest questions that it learnt."""
+        return self.state.questions.means_of_best(vector, count, adapter_ids)
+
     def match(
         self,
         question: str,

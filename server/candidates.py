@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ KEPT = 24
 """Candidates scored by everything, for each adapter wanted at least three."""
 WINDOWS = 64
 """Windows by words for each candidate."""
-QUESTIONS = 64
-"""Learnt questions of one adapter, but for users' own, of which there may be thousands."""
 BEST = 3
 """Questions that count: one alone may be near by chance."""
+QUESTIONS = 8
+"""Looked at by words for each adapter, though some have thousands; at least `BEST`, so that one of them has as many."""
 
 
 # Built once: putting a statement together takes longer than running it.
@@ -145,7 +146,7 @@ class Search:
         if "asked" in scores.limited:
             asked = _best_of_each(partial(self.view.match_questions, self.question), adapters)
         windows = {**scores.windows, **self._windows(chunks - scores.windows.keys())}
-        questions = _best_of_each(partial(self.view.search_questions, self.vector), adapters)
+        questions = self.view.nearest_questions(self.vector, BEST, adapters)
         complete = _Scores(windows, words, together, questions, asked)
         return [one.given(complete.of(one)) for one in kept]
 
@@ -234,26 +235,32 @@ def _best(found: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 def _best_of(found: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Mean of each adapter's best three, from questions that come best first."""
+    return {adapter_id: fmean(best) for adapter_id, best in _best_three(found).items()}
+
+
+def _best_three(found: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = defaultdict(list)
     for adapter_id, score in found:
         if len(scores[adapter_id]) < BEST:
             scores[adapter_id].append(score)
-    return {adapter_id: sum(best) / len(best) for adapter_id, best in scores.items()}
+    return scores
 
 
 def _best_of_each(
     search: Callable[[int, Collection[str]], list[tuple[str, float]]], adapter_ids: Collection[str]
 ) -> dict[str, float]:
-    """As `_best_of`, of all these adapters, whatever the number of their questions: one may have so many that are near
-    that they leave no place for another's."""
-    best: dict[str, float] = {}
+    """As `_best_of`, of all these adapters, whatever the number of their questions: one may have so many that match
+    that they leave no place for another's, which is asked for again then."""
+    means: dict[str, float] = {}
     left = set(adapter_ids)
     while left:
         limit = QUESTIONS * len(left)
         found = search(limit, left)
-        best |= _best_of(found)
-        left = left - best.keys() if len(found) == limit else set()
-    return best
+        best = _best_three(found)
+        known = left if len(found) < limit else {key for key, scores in best.items() if len(scores) == BEST}
+        means |= {key: fmean(best[key]) for key in known & best.keys()}
+        left = left - known
+    return means
 
 
 def _order(one: Candidate) -> tuple[float, str]:

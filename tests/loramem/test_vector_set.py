@@ -125,6 +125,23 @@ def test_chosen_groups_are_searched_exactly_in_main_and_delta(in_lists: bool, mo
         assert {near.id for near in found} <= set(chosen)
 
 
+@pytest.mark.parametrize("in_lists", [False, True])
+def test_the_mean_of_each_groups_best_is_exact_in_main_and_delta(in_lists: bool) -> None:
+    vectors, stored = made(300)
+    vectors = vectors.in_lists() if in_lists else vectors
+    more = clustered(11)
+    new = groups(["doc_005"], 10, "2", first=3000) | {
+        "few": Group("1", np.array([4000])),
+        "none": Group("1", stored[:0, 0].astype(np.int64)),
+    }
+    vectors = vectors.changed({"doc_005", "doc_006"}, new, more)
+    held = {"doc_007": stored[70:80], "doc_005": more[:10], "few": more[10:]}
+    for question in clustered(5):
+        found = vectors.means_of_best(question, 3, [*held, "doc_006", "none", "unknown"])
+        wanted = {key: float(np.sort(group @ question)[-3:].mean()) for key, group in held.items()}
+        assert found == pytest.approx(wanted, abs=2e-3 if in_lists else 1e-5)
+
+
 def test_lists_find_nearly_all_with_scores_to_half_precision() -> None:
     flat, stored = made(300)
     lists = flat.in_lists()
