@@ -5,8 +5,8 @@ which never changes, so any number of threads may search one while the next is m
 
 A unit's score is its share of the most that any text could reach for the question: BM25 of the unit, divided by the sum
 of idf * (k1 + 1) over the question's distinct words. It lies in 0 to 1 and compares between questions and namespaces; a
-word that no text holds counts against every unit. BM25 is tantivy's (k1 1.2, b 0.75), which keeps the length of a text
-in one byte: exact to 40 words, rounded down by at most an eighth above.
+word that no text holds counts against every unit, among few texts no more than among twenty. BM25 is tantivy's (k1 1.2,
+b 0.75), which keeps the length of a text in one byte: exact to 40 words, rounded down by at most an eighth above.
 
 Not covered: stemming (it found less), synonyms, word order.
 """
@@ -24,6 +24,10 @@ from tantivy import Filter, Occur, Query
 
 K1 = 1.2
 """tantivy's; it cannot be set."""
+ABSENT = 1.42
+"""The idf of a word that no text holds, by that of one that a single text holds, is this among twenty texts, and nearer
+to 1 among more. Among fewer it would be more, up to 4.8: each word of a question that a lone text says otherwise would
+outweigh all that it says."""
 HEAP_BYTES = 15_000_000
 """The least that a tantivy writer takes; reached once in about 10 MB of text."""
 DELETED_SHARE = 1 / 8
@@ -74,7 +78,7 @@ class Words:
         limit = min(limit, self.searcher.num_docs)  # tantivy makes room for as many as are asked for, and refuses 0
         if limit < 1 or not tokens:
             return []
-        most = sum(self._idf(token) * (K1 + 1) for token in tokens)
+        most = sum(self._weight(token) * (K1 + 1) for token in tokens)
         query = _filtered(_any_of(tokens), {"group": groups, "unit": units})
         hits = self.searcher.search(query, limit, count=False).hits
         # tantivy adds in single precision, which may round past the most
@@ -95,9 +99,13 @@ class Words:
     def _counted(self) -> int:
         return self.searcher.doc_freq("every", "1")
 
-    def _idf(self, token: str) -> float:
-        """tantivy's (`query/bm25.rs: idf`), from the statistics that it scores with: deleted units are in both."""
+    def _weight(self, token: str) -> float:
+        """Its idf, from the statistics that tantivy scores with: deleted units are in both."""
         holding = self.searcher.doc_freq("text", token)
+        return self._idf(holding) if holding else min(self._idf(0), ABSENT * self._idf(1))
+
+    def _idf(self, holding: int) -> float:
+        """tantivy's (`query/bm25.rs: idf`)."""
         return math.log(1 + (self._counted - holding + 0.5) / (holding + 0.5))
 
     def _unit(self, address: tantivy.DocAddress) -> str:

@@ -23,13 +23,19 @@ CHANGE = st.tuples(st.sets(GROUP), st.dictionaries(GROUP, st.lists(TEXT, max_siz
 
 
 def shares(question: str, texts: dict[str, str], counted: Sequence[str] = ()) -> dict[str, float]:
-    """Okapi BM25 with k1 1.2 and b 0.75, over the most it can reach; `counted` are texts in the statistics alone."""
+    """Okapi BM25 with k1 1.2 and b 0.75, over the most it can reach; `counted` are texts in the statistics alone.
+
+    A word that no text holds counts at most 1.42 times one that a single text holds."""
     held = [Counter(text.split()) for text in [*texts.values(), *counted]]
     average = sum(bag.total() for bag in held) / max(1, len(held))
+
+    def idf_of(holding: int) -> float:
+        return math.log(1 + (len(held) - holding + 0.5) / (holding + 0.5))
+
     idf: dict[str, float] = {}
     for word in question.split():
         holding = sum(1 for bag in held if word in bag)
-        idf[word] = math.log(1 + (len(held) - holding + 0.5) / (holding + 0.5))
+        idf[word] = idf_of(holding) if holding else min(idf_of(0), 1.42 * idf_of(1))
     found: dict[str, float] = {}
     for unit, text in texts.items():
         bag = Counter(text.split())
@@ -69,6 +75,21 @@ def test_shares_are_those_of_bm25_whatever_was_changed_before(
     assert dict(hits) == pytest.approx(shares(question, units_of(model)), rel=1e-5)
     assert [share for _, share in hits] == sorted((share for _, share in hits), reverse=True)
     assert all(0 < share <= 1 for _, share in hits)
+
+
+def test_a_lone_text_is_found_as_surely_as_one_of_twenty() -> None:
+    """Half of the words asked for stand in it; BM25 gives it two fifths of what it gives among twenty."""
+    text, others = "ant bee " + "owl " * 10, ["fox " * 12] * 19
+    ((_, alone),) = of_texts(text).search("ant bee cat dog", 9)
+    ((_, of_twenty),) = of_texts(text, *others).search("ant bee cat dog", 9)
+    assert alone == pytest.approx(of_twenty, rel=0.01)
+
+
+def test_among_twenty_texts_and_more_words_count_as_in_bm25() -> None:
+    """With 1.42 the least number of texts that nothing changes for is twenty."""
+    for count, is_capped in ((19, True), (20, False), (300, False)):
+        by_one, by_none = (math.log(1 + (count - held + 0.5) / (held + 0.5)) for held in (1, 0))
+        assert (lexical.ABSENT * by_one < by_none) is is_capped
 
 
 def test_a_few_deleted_units_count_in_the_statistics_and_are_not_found() -> None:
