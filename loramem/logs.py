@@ -2,6 +2,8 @@
 
     2026-11-23T15:30:12.345Z INFO worker job_id=job_0192 trainer_worker.train: step 20 of 75, loss 0.41
 
+What vLLM warns of at every start and follows from loramem's own settings is not told, but at `debug`.
+
 A traceback follows its record with the same beginning on each of its lines. Texts of documents, questions and answers,
 and keys, do not belong in a log: libraries that would print them at `debug` stay at `warning` whatever the level.
 """
@@ -24,6 +26,25 @@ CONFIDING_LOGGERS = ("httpcore", "httpx", "openai", "python_multipart", "urllib3
 
 CHATTY_LOGGERS = ("alembic", "sentence_transformers")
 """Libraries whose `info` tells nothing that our own lines do not."""
+
+FORESEEN = {
+    "vllm.config.speculative": ("Using a custom class-based proposer backend",),
+    "vllm.config.vllm": (
+        "Async scheduling not supported with ",
+        "Enforce eager set",
+        "Inductor compilation was disabled",
+        "max_num_scheduled_tokens is set to",
+        "Model Runner V2 requires Triton",
+    ),
+    "vllm.engine.arg_utils": ("This model does not officially support disabling chunked prefill",),
+    "vllm.platforms.cpu": ("Triton is not installed",),
+    "vllm.v1.engine.input_processor": (
+        "Passing raw prompts to InputProcessor is deprecated",
+        "vLLM has deprecated support for supporting different tokenizers for different LoRAs",
+    ),
+    "vllm.v1.sample.logits_processor": ("min_p and logit_bias parameters won't work with speculative decoding",),
+}
+"""How warnings about loramem's own choices begin, by logger; they say what is so on purpose, as if it were a danger."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _bound: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("bound_ids", default=())
@@ -69,11 +90,17 @@ class LineFormatter(logging.Formatter):
         return f"{clock}.{int(record.msecs):03d}Z {record.levelname} {self._role}{ids}"
 
 
+def _is_unforeseen(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING or not record.getMessage().startswith(FORESEEN.get(record.name, ()))
+
+
 def configure(role: str, level: str = "info", stream: TextIO | None = None) -> None:
     """Replace whatever handlers there are. `role` is `gateway`, `worker`, ...; `level` is `LORAMEM_LOG_LEVEL`."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter(role))
     number = logging.getLevelNamesMapping()[level.upper()]
+    if number > logging.DEBUG:
+        handler.addFilter(_is_unforeseen)
     logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(number)

@@ -4,6 +4,8 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +121,28 @@ def test_python_warnings_become_records(output: io.StringIO) -> None:
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(KeyError):
         logs.configure("worker", "loud")
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in logs.FORESEEN.items() for text in texts])
+def test_what_is_foreseen_is_told_at_debug_alone(output: io.StringIO, name: str, text: str) -> None:
+    log = logging.getLogger(name)
+    log.warning("%s and so on", text)
+    assert output.getvalue() == ""
+    log.warning("Not so: %s", text)
+    log.error("%s and so on", text)
+    logging.getLogger("vllm").warning(text)
+    assert len(output.getvalue().splitlines()) == 3
+    logs.configure("gateway", "debug", output)
+    log.warning("%s and so on", text)
+    assert len(output.getvalue().splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", logs.FORESEEN)
+def test_the_pinned_vllm_still_warns_so(name: str) -> None:
+    found = find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("vLLM is not installed")
+    file = Path(found.submodule_search_locations[0], *name.split(".")[1:]).with_suffix(".py")
+    file = file if file.exists() else file.with_suffix("") / "__init__.py"
+    source = re.sub(r'"\s*\n\s*f?"', "", file.read_text())
+    assert all(text in source for text in logs.FORESEEN[name])
