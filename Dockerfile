@@ -45,7 +45,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 # Gateway and trainer share the cores: how long OpenMP's threads spin at a barrier, measured in benchmarks/LOG.md.
-ENV GOMP_SPINCOUNT=100000
+ENV GOMP_SPINCOUNT=10000
 
 FROM base-gpu AS packages-gpu
 RUN python3.12 -m venv /opt/venv

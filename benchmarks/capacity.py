@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _options(arguments)
     pyplot = load_pyplot() if options.plot else None
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings(**({"model": options.model} if options.model else {})))
     trainer = Trainer(str(base.path), seed=options.seed, base_name=base.name)
     run = Run(trainer, options.data, SMOKE if options.smoke else Size())

@@ -71,7 +71,7 @@ class Speed:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # as the worker has it; read when Torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings())
     lessons = [rows_of(sheet, options.seed) for sheet in read_sheets(SHEETS)][:BESIDE]
     epochs, rounds = (2, 1) if options.smoke else (8, options.rounds)

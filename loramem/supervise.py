@@ -77,7 +77,7 @@ class Program:
         command = [sys.executable, "-m", "loramem.supervise", self._module, str(os.getpid())]
         # Engine and trainer share the cores: one that spins long at a barrier takes a core from the other, one
         # that sleeps at once costs a quarter of the speed. Measured in benchmarks/LOG.md.
-        environment = {"GOMP_SPINCOUNT": "100000", **os.environ}
+        environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
         self.started_at = time.monotonic()
         log.info("started %s as process %d", self.name, self.process.pid)
