@@ -24,7 +24,7 @@ holds (`icl`), its prompts begin each in another way, so that each is read anew;
 document's beginning between questions, as it does by default. Quality is not looked at: by default adapters are trained
 for seconds on the text alone. Random weights of a known shape (`--dummy-weights`) therefore do as well, and always
 answer with all of --max-tokens. Where answers are drafted from what was taught, what an adapter has learnt does bear on
-its speed: `--formats qa+original --max-seconds 110` trains as a server does by default, for half an hour on two cores.
+its speed: `--formats qa+original --max-seconds 110` trains for half an hour on two cores; a server may take longer.
 
 `ratios` are of mean times. In `loramem`, answers of different methods differ in length; `loramem_at_equal_length` has
 them as if each had --max-tokens. With `--out` the same is drawn beside the file, as PNG and SVG.

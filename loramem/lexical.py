@@ -5,8 +5,9 @@ which never changes, so any number of threads may search one while the next is m
 
 A unit's score is its share of the most that any text could reach for the question: BM25 of the unit, divided by the sum
 of idf * (k1 + 1) over the question's distinct words. It lies in 0 to 1 and compares between questions and namespaces; a
-word that no text holds counts against every unit, among few texts no more than among twenty. BM25 is tantivy's (k1 1.2,
-b 0.75), which keeps the length of a text in one byte: exact to 40 words, rounded down by at most an eighth above.
+word that no text holds counts against every unit, among few texts by no more than among twenty, beside a word that one
+of them holds. BM25 is tantivy's (k1 1.2, b 0.75), which keeps the length of a text in one byte: exact to 40 words,
+rounded down by at most an eighth above.
 
 Not covered: stemming (it found less), synonyms, word order.
 """
@@ -26,8 +27,8 @@ K1 = 1.2
 """tantivy's; it cannot be set."""
 ABSENT = 1.42
 """The idf of a word that no text holds, by that of one that a single text holds, is this among twenty texts, and nearer
-to 1 among more. Among fewer it would be more, up to 4.8: each word of a question that a lone text says otherwise would
-outweigh all that it says."""
+to 1 among more. Among fewer it would be more, up to 4.8: a word that a lone text does not hold would outweigh four that
+it does."""
 HEAP_BYTES = 15_000_000
 """The least that a tantivy writer takes; reached once in about 10 MB of text."""
 DELETED_SHARE = 1 / 8

@@ -2,7 +2,7 @@
 
     2026-11-23T15:30:12.345Z INFO worker job_id=job_0192 trainer_worker.train: step 20 of 75, loss 0.41
 
-What vLLM warns of at every start and follows from loramem's own settings is not told, but at `debug`.
+What vLLM warns of at every start, and follows from loramem's own choices, is told at `debug` alone.
 
 A traceback follows its record with the same beginning on each of its lines. Texts of documents, questions and answers,
 and keys, do not belong in a log: libraries that would print them at `debug` stay at `warning` whatever the level.
@@ -33,7 +33,6 @@ FORESEEN = {
         "Async scheduling not supported with ",
         "Enforce eager set",
         "Inductor compilation was disabled",
-        "max_num_scheduled_tokens is set to",
         "Model Runner V2 requires Triton",
     ),
     "vllm.engine.arg_utils": ("This model does not officially support disabling chunked prefill",),
@@ -91,7 +90,10 @@ class LineFormatter(logging.Formatter):
 
 
 def _is_unforeseen(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING or not record.getMessage().startswith(FORESEEN.get(record.name, ()))
+    foreseen = FORESEEN.get(record.name)
+    if foreseen is None or record.levelno > logging.WARNING:
+        return True
+    return not str(record.msg).startswith(foreseen)
 
 
 def configure(role: str, level: str = "info", stream: TextIO | None = None) -> None:

@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     # training
     rank: Literal[8, 16, 32, 64] = Field(16, description="rank of a new adapter")
     train_max_s: Seconds = Field(
-        900, description="most time the training of one chunk may take; its plan mostly ends it before"
+        1800, description="most time the training of one chunk may take; its plan mostly ends it before"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the shared LoRA A, of data order and of sampling")
     writer_url: HttpUrl | Literal[""] = Field(

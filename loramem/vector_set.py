@@ -110,12 +110,13 @@ class Block:
 
     @cached_property
     def _flat(self) -> Vector:
-        """The index's own memory, which is not to be changed."""
+        """The index's own memory, shape (count, dim): to be read, and only while this block lasts."""
         import faiss
 
         size = self.count * self.index.d
         held = faiss.rev_swig_ptr(self.index.get_xb(), size) if size else np.zeros(0, dtype=np.float32)
         flat: Vector = held.reshape(self.count, self.index.d)
+        flat.flags.writeable = False
         return flat
 
     def nearest(self, vector: Vector, limit: int, alive: NDArray[np.uint8] | None = None) -> list[Near]:
@@ -145,7 +146,7 @@ class Block:
 
     def mean_of_best(self, vector: Vector, count: int, key: str) -> float | None:
         """See `VectorSet.means_of_best`; None of an empty group."""
-        scores = self._of(key) @ vector
+        scores = np.einsum("nd,d->n", self._of(key), vector)  # on one thread, as `@` is not above a thousand rows
         return float(np.sort(scores)[-count:].mean()) if len(scores) else None
 
     def named(self, rows: Rows, scores: Vector) -> list[Near]:

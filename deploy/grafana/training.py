@@ -68,10 +68,10 @@ def _queue() -> Row:
             ),
             lines(
                 "Oldest queued job",
-                "Its age. An alert fires above twice the p95 of a document's job, and never below ten minutes.",
+                "Its age. An alert fires above twice the p95 of a document's job, and never below an hour.",
                 "s",
                 Query("max(loramem_job_queue_oldest_age_seconds)", "oldest"),
-                Query("clamp_min(2 * loramem:job_duration_seconds:p95_1d, 600)", "alert above"),
+                Query("clamp_min(2 * loramem:job_duration_seconds:p95_1d, 3600)", "alert above"),
             ),
             lines(
                 "Wait before a worker claims",

@@ -75,11 +75,13 @@ def test_a_lone_text_is_found_as_surely_as_one_of_twenty() -> None:
     assert alone == pytest.approx(of_twenty, rel=0.01)
 
 
-def test_among_twenty_texts_and_more_words_count_as_in_bm25() -> None:
-    """With 1.42 the least number of texts that nothing changes for is twenty."""
-    for count, is_capped in ((19, True), (20, False), (300, False)):
-        by_one, by_none = (math.log(1 + (count - held + 0.5) / (held + 0.5)) for held in (1, 0))
-        assert (lexical.ABSENT * by_one < by_none) is is_capped
+@pytest.mark.parametrize(("texts", "is_capped"), [(2, True), (19, True), (20, False), (300, False)])
+def test_from_twenty_texts_on_a_missing_word_counts_as_in_bm25(texts: int, is_capped: bool) -> None:
+    by_one, by_none = (math.log(1 + (texts - held + 0.5) / (held + 0.5)) for held in (1, 0))
+    ((_, share),) = of_texts("ant", *["fox"] * (texts - 1)).search("ant gnu", 9)
+    of_bm25 = by_one / (2.2 * (by_one + by_none))
+    assert share >= of_bm25 * (1 - 1e-6)
+    assert (share > of_bm25 * (1 + 1e-4)) is is_capped
 
 
 def test_a_few_deleted_units_count_in_the_statistics_and_are_not_found() -> None:

@@ -126,14 +126,14 @@ def test_an_unknown_level_is_refused() -> None:
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in logs.FORESEEN.items() for text in texts])
 def test_what_is_foreseen_is_told_at_debug_alone(output: io.StringIO, name: str, text: str) -> None:
     log = logging.getLogger(name)
-    log.warning("%s and so on", text)
+    log.warning(text + " %s", "and so on")
     assert output.getvalue() == ""
-    log.warning("Not so: %s", text)
-    log.error("%s and so on", text)
+    log.warning("Not so: " + text)
+    log.error(text)
     logging.getLogger("vllm").warning(text)
     assert len(output.getvalue().splitlines()) == 3
     logs.configure("gateway", "debug", output)
-    log.warning("%s and so on", text)
+    log.warning(text)
     assert len(output.getvalue().splitlines()) == 4
 
 
@@ -145,4 +145,6 @@ def test_the_pinned_vllm_still_warns_so(name: str) -> None:
     file = Path(found.submodule_search_locations[0], *name.split(".")[1:]).with_suffix(".py")
     file = file if file.exists() else file.with_suffix("") / "__init__.py"
     source = re.sub(r'"\s*\n\s*f?"', "", file.read_text())
-    assert all(text in source for text in logs.FORESEEN[name])
+    warnings = re.findall(r'logger\.warning(?:_once)?\(\s*f?"(.*)"', source)
+    for text in logs.FORESEEN[name]:
+        assert any(found.startswith(text.removesuffix("custom_class")) for found in warnings), text
