@@ -75,8 +75,8 @@ class Program:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "loramem.supervise", self._module, str(os.getpid())]
-        # Engine and trainer share the cores: one that spins long at a barrier takes a core from the other, one
-        # that sleeps at once costs a quarter of the speed. Measured in benchmarks/LOG.md.
+        # Engine and trainer share the cores: one that spins long at a barrier takes a core from the other, and one
+        # that sleeps at once has lost a fifth of its speed on some. Measured in benchmarks/LOG.md.
         environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
         self.started_at = time.monotonic()
