@@ -41,6 +41,10 @@ FORESEEN = {
         "Passing raw prompts to InputProcessor is deprecated",
         "vLLM has deprecated support for supporting different tokenizers for different LoRAs",
     ),
+    "vllm.v1.worker.cpu_worker": (
+        "%s is not found in LD_PRELOAD",  # tcmalloc and Intel's OpenMP: measured in benchmarks/LOG.md
+        "Speculative decoding on CPU without Intel OpenMP",
+    ),
     "vllm.v1.sample.logits_processor": ("min_p and logit_bias parameters won't work with speculative decoding",),
 }
 """How warnings about loramem's own choices begin, by logger; they say what is so on purpose, as if it were a danger."""
