@@ -28,6 +28,7 @@ from benchmarks.sheets import read_sheets
 from benchmarks.teach import Cost, teach
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
+from loramem.supervise import SPIN_COUNT
 from trainer_worker.loop import Hyperparameters
 from trainer_worker.sentences import sentences
 from trainer_worker.train import Trainer
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _options(arguments)
     pyplot = load_pyplot() if options.plot else None
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the worker has it; read when Torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings(**({"model": options.model} if options.model else {})))
     trainer = Trainer(str(base.path), seed=options.seed, base_name=base.name)
     run = Run(trainer, options.data, SMOKE if options.smoke else Size())

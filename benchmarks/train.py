@@ -28,6 +28,7 @@ from benchmarks.circumstances import check, circumstances
 from benchmarks.sheets import Sheet, read_sheets
 from loramem.base_model import BaseModel, resolve_base_model
 from loramem.settings import load_settings
+from loramem.supervise import SPIN_COUNT
 from trainer_worker.blocks import plain
 from trainer_worker.cloze import about_questions, cloze_questions
 from trainer_worker.examples import Example
@@ -71,7 +72,7 @@ class Speed:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 when a check fails."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the worker has it; read when Torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as the worker has it; read when Torch is loaded
     base = resolve_base_model(load_settings())
     lessons = [rows_of(sheet, options.seed) for sheet in read_sheets(SHEETS)][:BESIDE]
     epochs, rounds = (2, 1) if options.smoke else (8, options.rounds)

@@ -37,6 +37,10 @@ EXIT_WRONG_SETTINGS = 78
 """EX_CONFIG of sysexits.h: a start that would fail the same way again."""
 
 PROBE_EVERY_S = 0.5
+SPIN_COUNT = "10000"
+"""Of `GOMP_SPINCOUNT`: how long OpenMP's threads spin at a barrier. Engine and trainer share the cores: one that spins
+long takes a core from the other, and one that sleeps at once has lost a fifth of its speed on some. Measured in
+`benchmarks/LOG.md`."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,9 +79,7 @@ class Program:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "loramem.supervise", self._module, str(os.getpid())]
-        # Engine and trainer share the cores: one that spins long at a barrier takes a core from the other, and one
-        # that sleeps at once has lost a fifth of its speed on some. Measured in benchmarks/LOG.md.
-        environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
+        environment = {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ}
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
         self.started_at = time.monotonic()
         log.info("started %s as process %d", self.name, self.process.pid)

@@ -14,7 +14,7 @@ SHARES: dict[Phase, tuple[float, float]] = {
     "train": (0.22, 0.92),
     "examine": (0.92, 1.0),
 }
-"""From where to where each phase brings a chunk; as measured with the sample on two cores."""
+"""From where to where each phase brings a chunk; as the sample took on two cores without AVX-512."""
 INDEXED_PERCENT = 3.0
 PUBLISHED_PERCENT = 99.0
 CHECK_EVERY_S = 1.0
