@@ -9,7 +9,9 @@ orphans are handed to this process (subreaper). When this process dies, however 
 On other systems than Linux the last two do not hold.
 """
 
+import atexit
 import ctypes
+import gc
 import logging
 import os
 import runpy
@@ -194,7 +196,8 @@ class Supervisor:
             for pid in strays:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                log.warning("killed process %d, left behind by its parent", pid)
+                level = logging.INFO if self._stop_signals else logging.WARNING
+                log.log(level, "killed process %d, left behind by its parent", pid)
 
 
 def serve(settings: "Settings", stop_with_parent: bool = False) -> int:
@@ -292,9 +295,16 @@ def _die_with(parent_pid: int) -> None:
         sys.exit(f"loramem: the supervisor, process {parent_pid}, is gone")
 
 
+def end_without_collecting() -> None:
+    """Have this process end without a last search for garbage: among all that PyTorch and vLLM define it takes seconds,
+    and the system takes the memory back anyway."""
+    atexit.register(gc.freeze)
+
+
 def run_program(module: str, parent_pid: int) -> None:
     """Be `python -m module`, tied to the supervisor, with an exit status of its own for wrong settings."""
     _die_with(parent_pid)
+    end_without_collecting()
     sys.argv = [module]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

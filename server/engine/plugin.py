@@ -35,6 +35,7 @@ from typing import Any
 
 from loramem.logs import configure
 from loramem.records import Recipe
+from loramem.supervise import end_without_collecting
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def register() -> None:
     speculate.fetch_where_proposed(EngineCore)
     _ask_for_no_configuration(registry)
     if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
+        end_without_collecting()  # vLLM gives an engine that stops five seconds, then kills it
         configure("engine", os.environ[LOG_LEVEL_VARIABLE])
         logging.getLogger("vllm").setLevel(logging.WARNING)
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):

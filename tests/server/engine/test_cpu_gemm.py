@@ -1,6 +1,7 @@
 """Which product vLLM takes on this and on other processors, and that it is the same product."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own choice on a processor without AMX, put back afterwards."""
     monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False)
     monkeypatch.setattr(_custom_ops, "onednn_mm", _custom_ops.onednn_mm)
+    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", utils.dispatch_cpu_unquantized_gemm)
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool = True, amx: bool = False, cpu: bool = True) -> None:
@@ -143,3 +145,114 @@ def test_what_stays_with_onednn_has_one_of_a_few_numbers_of_rows(
         found = layer.cpu_linear(x, layer.weight, layer.bias)
     assert multiplied == [padded(math.prod(shape[:-1]))]
     torch.testing.assert_close(found, expected.to(BFLOAT16), rtol=0.008, atol=1e-4)
+
+
+has_fbgemm = pytest.mark.skipif(
+    not (current_platform.is_cpu() and "fbgemm" in torch.backends.quantized.supported_engines),
+    reason="needs vLLM for CPUs and FBGEMM",
+)
+
+
+def half_dispatched(
+    layer: Any, monkeypatch: pytest.MonkeyPatch, *, precision: str = "float32", remove_weight: bool = False
+) -> list[int]:
+    """`layer` with the product that is chosen for it where the engine computes in `precision`; the rows of each product
+    that FBGEMM is asked for."""
+    multiplied: list[int] = []
+    product = torch.fbgemm_linear_fp16_weight_fp32_activation
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        multiplied.append(x.numel() // x.shape[-1])
+        return product(x, *rest)
+
+    monkeypatch.setattr(torch, "fbgemm_linear_fp16_weight_fp32_activation", counted)
+    monkeypatch.setattr(cpu_gemm, "precision", lambda: precision)
+    cpu_gemm.install()
+    utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=remove_weight)
+    return multiplied
+
+
+def layer_of(weight: torch.Tensor, *, biased: bool = False) -> Any:
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=biased, dtype=weight.dtype)
+    layer.weight.data = weight
+    return layer
+
+
+def entries(*shape: int, seed: int = 0) -> torch.Tensor:
+    """float32 of what bfloat16 holds."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BFLOAT16).float()
+
+
+@has_fbgemm
+@pytest.mark.parametrize("shape", [(1, 96), (3, 96), (40, 96), (3, 50, 96), (0, 96)])
+@pytest.mark.parametrize(("outputs", "biased"), [(48, False), (48, True), (35, True)])
+@pytest.mark.parametrize("remove_weight", [False, True])
+@pytest.mark.usefixtures("stock")
+def test_in_half_precision_it_is_the_same_product(
+    shape: tuple[int, ...], outputs: int, biased: bool, remove_weight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = layer_of(entries(outputs, 96), biased=biased), entries(*shape, seed=1)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        multiplied = half_dispatched(layer, monkeypatch, remove_weight=remove_weight)
+        found = layer.cpu_linear(x, layer.weight, layer.bias)
+    assert multiplied == [x.numel() // 96]
+    assert (layer.weight.numel() == 0) == remove_weight
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@has_fbgemm
+@pytest.mark.parametrize("tiny", [1e-5, 1e-7, 1e-30, 0.0, -6e-5])
+@pytest.mark.usefixtures("stock")
+def test_what_half_precision_nearly_loses_is_kept_in_half(tiny: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(torch.full((16, 16), tiny).to(BFLOAT16).float())
+    multiplied = half_dispatched(layer, monkeypatch)
+    found = layer.cpu_linear(torch.ones(1, 16), layer.weight, None)
+    assert multiplied == [1]
+    torch.testing.assert_close(found, layer.weight.sum(dim=1)[None], rtol=0, atol=16 * cpu_gemm.HALF_ERROR)
+
+
+@has_fbgemm
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.full((16, 16), 70_000.0),
+        torch.full((16, 16), math.inf),
+        torch.full((16, 16), math.nan),
+        torch.full((16, 16), 0.1),
+    ],
+    ids=["large", "infinite", "nan", "finer"],
+)
+@pytest.mark.usefixtures("stock")
+def test_what_half_precision_would_change_stays_with_vllm(
+    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layer_of(weight)
+    multiplied = half_dispatched(layer, monkeypatch)
+    found, expected = layer.cpu_linear(torch.ones(1, 16), weight, None), weight.sum(dim=1)[None]
+    assert not multiplied
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@has_fbgemm
+@pytest.mark.parametrize(
+    ("weight", "precision"),
+    [
+        (entries(48, 96), "bfloat16"),
+        (entries(48, 96).to(BFLOAT16), "float32"),
+        (entries(48, 96).half(), "float32"),
+        (entries(4, 48, 96), "float32"),
+        (torch.empty(48, 96, device="meta"), "float32"),
+    ],
+    ids=["asked-for", "bfloat16", "float16", "experts", "missing"],
+)
+def test_other_layers_are_vllms(weight: torch.Tensor, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False)
+    monkeypatch.setattr(_custom_ops, "onednn_mm", _custom_ops.onednn_mm)
+    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", lambda layer, remove_weight: chosen.append(layer))
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    half_dispatched(layer, monkeypatch, precision=precision)
+    assert chosen == [layer]

@@ -58,6 +58,7 @@ def registered(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
         (LoRAModelRunnerMixin, "load_lora_model"),
         (SpinCondition, "wait"),
         (layer_utils, "check_cpu_sgl_kernel"),
+        (layer_utils, "dispatch_cpu_unquantized_gemm"),
         (registry, "get_config"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
