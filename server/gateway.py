@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 RECONCILE_S = 5.0
 FOLLOW_S = 5.0
+AHEAD_S = 5.0
 CALIBRATE_S = 5.0
 WATCH_S = 1.0
 TRIM_S = 60.0
@@ -69,6 +70,7 @@ class Gateway:
             self._repeated(self.queue.reconcile, RECONCILE_S, "reconciling the queue"),
             self._repeated(self.index.follow, FOLLOW_S, "bringing the index up to date"),
             self._repeated(renew, CALIBRATE_S, "learning the routing thresholds"),
+            self._repeated(self.answerer.drafts.read_ahead, AHEAD_S, "reading what new adapters were taught"),
             self._watch_engine(),
             self._trim_memory(),
         )

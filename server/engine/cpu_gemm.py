@@ -25,13 +25,15 @@ TILE = 16, 32
 MOST_INPUTS = 4096
 """The kernel does not cut the inputs into blocks: beyond this its tiles leave the cache, and many rows take up to three
 times as long as by oneDNN."""
-HALF_ERROR = 2.0**-25
-"""What a number of bfloat16's may lose in half precision: nothing from 6e-5 on, below it half a step."""
+HALF_FROM, HALF_TO = 2.0**-14, 65504.0
+"""In absolute value, what half precision holds with more digits than bfloat16; below it a number loses 3e-8 at most."""
+ROWS = 4096
+"""Of a matrix that are looked at together."""
 
 
-def install() -> None:
-    """Put FBGEMM before vLLM's own choice of a product, have that one say yes to SGLang's more often, and pad what it
-    says no to; once per process, before a model is loaded."""
+def install(*, in_half: bool) -> None:
+    """Have vLLM's own choice of a product say yes to SGLang's more often, and pad what it says no to; once per process,
+    before a model is loaded. `in_half`: FBGEMM is asked before it, which `torch.compile` could not see through."""
     from vllm import _custom_ops as products
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
@@ -39,9 +41,9 @@ def install() -> None:
     if current_platform.is_cpu() and not hasattr(utils.check_cpu_sgl_kernel, "_loramem"):
         utils.check_cpu_sgl_kernel = _or_without_amx(utils.check_cpu_sgl_kernel)
         products.onednn_mm = _of_few_sizes(products.onednn_mm)
-        utils.dispatch_cpu_unquantized_gemm = _or_in_half(utils.dispatch_cpu_unquantized_gemm)
-        # Its successor, `quantized.linear_dynamic_fp16`, takes 35 us to call where this takes 5, 121 times a token.
-        warnings.filterwarnings("ignore", message="fbgemm_.* is deprecated")
+        if in_half:
+            utils.dispatch_cpu_unquantized_gemm = _or_in_half(utils.dispatch_cpu_unquantized_gemm)
+            warnings.filterwarnings("ignore", message="fbgemm_.* is deprecated")
 
 
 def _or_without_amx(stock: Any) -> Any:
@@ -73,25 +75,44 @@ def _of_few_sizes(stock: Any) -> Any:
 
 def _or_in_half(stock: Any) -> Any:
     def dispatch(layer: Any, remove_weight: bool) -> None:
-        if not _keeps_in_half(layer.weight):
+        if not (_is_widened(layer.weight) and _fits_half(layer.weight)):
             stock(layer, remove_weight)
             return
-        packed = torch.fbgemm_pack_gemm_matrix_fp16(layer.weight)
-        layer.cpu_linear = lambda x, weight, bias: torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, bias)
+        layer.cpu_linear = _half_product(layer.weight)
         if remove_weight:
             layer.weight = torch.nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
 
     return dispatch
 
 
-def _keeps_in_half(weight: torch.Tensor) -> bool:
-    """A matrix of float32 because the CPU has no products of bfloat16, of numbers that half precision holds too. FBGEMM
-    would round others silently, and make the largest number that it holds of those beyond it."""
-    return (
-        weight.device.type == "cpu"
-        and weight.ndim == 2
-        and weight.dtype == torch.float32
-        and precision() == "float32"
-        and "fbgemm" in torch.backends.quantized.supported_engines
-        and bool(((weight - weight.half().float()).abs() <= HALF_ERROR).all())
-    )
+def _half_product(weight: torch.Tensor) -> Any:
+    """x W^T + bias, of a copy of the weight in half precision.
+
+    PyTorch calls FBGEMM in two ways. The older takes 5 microseconds to call, 121 times a token, and one thread; the
+    other, which is to replace it, takes 35 and all of them.
+    """
+    if torch.get_num_threads() == 1:
+        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+        return lambda x, weight, bias: torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, bias)
+    shared = torch.ops.quantized.linear_prepack_fp16(weight, None)
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, shared)
+        return product if bias is None else product.add_(bias)
+
+    return multiply
+
+
+def _is_widened(weight: torch.Tensor) -> bool:
+    """A matrix in float32 because the CPU has no products of bfloat16."""
+    can = "fbgemm" in torch.backends.quantized.supported_engines and precision() == "float32"
+    is_matrix = weight.device.type == "cpu" and weight.ndim == 2 and weight.numel() > 0
+    return can and is_matrix and weight.dtype == torch.float32
+
+
+def _fits_half(weight: torch.Tensor) -> bool:
+    """Stored as bfloat16, and the largest number within what half precision holds: FBGEMM would cut larger ones, and
+    make something of what is not a number."""
+    parts = torch.split(weight.detach(), ROWS)
+    largest = max(float(rows.abs().max()) for rows in parts)
+    return HALF_FROM <= largest <= HALF_TO and all(torch.equal(rows, rows.bfloat16().float()) for rows in parts)

@@ -10,7 +10,8 @@ vLLM loads `register` in each of its processes (entry point `vllm.general_plugin
 What else is put in place of vLLM's own, to be looked at with a new release:
 
     PunicaWrapperCPU                 rows grouped by adapter (`cpu_lora`)
-    check_cpu_sgl_kernel             which products go to which kernels (`cpu_gemm`)
+    check_cpu_sgl_kernel, onednn_mm  which products go to which kernels (`cpu_gemm`)
+    dispatch_cpu_unquantized_gemm    the same, before that choice, in loramem's own engine
     ir.ops                           a provider of RMS norms (`cpu_norm`)
     rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
@@ -61,21 +62,26 @@ def register() -> None:
 
     cpu_lora.install()
     cpu_norm.install()
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=OWN_VARIABLE in os.environ)
     cpu_sample.install()
     cpu_wait.install()
     speculate.hide_drafts(SamplingParams)
     speculate.fetch_where_proposed(EngineCore)
     _ask_for_no_configuration(registry)
-    if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
-        end_without_collecting()  # vLLM gives an engine that stops five seconds, then kills it
-        configure("engine", os.environ[LOG_LEVEL_VARIABLE])
-        logging.getLogger("vllm").setLevel(logging.WARNING)
+    _settle_in()
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
         _keep_slots(LRUCacheWorkerLoRAManager)
         _leave_embeddings_out(LoRAModelRunnerMixin)
     resolver.register_resolver(ADAPTERS_VARIABLE)
+
+
+def _settle_in() -> None:
+    """In a process of loramem's own engine: log as the others do, and end in time."""
+    if parent_process() is not None and LOG_LEVEL_VARIABLE in os.environ:
+        configure("engine", os.environ[LOG_LEVEL_VARIABLE])
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        end_without_collecting()  # vLLM gives an engine that stops five seconds, then kills it
 
 
 def _ask_for_no_configuration(tokenizers: Any) -> None:

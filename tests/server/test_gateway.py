@@ -4,6 +4,7 @@ import asyncio
 import errno
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
     monkeypatch.setattr(module, "WATCH_S", 0.01)
     monkeypatch.setattr(module, "RECONCILE_S", 0.02)
     monkeypatch.setattr(module, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(module, "AHEAD_S", 0.02)
     monkeypatch.setattr(module, "CALIBRATE_S", 0.02)
     monkeypatch.setattr(module, "TRIM_S", 0.02)
     return counter
@@ -123,6 +125,15 @@ def test_starting_and_stopping(gateway: Gateway, ended: Ended) -> None:
     assert seen == [True]
     assert not gateway.engine.running
     assert ended.times == 0
+
+
+def test_what_new_adapters_were_taught_is_read_ahead(
+    gateway: Gateway, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = threading.Event()
+    monkeypatch.setattr(gateway.answerer.drafts, "read_ahead", reading.set)
+    live(gateway, lambda: None, until=reading.is_set)
+    assert reading.is_set()
 
 
 def test_an_engine_that_does_not_start_ends_the_gateway(

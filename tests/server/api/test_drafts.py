@@ -1,15 +1,20 @@
 """What an answer may repeat is sent to the engine with the question: of the adapters that answer, and of no other."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
-from loramem.tables import Question
+from loramem.tables import Adapter, Question
 from server.drafts import Drafts
 from server.engine.speculate import BETWEEN
 from tests.server.api.memory import BAKERY, LIGHTHOUSE, Memory
+
+ORCHARD = "The orchard of Fenwold was planted by Jory Pell in 1921. It grows medlars and quinces."
 
 
 def texts_of(drafts: bytes, tokenizer: Any) -> list[str]:
@@ -41,6 +46,21 @@ def fresh(memory: Memory) -> Drafts:
     return Drafts(memory.gateway.database, memory.engine)
 
 
+@contextmanager
+def statements_of(memory: Memory) -> Iterator[list[str]]:
+    """Those of this thread meanwhile: the gateway's housekeeping reads the same database."""
+    here, seen = threading.get_ident(), list[str]()
+
+    def note(*told: Any) -> None:
+        if threading.get_ident() == here:
+            seen.append(told[2])
+
+    engine = memory.gateway.database.engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(engine, "before_cursor_execute", note)
+
+
 def test_answers_with_their_end_and_then_the_text(memory: Memory, tokenizer: Any) -> None:
     adapter_id = adapter_of(memory, LIGHTHOUSE, "Ada Korrin.", "In 1887.", "Ada Korrin.")
     found = fresh(memory).of([adapter_id])
@@ -53,13 +73,44 @@ def test_answers_with_their_end_and_then_the_text(memory: Memory, tokenizer: Any
 def test_they_are_read_once(memory: Memory) -> None:
     adapter_id = adapter_of(memory, LIGHTHOUSE)
     drafts = fresh(memory)
-    statements: list[str] = []
-    event.listen(memory.gateway.database.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
-    first = drafts.of([adapter_id])
-    read = len(statements)
-    assert read
-    assert drafts.of([adapter_id]) == first
-    assert len(statements) == read
+    with statements_of(memory) as statements:
+        first = drafts.of([adapter_id])
+        read = len(statements)
+        assert read
+        assert drafts.of([adapter_id]) == first
+        assert len(statements) == read
+
+
+def test_those_of_the_newest_are_read_ahead(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.drafts.AHEAD", 2)
+    older, *newest = (adapter_of(memory, text) for text in (LIGHTHOUSE, BAKERY, ORCHARD))
+    drafts = fresh(memory)
+    drafts.read_ahead()
+    with statements_of(memory) as statements:
+        assert all(drafts.of(newest).values())
+        assert not statements
+        assert drafts.of([older])[older]
+        assert statements
+
+
+@pytest.mark.parametrize("what", ["up", "speculates"])
+def test_nothing_is_read_ahead_for_an_engine_that_has_no_use_for_it(memory: Memory, what: str) -> None:
+    adapter_of(memory, LIGHTHOUSE)
+    setattr(memory.engine, what, False)
+    with statements_of(memory) as statements:
+        fresh(memory).read_ahead()
+    assert not statements
+
+
+def test_what_is_retired_is_not_read_ahead(memory: Memory) -> None:
+    adapter_id = adapter_of(memory, LIGHTHOUSE)
+    with memory.gateway.database.write() as session:
+        session.execute(update(Adapter).where(Adapter.id == adapter_id).values(state="retired"))
+    drafts = fresh(memory)
+    drafts.read_ahead()
+    with statements_of(memory) as statements:
+        drafts.of([adapter_id])
+    assert statements
 
 
 def test_an_adapter_that_is_gone_has_none(memory: Memory) -> None:

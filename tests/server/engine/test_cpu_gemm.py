@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,23 +60,23 @@ def test_where_it_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     processor(monkeypatch, bfloat16=bfloat16, amx=amx)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     assert utils.check_cpu_sgl_kernel(*shape, dtype) is taken
 
 
 def test_what_vllm_takes_anyway_stays_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, amx=True)
     monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     assert utils.check_cpu_sgl_kernel(8, 8, BFLOAT16)
 
 
 @pytest.mark.usefixtures("stock")
 def test_twice_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     once = utils.check_cpu_sgl_kernel
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     assert utils.check_cpu_sgl_kernel is once
 
 
@@ -83,7 +84,7 @@ def test_twice_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_beside_a_gpu_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, cpu=False)
     before = utils.check_cpu_sgl_kernel
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     assert utils.check_cpu_sgl_kernel is before
 
 
@@ -94,7 +95,7 @@ def test_beside_a_gpu_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("stock")
 def test_is_the_same_product(rows: int, biased: bool, remove_weight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     calls: list[int] = []
     product = _custom_ops.weight_packed_linear_cpu
 
@@ -133,7 +134,7 @@ def test_what_stays_with_onednn_has_one_of_a_few_numbers_of_rows(
 
     monkeypatch.setattr(torch.ops._C, "onednn_mm", counted)
     processor(monkeypatch, amx=True)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     draw = torch.Generator().manual_seed(len(shape))
     layer: Any = torch.nn.Linear(96, 48, bias=biased, dtype=BFLOAT16)
     for parameter in layer.parameters():
@@ -153,23 +154,23 @@ has_fbgemm = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many, of which the way to call FBGEMM depends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 def half_dispatched(
     layer: Any, monkeypatch: pytest.MonkeyPatch, *, precision: str = "float32", remove_weight: bool = False
-) -> list[int]:
-    """`layer` with the product that is chosen for it where the engine computes in `precision`; the rows of each product
-    that FBGEMM is asked for."""
-    multiplied: list[int] = []
-    product = torch.fbgemm_linear_fp16_weight_fp32_activation
-
-    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        multiplied.append(x.numel() // x.shape[-1])
-        return product(x, *rest)
-
-    monkeypatch.setattr(torch, "fbgemm_linear_fp16_weight_fp32_activation", counted)
+) -> bool:
+    """Whether the product that `layer` gets where the engine computes in `precision` is FBGEMM's."""
     monkeypatch.setattr(cpu_gemm, "precision", lambda: precision)
-    cpu_gemm.install()
+    cpu_gemm.install(in_half=True)
     utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=remove_weight)
-    return multiplied
+    return bool(layer.cpu_linear.__module__ == cpu_gemm.__name__)
 
 
 def layer_of(weight: torch.Tensor, *, biased: bool = False) -> Any:
@@ -187,7 +188,7 @@ def entries(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 96), (3, 96), (40, 96), (3, 50, 96), (0, 96)])
 @pytest.mark.parametrize(("outputs", "biased"), [(48, False), (48, True), (35, True)])
 @pytest.mark.parametrize("remove_weight", [False, True])
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "threads")
 def test_in_half_precision_it_is_the_same_product(
     shape: tuple[int, ...], outputs: int, biased: bool, remove_weight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,44 +196,40 @@ def test_in_half_precision_it_is_the_same_product(
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("error")
         expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
-        multiplied = half_dispatched(layer, monkeypatch, remove_weight=remove_weight)
+        assert half_dispatched(layer, monkeypatch, remove_weight=remove_weight)
         found = layer.cpu_linear(x, layer.weight, layer.bias)
-    assert multiplied == [x.numel() // 96]
+        apart = layer.cpu_linear(torch.stack([x, x], dim=-1)[..., 0], layer.weight, layer.bias)
     assert (layer.weight.numel() == 0) == remove_weight
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(apart, expected, rtol=1e-5, atol=1e-4)
 
 
 @has_fbgemm
 @pytest.mark.parametrize("tiny", [1e-5, 1e-7, 1e-30, 0.0, -6e-5])
-@pytest.mark.usefixtures("stock")
-def test_what_half_precision_nearly_loses_is_kept_in_half(tiny: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = layer_of(torch.full((16, 16), tiny).to(BFLOAT16).float())
-    multiplied = half_dispatched(layer, monkeypatch)
-    found = layer.cpu_linear(torch.ones(1, 16), layer.weight, None)
-    assert multiplied == [1]
-    torch.testing.assert_close(found, layer.weight.sum(dim=1)[None], rtol=0, atol=16 * cpu_gemm.HALF_ERROR)
+@pytest.mark.usefixtures("stock", "threads")
+def test_what_is_tiny_beside_others_is_kept_in_half(tiny: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.full((16, 16), tiny).to(BFLOAT16).float()
+    weight[0, 0] = 0.5
+    layer = layer_of(weight)
+    assert half_dispatched(layer, monkeypatch)
+    found = layer.cpu_linear(torch.ones(1, 16), weight, None)
+    torch.testing.assert_close(found, weight.sum(dim=1)[None], rtol=1e-5, atol=16 * 3e-8)
 
 
 @has_fbgemm
 @pytest.mark.parametrize(
-    "weight",
-    [
-        torch.full((16, 16), 70_000.0),
-        torch.full((16, 16), math.inf),
-        torch.full((16, 16), math.nan),
-        torch.full((16, 16), 0.1),
-    ],
+    "other",
+    [70_000.0, math.inf, math.nan, 0.1],
     ids=["large", "infinite", "nan", "finer"],
 )
 @pytest.mark.usefixtures("stock")
-def test_what_half_precision_would_change_stays_with_vllm(
-    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_half_precision_would_change_stays_with_vllm(other: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = entries(16, 16)
+    weight[15, 15] = other
     layer = layer_of(weight)
-    multiplied = half_dispatched(layer, monkeypatch)
-    found, expected = layer.cpu_linear(torch.ones(1, 16), weight, None), weight.sum(dim=1)[None]
-    assert not multiplied
-    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert not half_dispatched(layer, monkeypatch)
+    found = layer.cpu_linear(torch.ones(1, 16), weight, None)
+    torch.testing.assert_close(found, weight.sum(dim=1)[None], equal_nan=True)
 
 
 @has_fbgemm
@@ -242,17 +239,26 @@ def test_what_half_precision_would_change_stays_with_vllm(
         (entries(48, 96), "bfloat16"),
         (entries(48, 96).to(BFLOAT16), "float32"),
         (entries(48, 96).half(), "float32"),
+        (entries(48, 96) * 2.0**-20, "float32"),
         (entries(4, 48, 96), "float32"),
+        (torch.empty(0, 96), "float32"),
         (torch.empty(48, 96, device="meta"), "float32"),
     ],
-    ids=["asked-for", "bfloat16", "float16", "experts", "missing"],
+    ids=["asked-for", "bfloat16", "float16", "all-tiny", "experts", "empty", "missing"],
 )
+@pytest.mark.usefixtures("stock")
 def test_other_layers_are_vllms(weight: torch.Tensor, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[Any] = []
-    monkeypatch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False)
-    monkeypatch.setattr(_custom_ops, "onednn_mm", _custom_ops.onednn_mm)
-    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", lambda layer, remove_weight: chosen.append(layer))
+    def chosen(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", chosen)
     layer: Any = torch.nn.Module()
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    half_dispatched(layer, monkeypatch, precision=precision)
-    assert chosen == [layer]
+    assert not half_dispatched(layer, monkeypatch, precision=precision)
+
+
+@pytest.mark.usefixtures("stock")
+def test_in_a_stock_engine_nothing_is_kept_in_half() -> None:
+    before = utils.dispatch_cpu_unquantized_gemm
+    cpu_gemm.install(in_half=False)
+    assert utils.dispatch_cpu_unquantized_gemm is before
