@@ -196,7 +196,7 @@ class Supervisor:
             for pid in strays:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                level = logging.INFO if self._stop_signals or self._exit_code else logging.WARNING
+                level = logging.INFO if self._stop_signals else logging.WARNING
                 log.log(level, "killed process %d, left behind by its parent", pid)
 
 

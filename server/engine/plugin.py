@@ -58,13 +58,9 @@ def register() -> None:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-    from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait, resolver, speculate
+    from server.engine import resolver, speculate
 
-    cpu_lora.install()
-    cpu_norm.install()
-    cpu_gemm.install(in_half=OWN_VARIABLE in os.environ)
-    cpu_sample.install()
-    cpu_wait.install()
+    _replace_kernels()
     speculate.hide_drafts(SamplingParams)
     speculate.fetch_where_proposed(EngineCore)
     _ask_for_no_configuration(registry)
@@ -74,6 +70,16 @@ def register() -> None:
         _keep_slots(LRUCacheWorkerLoRAManager)
         _leave_embeddings_out(LoRAModelRunnerMixin)
     resolver.register_resolver(ADAPTERS_VARIABLE)
+
+
+def _replace_kernels() -> None:
+    from server.engine import cpu_gemm, cpu_lora, cpu_norm, cpu_sample, cpu_wait
+
+    cpu_lora.install()
+    cpu_norm.install()
+    cpu_gemm.install(in_half=OWN_VARIABLE in os.environ)  # ours compiles nothing; a stock vLLM may
+    cpu_sample.install()
+    cpu_wait.install()
 
 
 def _settle_in() -> None:

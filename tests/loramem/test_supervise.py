@@ -150,15 +150,25 @@ def test_a_second_signal_does_not_wait_for_the_grace_period(stage: Stage, tmp_pa
     assert not alive(stage.pids("gateway")[0])
 
 
+def left_behind(supervisor: subprocess.Popen[str], pid: int) -> list[str]:
+    """How the supervisor told, until it ended, that it killed this process."""
+    assert supervisor.stdout
+    lines = supervisor.stdout.read().splitlines()
+    supervisor.wait(60)
+    return [line.split()[1] for line in lines if f"killed process {pid}, left behind" in line]
+
+
 @pytest.mark.parametrize("new_session", [False, True], ids=["in its group", "in a session of its own"])
 def test_no_engine_outlives_a_killed_gateway(stage: Stage, tmp_path: Path, new_session: bool) -> None:
     stage.program("engine", deaf(tmp_path))
-    stage.supervise(stage.program("gateway", starts_engine(new_session)))
+    supervisor = stage.supervise(stage.program("gateway", starts_engine(new_session)))
     first = stage.wait_for_starts("engine")[0]
     until((tmp_path / "armed").exists)
     os.kill(stage.pids("gateway")[0], signal.SIGKILL)
     stage.wait_for_starts("gateway", 2)
     assert not alive(first), "the old engine must be gone before the new gateway starts"
+    supervisor.terminate()
+    assert left_behind(supervisor, first) == ["WARNING"]
 
 
 def test_stopping_takes_a_deaf_engine_along(stage: Stage, tmp_path: Path) -> None:
@@ -167,7 +177,8 @@ def test_stopping_takes_a_deaf_engine_along(stage: Stage, tmp_path: Path) -> Non
     engine = stage.wait_for_starts("engine")[0]
     until((tmp_path / "armed").exists)
     supervisor.terminate()
-    assert supervisor.wait(60) == 0
+    assert left_behind(supervisor, engine) == ["INFO"], "a stop asked for it"
+    assert supervisor.returncode == 0
     assert not alive(engine)
 
 

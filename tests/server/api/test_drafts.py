@@ -57,8 +57,10 @@ def statements_of(memory: Memory) -> Iterator[list[str]]:
 
     engine = memory.gateway.database.engine
     event.listen(engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 def test_answers_with_their_end_and_then_the_text(memory: Memory, tokenizer: Any) -> None:

@@ -205,6 +205,24 @@ def test_in_half_precision_it_is_the_same_product(
 
 
 @has_fbgemm
+@pytest.mark.usefixtures("stock")
+def test_the_largest_that_half_precision_holds_of_bfloat16_is_kept_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(torch.full((16, 16), 65_280.0))
+    assert half_dispatched(layer, monkeypatch)
+    assert layer.cpu_linear(torch.ones(1, 16), layer.weight, None).tolist() == [[16 * 65_280.0] * 16]
+
+
+@has_fbgemm
+@pytest.mark.usefixtures("stock")
+def test_a_weight_that_two_layers_share_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, head = layer_of(entries(48, 96)), layer_of(entries(48, 96))
+    head.weight = embedding.weight
+    assert half_dispatched(embedding, monkeypatch)
+    utils.dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+    assert head.cpu_linear is embedding.cpu_linear
+
+
+@has_fbgemm
 @pytest.mark.parametrize("tiny", [1e-5, 1e-7, 1e-30, 0.0, -6e-5])
 @pytest.mark.usefixtures("stock", "threads")
 def test_what_is_tiny_beside_others_is_kept_in_half(tiny: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +237,7 @@ def test_what_is_tiny_beside_others_is_kept_in_half(tiny: float, monkeypatch: py
 @has_fbgemm
 @pytest.mark.parametrize(
     "other",
-    [70_000.0, math.inf, math.nan, 0.1],
+    [65_536.0, math.inf, math.nan, 0.1],
     ids=["large", "infinite", "nan", "finer"],
 )
 @pytest.mark.usefixtures("stock")
