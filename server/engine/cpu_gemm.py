@@ -7,9 +7,9 @@ by SGLang's kernels 12. From some ten rows on both cost about the same, if the i
 SGLang's then, packed by them alone, so that no weight is kept twice for it. Measured in decision 0022.
 
 On one without AVX-512 the engine computes in float32, and a step of decoding reads twice the bytes that the model was
-stored in. FBGEMM, which comes with PyTorch, keeps the weights in half precision and multiplies in float32: on one
-thread the products of one token take two fifths of the time, those of a long prompt five sixths. Measured in decision
-0032.
+stored in. FBGEMM, which comes with PyTorch, keeps the weights in half precision and multiplies in float32, on one
+thread. Where the engine has no more, as on two cores, the products of one token take two fifths of the time, those of a
+long prompt five sixths. Measured in decision 0032.
 """
 
 import warnings
@@ -91,28 +91,16 @@ def _or_in_half(stock: Any) -> Any:
 
 
 def _half_product(weight: torch.Tensor) -> Any:
-    """x W^T + bias, of a copy of the weight in half precision.
-
-    PyTorch calls FBGEMM in two ways. The older takes 5 microseconds to call, 121 times a token, and one thread; the
-    other, which is to replace it, takes 35 and all of them.
-    """
-    if torch.get_num_threads() == 1:
-        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
-        return lambda x, weight, bias: torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, bias)
-    shared = torch.ops.quantized.linear_prepack_fp16(weight, None)
-
-    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x, shared)
-        return product if bias is None else product.add_(bias)
-
-    return multiply
+    """x W^T + bias, of a copy of the weight in half precision."""
+    packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+    return lambda x, weight, bias: torch.fbgemm_linear_fp16_weight_fp32_activation(x, packed, bias)
 
 
 def _is_widened(weight: torch.Tensor) -> bool:
-    """A matrix in float32 because the CPU has no products of bfloat16."""
-    can = "fbgemm" in torch.backends.quantized.supported_engines and precision() == "float32"
+    """A matrix in float32 because the CPU has no products of bfloat16, in an engine of one thread: FBGEMM's has one."""
+    can = "fbgemm" in torch.backends.quantized.supported_engines and torch.get_num_threads() == 1
     is_matrix = weight.device.type == "cpu" and weight.ndim == 2 and weight.numel() > 0
-    return can and is_matrix and weight.dtype == torch.float32
+    return can and is_matrix and weight.dtype == torch.float32 and precision() == "float32"
 
 
 def _fits_half(weight: torch.Tensor) -> bool:

@@ -154,12 +154,11 @@ has_fbgemm = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """So many, of which the way to call FBGEMM depends."""
+@pytest.fixture
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(before)
 
 
@@ -188,7 +187,7 @@ def entries(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 96), (3, 96), (40, 96), (3, 50, 96), (0, 96)])
 @pytest.mark.parametrize(("outputs", "biased"), [(48, False), (48, True), (35, True)])
 @pytest.mark.parametrize("remove_weight", [False, True])
-@pytest.mark.usefixtures("stock", "threads")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_in_half_precision_it_is_the_same_product(
     shape: tuple[int, ...], outputs: int, biased: bool, remove_weight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +204,7 @@ def test_in_half_precision_it_is_the_same_product(
 
 
 @has_fbgemm
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_the_largest_that_half_precision_holds_of_bfloat16_is_kept_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = layer_of(torch.full((16, 16), 65_280.0))
     assert half_dispatched(layer, monkeypatch)
@@ -213,7 +212,7 @@ def test_the_largest_that_half_precision_holds_of_bfloat16_is_kept_in_half(monke
 
 
 @has_fbgemm
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_a_weight_that_two_layers_share_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, head = layer_of(entries(48, 96)), layer_of(entries(48, 96))
     head.weight = embedding.weight
@@ -222,9 +221,15 @@ def test_a_weight_that_two_layers_share_is_packed_once(monkeypatch: pytest.Monke
     assert head.cpu_linear is embedding.cpu_linear
 
 
+@pytest.mark.usefixtures("stock", "one_thread")
+def test_an_engine_of_several_threads_multiplies_as_vllm_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    assert not half_dispatched(layer_of(entries(48, 96)), monkeypatch)
+
+
 @has_fbgemm
 @pytest.mark.parametrize("tiny", [1e-5, 1e-7, 1e-30, 0.0, -6e-5])
-@pytest.mark.usefixtures("stock", "threads")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_what_is_tiny_beside_others_is_kept_in_half(tiny: float, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.full((16, 16), tiny).to(BFLOAT16).float()
     weight[0, 0] = 0.5
@@ -240,7 +245,7 @@ def test_what_is_tiny_beside_others_is_kept_in_half(tiny: float, monkeypatch: py
     [65_536.0, math.inf, math.nan, 0.1],
     ids=["large", "infinite", "nan", "finer"],
 )
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_what_half_precision_would_change_stays_with_vllm(other: float, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = entries(16, 16)
     weight[15, 15] = other
@@ -264,7 +269,7 @@ def test_what_half_precision_would_change_stays_with_vllm(other: float, monkeypa
     ],
     ids=["asked-for", "bfloat16", "float16", "all-tiny", "experts", "empty", "missing"],
 )
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_other_layers_are_vllms(weight: torch.Tensor, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
@@ -275,7 +280,7 @@ def test_other_layers_are_vllms(weight: torch.Tensor, precision: str, monkeypatc
     assert not half_dispatched(layer, monkeypatch, precision=precision)
 
 
-@pytest.mark.usefixtures("stock")
+@pytest.mark.usefixtures("stock", "one_thread")
 def test_in_a_stock_engine_nothing_is_kept_in_half() -> None:
     before = utils.dispatch_cpu_unquantized_gemm
     cpu_gemm.install(in_half=False)
