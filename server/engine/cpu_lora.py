@@ -44,29 +44,33 @@ class Filled:
         alike = len({part.dtype for part in stacked}) == len({a.shape[-1] for a in a_stacked}) == 1
         wide_enough = all(b.shape[2] >= width for b, width in zip(b_stacked, widths, strict=True))
         self._regular = alike and wide_enough and all(part.is_contiguous() for part in stacked)
+        self._width = sum(widths)
         starts = np.cumsum((0, *widths[:-1]))
         self.columns = np.stack([starts, np.asarray(widths)], axis=1).astype(np.int64)
         self.table = np.zeros((len(a_stacked[0]), len(widths), 3), dtype=np.int64)
         self._turned: dict[int, list[Tensor]] = {}
+        """By slot, B turned round of each part; none where all parts are empty."""
 
     def fits(self, y: Tensor, x: Tensor) -> bool:
         """Whether the compiled loop, which goes by addresses, may add what it makes of x to y."""
         kind = x.dtype == y.dtype == self._a[0].dtype and x.dtype in LIKE
-        sizes = len(x) == len(y) and x.shape[1] == self._a[0].shape[-1] and y.shape[1] >= sum(self.widths)
+        sizes = x.shape[0] == y.shape[0] and x.shape[1] == self._a[0].shape[-1] and y.shape[1] >= self._width
         return self._regular and kind and sizes and x.stride(1) == y.stride(1) == 1
 
-    def look_up(self, slot: int) -> None:
-        """Fill in the slot's rows of `table`, unless they are there."""
+    def look_up(self, slot: int) -> bool:
+        """Whether the slot has anything for this layer; fills in its rows of `table`, unless they are there."""
         if slot in self._turned:
-            return
+            return bool(self._turned[slot])
         from server.engine.cpu_kernels import filled_rank
 
-        turned = self._turned[slot] = []
+        turned = list[Tensor]()
         for part, (a, b) in enumerate(zip(self._a, self._b, strict=True)):
             own_a = a[slot, 0]
             rank = filled_rank(own_a.data_ptr(), len(own_a), own_a[0].nbytes // 2)
             turned.append(b[slot, 0, : self.columns[part, 1], :rank].t().contiguous())
             self.table[slot, part] = own_a.data_ptr(), turned[-1].data_ptr(), rank
+        self._turned[slot] = turned if any(map(len, turned)) else []
+        return bool(self._turned[slot])
 
     def forget(self, slot: int) -> None:
         self._turned.pop(slot, None)
@@ -162,9 +166,10 @@ def add_grouped(
     `x` (tokens, in), `y` (tokens, sum of widths); per slice `a` (slots, 1, rank, in) and `b` (slots, 1, width, rank).
     """
     here = filled(a_stacked, b_stacked, widths)
-    for slot, _ in rows.groups:
-        here.look_up(slot)
-    loops = len(x) == rows.count and here.fits(y, x)
+    held = [here.look_up(slot) for slot, _ in rows.groups]
+    if not any(held):
+        return
+    loops = x.shape[0] == rows.count and here.fits(y, x)
     if loops and rows.few is not None:
         _add_few(y, x, rows.few, here, scale)
     for slot, chosen in rows.many if loops else rows.groups:

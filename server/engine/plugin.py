@@ -16,7 +16,8 @@ What else is put in place of vLLM's own, to be looked at with a new release:
     rejection_sampler                drafted tokens on a CPU (`cpu_sample`)
     SpinCondition.wait               waiting for messages on a CPU (`cpu_wait`)
     SamplingParams.__repr__          drafts stay out of its log (`speculate`)
-    LoRAModelRunnerMixin.load_lora_model    embedding and output head take no LoRA in loramem's own engine
+    LoRAModelRunnerMixin.load_lora_model    in loramem's own engine embedding and output head take no LoRA, and layers
+                                     on a CPU go straight to their kernels (`cpu_layers`)
     EngineCore.post_step             proposals are sent for where there may be some (`speculate`)
     tokenizers.registry.get_config   a tokenizer's folder without a configuration is not tried twice
 
@@ -68,7 +69,7 @@ def register() -> None:
     if not hasattr(WorkerLoRAManager._load_adapter, "_loramem"):
         _wrap(WorkerLoRAManager, LoRAModelManager)
         _keep_slots(LRUCacheWorkerLoRAManager)
-        _leave_embeddings_out(LoRAModelRunnerMixin)
+        _prepare_own_model(LoRAModelRunnerMixin)
     resolver.register_resolver(ADAPTERS_VARIABLE)
 
 
@@ -157,17 +158,26 @@ def _keep_slots(worker_manager: Any) -> None:
     worker_manager._apply_adapters = apply
 
 
-def _leave_embeddings_out(model_runner: Any) -> None:
-    """No adapter that loramem trains changes embedding or output head (`trainer_worker.lora.linear_layers`), whose
-    slots are the largest of all: as many rows as the vocabulary. On a CPU vLLM (0.32) also gathers a B for every token.
+def _prepare_own_model(model_runner: Any) -> None:
+    """What is done to the model of loramem's own engine alone.
+
+    No adapter that loramem trains changes embedding or output head (`trainer_worker.lora.linear_layers`), whose slots
+    are the largest of all: as many rows as the vocabulary. On a CPU vLLM (0.32) also gathers a B for every token. And
+    on a CPU nothing is compiled there, so its layers may be given shorter ways.
     """
+    from server.engine import cpu_layers
+
     stock = model_runner.load_lora_model
 
     def load(self: Any, model: Any, *args: Any) -> Any:
-        for module in model.modules() if OWN_VARIABLE in os.environ else ():
+        if OWN_VARIABLE not in os.environ:
+            return stock(self, model, *args)
+        for module in model.modules():
             if hasattr(module, "embedding_modules"):
                 module.embedding_modules = {}
-        return stock(self, model, *args)
+        loaded = stock(self, model, *args)
+        cpu_layers.shorten(loaded)
+        return loaded
 
     model_runner.load_lora_model = load
 

@@ -1,12 +1,13 @@
-"""Which parts of a model get slots for LoRA: all linear layers, and embedding and head in a stock vLLM alone."""
+"""What is done to a model of loramem's own engine: embedding and head get no slots for LoRA, layers shorter ways."""
 
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 from torch import nn
 from vllm.lora.utils import get_supported_lora_modules
 
-from server.engine import plugin
+from server.engine import cpu_layers, plugin
 from server.engine.plugin import OWN_VARIABLE
 
 
@@ -31,8 +32,10 @@ def test_embedding_and_head_take_lora_in_a_stock_engine_alone(
     if is_ours:
         monkeypatch.setenv(OWN_VARIABLE, "1")
     runner = type("Wrapped", (Runner,), {})
-    plugin._leave_embeddings_out(runner)
+    monkeypatch.setattr(cpu_layers, "shorten", shortened := Mock())
+    plugin._prepare_own_model(runner)
     whole = Model()
     whole.add_module("language_model", Model())
     assert runner().load_lora_model(whole, "configuration", "device") == (supported, ("configuration", "device"))
+    assert shortened.call_count == is_ours
     assert get_supported_lora_modules(Model()), "another model of the same class is left as it was"
