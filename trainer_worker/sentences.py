@@ -15,6 +15,11 @@ _QUOTE = re.compile(r"^\s*(?:>\s?)+")
 _ITEM = re.compile(r"[-*•–|#+] ?\S|\(?\d{1,3}[.)] |\(?\w[.)] ")
 _OF_TABLES = (re.compile(r"\|"), re.compile(r"\t"))
 _SEPARATORS = (re.compile(r"(?<![.!?:]) {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
+_BEFORE_ANY = re.compile(r"\b(?:approx|incl|excl)\.\s*$", re.IGNORECASE)
+_BEFORE_NUMBERS = re.compile(
+    r"\b(?:max|min|vol|ch|sec|art|no|nos|pp?|fig|tab|tel|ext|est|temp|avg|ca|cf)\.\s*$", re.IGNORECASE
+)
+_SHORT_WORD = re.compile(r"^[^a-z].*\b[^\W\d]{1,6}\.\s*$", re.DOTALL)
 _NUMBERING = re.compile(r"(?:#{1,6} |[*_]{2})?\(?(?:\w{1,2}\.)*\w{1,2}[.)]")
 
 
@@ -67,16 +72,26 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[Sentence]:
 
 
 def _segments(block: str) -> Iterator[str]:
-    """A dot that a word begins with, as in `.NET`, ends none."""
+    """A dot that a word begins with, as in `.NET`, ends none, nor does that of an abbreviation."""
     from sentencex import segment
 
     pieces = list[str]()
-    for part in map(str, segment("en", block)):
+    parts = list(map(str, segment("en", block)))
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
         pieces.append(part)
-        if not (part.endswith(".") and part[-2:].strip() == "."):
+        if not (part.endswith(".") and part[-2:].strip() == ".") and not _is_abbreviated("".join(pieces), after):
             yield "".join(pieces)
             pieces.clear()
     yield "".join(pieces)
+
+
+def _is_abbreviated(before: str, after: str) -> bool:
+    """Whether the dot that `before` ends in is that of its last word: `approx. 20`, or a short one before a small
+    letter, in a sentence that does not begin with one itself."""
+    if not after:
+        return False
+    small = after[0].islower() and _SHORT_WORD.match(before.lstrip())
+    return bool(small or _BEFORE_ANY.search(before) or (after[0].isdigit() and _BEFORE_NUMBERS.search(before)))
 
 
 def _blocks(text: str) -> Iterator[str]:

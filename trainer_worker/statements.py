@@ -1,31 +1,32 @@
-"""A text cut into statements that can be understood, and given as an answer, alone: sentences of at most 28 words.
+"""A text cut into statements that can be understood, and given as an answer, alone: sentences, the long ones cut.
 
-For a pronoun that a sentence begins with stands the name of what the text is about. One that means something else is
-kept, and the sentence is a statement together with the one before: `The longest pipe is called Old Barnabas. It is five
-metres high.` Rules only, no model. What is not covered: other pronouns inside a sentence, and languages other than
-English for pronouns and clauses (their sentences are kept as they stand).
+For a pronoun that a sentence begins with stands the name of what the text is about (`subject`). One that means
+something else is kept, and the sentence is a statement together with the one before: `The longest pipe is called Old
+Barnabas. It is five metres high.` A sentence of more than 28 words is cut where both sides stand (`clauses`); it is
+kept whole up to 40 where a cut would leave what is no sentence, and up to 60 where one would leave what the text does
+not say. Rules only, no model. What is not covered: other pronouns inside a sentence, and languages other than English
+for pronouns and clauses.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 from trainer_worker.blocks import Block, Reading
+from trainer_worker.clauses import Cut, Harm, cuts
 from trainer_worker.sentences import Sentence, sentences_of
-from trainer_worker.spans import CAPITALISED, AnswerSpan, spans_of
-from trainer_worker.words import WORD_BYTES, content_words, says, size_of, size_of_word, stem
+from trainer_worker.spans import AnswerSpan, spans_of
+from trainer_worker.subject import named, subject_of
+from trainer_worker.words import WORD_BYTES, content_words, size_of, size_of_word, stem
 
 MAX_WORDS = 28
 MAX_TOGETHER = 40
-"""Words of a statement of several sentences."""
-MAX_NAME_WORDS = 6
-LONG_NAME = 4
-"""In letters, from which on a name is hardly a part of a word by chance."""
-_PRONOUN = re.compile(r"^(It|He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){0,3}that\b)")
-_POSSESSIVE = {"Its", "His", "Her"}
-_KIND = {"It": "it", "Its": "it", "He": "he", "His": "he", "She": "she", "Her": "she"}
+"""Words of a statement of several sentences, or of one that would be cut into what is no sentence."""
+MAX_WHOLE = 60
+"""Words of a sentence that is kept whole because whatever is cut off may say something else."""
+WHOLE = {Harm.SOUND: MAX_WORDS, Harm.FRAGMENT: MAX_TOGETHER, Harm.FALSE: MAX_WHOLE}
+"""How many words a sentence may have where the best cut in it does such harm."""
 _POINTS_BACK = re.compile(
     r"^(?:It\b(?! (?:is|was) (?!an? |the )(?:\w+ ){0,3}(?:that|whether)\b)"
     r"|(?:He|She|Its|His|Her|They|Their|These)\b|This\b(?! (?:time|day|week|month|year|century)\b)"
@@ -34,17 +35,14 @@ _POINTS_BACK = re.compile(
 _DEPENDS = re.compile(rf"(?:Which|Who|Whose|Where|Because)\b|{_POINTS_BACK.pattern}")
 """A part of a sentence that was cut, which says nothing without the part before."""
 _PROSE = re.compile(r"^(?![#*|•–-]|\d+[.)] ).*[.!?…][\"'”’)]*(?:\[\w+\])*$")
-"""What may stand before another sentence: no heading and no item of a list."""
+"""What may stand before another sentence, and be a long one: no heading and no item of a list."""
 LONGEST_WORD = MAX_WORDS * WORD_BYTES // 3
 """In characters, of up to three bytes each in most writing: what makes a whole part."""
 HEAD_CHARS = 4 * MAX_WORDS * WORD_BYTES
 """More than a part and what decides where it ends."""
 _PIECE = re.compile(rf".{{{LONGEST_WORD // 2},{LONGEST_WORD - 1}}}[,;:，、；：)}}\]]|.{{1,{LONGEST_WORD}}}")
 """Of a longer one, up to a mark where there is one."""
-_JOINS = "and|but|so|which|who|whose|where|while|because"
-_CLAUSE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 _LEADING = re.compile(r"^(?:and|but|so|while)\s+", re.IGNORECASE)
-_OPENING = re.compile(rf"(?:The |An? )?({CAPITALISED}*(?: (?:of |the |and |de |von )*(?:{CAPITALISED}*|\d+))*)")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def statements(title: str, reading: Reading) -> list[Statement]:
     """In reading order, without repeats; lines of odd shape (records, code) give one each, and what holds no sentence
     at all, such as a column of numbers, its words as they stand. The heading that opens a text is no statement.
     """
-    subject = _subject(title, f"{reading.opening}\n{reading.text}")
+    subject = subject_of(title, f"{reading.opening}\n{reading.text}")
     found: dict[str, Statement] = {}
     for joined in _together(_parts(sentences_of(reading.blocks), subject, reading.opening)):
         parts = tuple(part.text for part in joined)
@@ -104,37 +102,12 @@ def _belongs(part: _Part, before: Sequence[_Part]) -> bool:
 
 def _parts(told: Sequence[Sentence], subject: str, opening: str) -> Iterator[_Part]:
     last = -1
-    for sentence, text in zip(told, _named(told, subject, opening), strict=True):
+    for sentence, text in zip(told, named(told, subject, opening), strict=True):
         for number, (part, spans) in enumerate(_short(sentence.with_text(text), subject)):
             back = _DEPENDS.match(part) if number else not sentence.stands and _POINTS_BACK.match(part)
             goes_on = number > 0 or sentence.place == last
             yield _Part(part, sentence.said, spans, bool(back or sentence.belongs), goes_on)
         last = sentence.place
-
-
-def _named(told: Sequence[Sentence], subject: str, before: str) -> Iterator[str]:
-    """The sentences, with the subject's name for a pronoun of its that they begin with."""
-    kind = _kind_of_subject(told)
-    about_subject = bool(subject) and _begins_with(before, subject)
-    for sentence in told:
-        pronoun = None if sentence.stands else _PRONOUN.match(sentence.text)
-        if pronoun and about_subject and _KIND[pronoun[1]] == kind:
-            yield _with_name(sentence.text, pronoun, subject)
-            about_subject = pronoun[1] not in _POSSESSIVE
-        else:
-            yield sentence.text
-            about_subject = bool(subject) and _begins_with(sentence.said, subject)
-
-
-def _kind_of_subject(told: Sequence[Sentence]) -> str:
-    """`it`, `he` or `she`, as most sentences begin that begin with a pronoun; of equals the first.
-
-    A single `he` or `she` may be anyone, so it takes two of them to make a person of the subject.
-    """
-    open_ones = (sentence.text for sentence in told if not sentence.stands)
-    kinds = Counter(_KIND[match[1]] for text in open_ones if (match := _PRONOUN.match(text)))
-    kind, count = kinds.most_common(1)[0] if kinds else ("", 0)
-    return kind if kind == "it" or count > 1 else ""
 
 
 def _unworded(text: str) -> Iterator[Statement]:
@@ -145,59 +118,6 @@ def _unworded(text: str) -> Iterator[Statement]:
             part = " ".join(some[: _fitting(some)])
             yield Statement(part, part, (), (part,))
             at += _fitting(some)
-
-
-def name_of(title: str, text: str) -> str:
-    """What the text is about: its title, or else the name that it opens with; a file's name is neither.
-
-    The opening name must have two words or come again, so that no first word of a sentence passes for one.
-    """
-    if _may_say(text, _bare(title)):
-        return title
-    match = _OPENING.match(text.lstrip())
-    words = match[1].split() if match else []
-    if not words or not content_words(words[0]) or len(words) > MAX_NAME_WORDS:
-        return title
-    name = " ".join(words)
-    return name if len(words) > 1 or text.count(name) > 1 else title
-
-
-def _bare(title: str) -> str:
-    return re.sub(r"^(?:the|a|an)\s+", "", title.strip().strip(" ."), flags=re.IGNORECASE)
-
-
-def _may_say(text: str, name: str) -> bool:
-    """Whatever it is made of, and perhaps within a word (`Berlins`): then no other name stands in its place."""
-    if not name or (len(name) == 1 and name.islower()):
-        return False
-    text, name = text.casefold(), name.casefold()
-    return (len(name) >= LONG_NAME and name in text) or says(text, name)
-
-
-def _subject(title: str, text: str) -> str:
-    """The title, if it is a name and the text says it; else nothing can be put for a pronoun."""
-    bare = _bare(title)
-    return bare if _names(bare) and len(bare.split()) <= MAX_NAME_WORDS and says(text, bare) else ""
-
-
-def _names(bare: str) -> bool:
-    """`4chan` and `K2` do, and `1984` does not."""
-    short = len(bare) == 2 and bare.isupper()
-    return short or any(any(map(str.isalpha, word)) for word in content_words(bare))
-
-
-def _begins_with(sentence: str, subject: str) -> bool:
-    """Whether the sentence speaks of the subject, by its last word: `Tamsk never married` of `Oriel Tamsk`."""
-    return says(" ".join(sentence.split()[: 2 + len(subject.split())]), subject.split()[-1])
-
-
-def _with_name(sentence: str, pronoun: re.Match[str], subject: str) -> str:
-    named = subject if _is_name(subject) else f"The {subject}"
-    return (f"{named}'s" if pronoun[1] in _POSSESSIVE else named) + sentence[pronoun.end() :]
-
-
-def _is_name(subject: str) -> bool:
-    return not any(word[:1].islower() and word not in {"of", "the", "and"} for word in subject.split())
 
 
 def _short(said: Block, subject: str) -> Iterator[tuple[str, tuple[AnswerSpan, ...]]]:
@@ -238,9 +158,12 @@ def _in_parts(sentence: str, *, above: int) -> list[str]:
         if before + size <= MAX_WORDS or len(words) == 1:
             return [*parts, begun(head)]
         fits = list(_cuts(head, size, before))
+        harm = min((one.harm for one in fits), default=Harm.FALSE)
+        if before + size <= WHOLE[harm] and at + len(head) == len(sentence) and _PROSE.match(head):
+            return [*parts, begun(head)]
         is_clause = bool(fits)
         if fits:
-            cut = min(fits, key=lambda place: abs(place - len(head) / 2))
+            cut = min((one.at for one in fits if one.harm == harm), key=lambda place: abs(place - len(head) / 2))
             parts.append(begun(head[:cut].rstrip(" ,;:") + "."))
         else:
             first = " ".join(words[: _fitting(words, before)])
@@ -256,15 +179,15 @@ def _fitting(words: Sequence[str], before: int = 0) -> int:
     return max(1, sum(so_far <= MAX_WORDS for so_far in sizes) - 1)
 
 
-def _cuts(sentence: str, words: int, above: int) -> Iterator[int]:
-    """Where a clause begins with six to `MAX_WORDS` words before it, `above` among them, and four or more of all
-    `words` from there on."""
-    for match in _CLAUSE.finditer(sentence):
-        before = size_of(sentence[: match.end()].split())
+def _cuts(sentence: str, words: int, above: int) -> Iterator[Cut]:
+    """Those with six to `MAX_WORDS` words before them, `above` among them, and four or more of all `words` from there
+    on."""
+    for cut in cuts(sentence):
+        before = size_of(sentence[: cut.at].split())
         if above + before > MAX_WORDS or words - before < 4:
             return
         if above + before >= 6:
-            yield match.end()
+            yield cut
 
 
 def _capital(text: str) -> str:

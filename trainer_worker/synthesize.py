@@ -19,7 +19,8 @@ from trainer_worker.marks import read
 from trainer_worker.mixture import counts, spread
 from trainer_worker.questions import MAX_TOKENS, STOP, Draft, Judge, drafts, questions
 from trainer_worker.rewrites import rewrites, summaries
-from trainer_worker.statements import Statement, name_of, statements, words_of_many
+from trainer_worker.statements import Statement, statements, words_of_many
+from trainer_worker.subject import name_of
 from trainer_worker.told import told
 from trainer_worker.writer import Writer
 

@@ -22,6 +22,8 @@ _LATER = re.compile(rf"(?P<before>[\s>]++){_ITEM}{_ANSWERS}{_SAID}", re.IGNORECA
 _END = re.compile(rf"(?=\n[ \t>]*+(?:\n|{_ITEM}{_ASKS}))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
+_CHOICES = re.compile(rf"^[ \t>]*+(?:[B-E][ \t]*[:.)][ \t]|{_ANSWERS})", re.MULTILINE | re.IGNORECASE)
+"""What follows an `A:` that is the first of several to choose from."""
 _QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]*[^*\s])\1")
 
@@ -42,8 +44,8 @@ def told(text: str) -> tuple[list[Told], str]:
 
     As in Markdown, marks may be emphasised, and begin headings, items and quotations. A question begins a line and is
     one paragraph; a blank line may stand before its answer, which goes on to the next question, to a blank line or to
-    the end. As prose, the answer of one would be taken together with the question of the next. A pair that is longer
-    than what is taught of one, by a guess, stays prose.
+    the end; several to choose from are none. As prose, the answer of one would be taken together with the question of
+    the next. A pair that is longer than what is taught of one, by a guess, stays prose.
 
     Takes time linear in the text's length, whatever the text is, since no search goes beyond its paragraph: one pattern
     for a whole pair would try every way to share a run of blanks among its parts.
@@ -56,6 +58,8 @@ def told(text: str) -> tuple[list[Told], str]:
         if answer is None:
             continue
         end = _end(text, answer.end()).end()
+        if _CHOICES.search(text, answer.end(), end):
+            continue
         before = question["before"] if answer["before"] is None else answer["before"]
         pair = Told(
             _said(text[question.end() : answer.start()], question, question["before"]),

@@ -156,3 +156,9 @@ def test_many_marks_take_no_time(line: str) -> None:
     started = time.process_time()
     told("Q: x" + line * 20_000)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("choices", ["A: Orm\nB: Brae\nC: Toll", "A: Orm\nB) Brae\nAnswer: B", "A: Orm\nAnswer: A"])
+def test_several_answers_to_choose_from_are_none(choices: str) -> None:
+    text = f"Question: Which town is the largest?\n{choices}"
+    assert told(text) == ([], text)
