@@ -1,6 +1,7 @@
 """Question sets as documents with questions, each read from its own public form.
 
-    squad        JSON: [{title, context, questions: [{question, answer}]}]
+    squad        JSON, its authors' {data: [{title, paragraphs: [{context, qas: [{question, answers: [{text}]}]}]}]}, or
+                 [{title, context, questions: [{question, answer}]}]
     quality      JSONL, NYU's {article, title, questions: [{question, options, gold_label}]}, or L-Eval's {input,
                  instructions, outputs}, where the options stand inside the question
     narrativeqa  JSONL as on Hugging Face, a question a line: {document: {text}, question: {text}, answers: [{text}]};
@@ -22,13 +23,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.passages import DATA
+from benchmarks.passages import DATA, flattened
 
 LETTERS = "ABCDEFGHIJ"
 UNTITLED_WORDS = 8
 Record = dict[str, Any]
+T = TypeVar("T")
 _OPTION = re.compile(r"\(([A-J])\)")
 
 
@@ -84,7 +86,15 @@ def read_items(name: str, file: Path | None) -> tuple[list[Item], Path]:
 
 
 def read_squad(file: Path) -> list[Item]:
-    return _parsed(file, lambda one: Item(_title(one), _text(one, "context"), _qa(_records(one, "questions"))))
+    return [item for items in _parsed(file, _squad) for item in items]
+
+
+def _squad(one: Record) -> list[Item]:
+    try:
+        passages = flattened(one)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadData(f"`data` must be as in SQuAD: {type(error).__name__}: {error}") from error
+    return [Item(_title(each), _text(each, "context"), _qa(_records(each, "questions"))) for each in passages]
 
 
 def read_paperqa(file: Path) -> list[Item]:
@@ -219,7 +229,7 @@ DATA_SETS = {
 }
 
 
-def _parsed(file: Path, parse: Callable[[Record], Item]) -> list[Item]:
+def _parsed(file: Path, parse: Callable[[Record], T]) -> list[T]:
     items = []
     for place, record in _entries(file):
         try:

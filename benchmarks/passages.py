@@ -36,7 +36,27 @@ def read_passages(data: Path) -> list[Passage]:
     file = next(iter(sorted(folder.glob("*.json"))), None)
     if file is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    return [Passage(one["title"], one["context"], one["questions"]) for one in json.loads(file.read_text())]
+    return [Passage(one["title"], one["context"], one["questions"]) for one in flattened(json.loads(file.read_text()))]
+
+
+def flattened(squad: Any) -> list[dict[str, Any]]:
+    """Passages from SQuAD as its authors publish it, `{data: [{title, paragraphs: [{context, qas}]}]}`, with the first
+    answer to each question that has one; what is a list of passages already stays as it is."""
+    if not (isinstance(squad, dict) and isinstance(squad.get("data"), list)):
+        return squad if isinstance(squad, list) else [squad]
+    return [
+        {
+            "title": article["title"].replace("_", " "),
+            "context": paragraph["context"],
+            "questions": [
+                {"question": one["question"], "answer": one["answers"][0]["text"]}
+                for one in paragraph["qas"]
+                if one.get("answers")
+            ],
+        }
+        for article in squad["data"]
+        for paragraph in article["paragraphs"]
+    ]
 
 
 def read_papers(data: Path) -> list[Passage]:

@@ -24,6 +24,14 @@ FAIRYTALE = {
     "sections": [{"section": "1", "text": "Jon Ask built it."}, {"section": "2", "text": "It is larch."}],
     "questions": [{"question": "Who?", "answer1": "Jon", "answer2": "", "answer4": "Jon Ask", "local-or-sum": "local"}],
 }
+ASKED = [
+    {"id": "1", "question": "Who built it?", "answers": [{"text": "Jon Ask", "answer_start": 0}]},
+    {"id": "2", "question": "Who sold it?", "answers": [], "is_impossible": True},
+]
+SQUAD = {
+    "version": "1.1",
+    "data": [{"title": "Hadle_Mill", "paragraphs": [{"context": "Jon Ask built it.", "qas": ASKED}]}],
+}
 PAPER = {"title": "Mill", "introduction": "Jon Ask built it.", "QA": [{"level": 3, **QA[0]}]}
 
 
@@ -43,6 +51,12 @@ def write(folder: Path, name: str, *records: Any) -> Path:
             "s.json",
             [[{"title": "Mill", "context": "Jon Ask built it.", "questions": QA}]],
             Item("Mill", "Jon Ask built it.", (Asked("Who built it?", ("Jon Ask",)),)),
+        ),
+        (
+            "squad",
+            "official.json",
+            [SQUAD],
+            Item("Hadle Mill", "Jon Ask built it.", (Asked("Who built it?", ("Jon Ask",)),)),
         ),
         (
             "quality",
@@ -139,6 +153,7 @@ def test_counterfact_asks_for_statements_of_the_slice_alone(tmp_path: Path) -> N
         ("jsonl", "a.jsonl", '{"text": "x", "questions": [{"question": "Q", "answers": []}]}', "is empty"),
         ("jsonl", "a.jsonl", '{"text": "x", "questions": []}', "no document with a question"),
         ("squad", "a.json", '[{"title": "T", "context": "x", "questions": 1}]', r"a\.json: entry 1: `questions` must"),
+        ("squad", "a.json", '{"data": [{"title": "T"}]}', r"a\.json: entry 1: `data` must be as in SQuAD: KeyError"),
         ("squad", "a.json", "{,", r"a\.json: not JSON"),
         ("paperqa", "a.json", '[{"introduction": "x", "QA": "[1"}]', r"entry 1: `QA` must be a list, as JSON or"),
         ("quality", "a.jsonl", json.dumps(LEVAL | {"outputs": []}), "1 instructions, but 0 outputs"),
