@@ -44,6 +44,8 @@ SHEETS = Path(__file__).parent / "sheets"
 RANK = 16
 BESIDE = 4
 FASTER, SIDE_BY_SIDE = 1.3, 1.2
+BESIDE_ROUNDS = 5
+"""Of four side by side against one by one, which take turns to begin: two rounds have told opposite things."""
 FOREVER = 1e9
 
 
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     epochs, rounds = (2, 1) if options.smoke else (8, options.rounds)
     lessons = [lesson[:16] for lesson in lessons] if options.smoke else lessons
     speeds = [compare(base, lessons[0], epochs, options.seed) for _ in range(rounds)]
-    beside = [side_by_side(base, lessons, options.seed, options.smoke) for _ in range(rounds)]
+    turns = range(1 if options.smoke else BESIDE_ROUNDS)
+    beside = [side_by_side(base, lessons, options.seed, options.smoke, turned=turn % 2 == 1) for turn in turns]
     report = summary(speeds, beside) | circumstances(
         "python -m benchmarks.train --json" + (" --smoke" if options.smoke else ""), options.seed
     )
@@ -134,12 +137,19 @@ def warm_up(trainer: Trainer, rows: Sequence[Example]) -> None:
     trainer.hyperparameters = own
 
 
-def side_by_side(base: BaseModel, lessons: Sequence[Sequence[Example]], seed: int, smoke: bool) -> dict[str, float]:
-    """Seconds of the same steps, 128 tokens for each adapter in each, at once and one after another."""
+def side_by_side(
+    base: BaseModel, lessons: Sequence[Sequence[Example]], seed: int, smoke: bool, *, turned: bool = False
+) -> dict[str, float]:
+    """Seconds of the same steps, 128 tokens for each adapter in each, at once and one after another; `turned`, in the
+    other order."""
     hyperparameters = Hyperparameters(epochs=0, min_steps=1 if smoke else 24, step_tokens=128, anchors=0.0)
     trainer = Trainer(str(base.path), seed=seed, hyperparameters=hyperparameters)
     seconds = {}
-    for name, groups in (("at once", [lessons]), ("one by one", [[lesson] for lesson in lessons])):
+    ways: dict[str, list[Sequence[Sequence[Example]]]] = {
+        "at once": [lessons],
+        "one by one": [[lesson] for lesson in lessons],
+    }
+    for name, groups in sorted(ways.items(), reverse=turned):
         for _ in range(2):  # the first for the kernels
             started = time.monotonic()
             for group in groups:
