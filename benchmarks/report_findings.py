@@ -11,11 +11,13 @@ from benchmarks.report_verdicts import (
     Finding,
     Json,
     Results,
+    Verdict,
     above_zero,
     all_of,
     greater,
     made_by,
     number,
+    over_documents,
     recalls,
 )
 
@@ -23,21 +25,53 @@ WHOLE_METRICS = ("judge", "accuracy", "rouge_l", "f1")
 """The first that a result has is compared."""
 SHORT = ("paperqa", "squad", "fairytaleqa")
 Pair = tuple[str, str]
+Claim = Mapping[str, Sequence[Pair]]
+"""By part of what the paper found, the pairs of which the first scores more. A result needs the very first pair; the
+others are judged where they are measured."""
 MERGED: Pair = ("lora-top3", "lora")
 MERGED_ORACLE: Pair = ("lora-top3:oracle3", "lora:oracle")
 """The same with the right document named: what differs is no matter of routing."""
 OTHER_MERGES = {"linear": "lora-top3-linear", "concatenation": "lora-top3-cat", "DARE": "lora-top3-dare"}
+MERGING: Claim = {
+    "TIES over the one routed": [MERGED],
+    "over concatenation": [("lora-top3", OTHER_MERGES["concatenation"])],
+    "over DARE": [("lora-top3", OTHER_MERGES["DARE"])],
+}
+COUNT: Claim = {
+    "one over five": [("lora", "lora-top5")],
+    "less with each one more": [("lora", "lora-top2"), ("lora-top2", "lora-top3"), ("lora-top3", "lora-top5")],
+}
+CONTEXT: Claim = {
+    "text helps": [
+        ("hybrid-icl-top3", "lora-top3"),
+        ("hybrid-top3", "lora-top3"),
+        ("hybrid-icl", "lora"),
+        ("hybrid", "lora"),
+        ("single-icl", "single"),
+        ("single-rag", "single"),
+    ],
+    "the whole text more than passages": [
+        ("hybrid-icl-top3", "hybrid-top3"),
+        ("hybrid-icl", "hybrid"),
+        ("single-icl", "single-rag"),
+    ],
+}
+CONTINUITY: Claim = {
+    "closed book": [MERGED],
+    "with text": [("hybrid-icl-top3", "hybrid-icl"), ("hybrid-top3", "hybrid")],
+}
 FEWEST_MISROUTED = 10
 """Questions sent to a wrong document; fewer are too few to judge."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", re.IGNORECASE)
 
 
 def formats(results: Results) -> Finding | None:
-    """Q4: questions, summaries and rewritings each beat the text alone."""
+    """Q4: questions, summaries and rewritings each beat the text alone, and questions the others."""
     names = ("formats=original", "formats=qa40", "formats=summary8", "formats=rewrite4")
     for file, report, found in _arms(results, names):
-        original, *others = found.values()
-        return Finding(file, all_of([greater(one, original) for one in others]), _metric_of(report), found)
+        original, questions, *others = found.values()
+        more = [*(greater(one, original) for one in (questions, *others)), *(greater(questions, one) for one in others)]
+        return Finding(file, all_of(more), _metric_of(report), found)
     return None
 
 
@@ -70,33 +104,45 @@ def scale(results: Results) -> Finding | None:
 
 def routing(results: Results) -> Finding | None:
     """Q9: routing loses against an oracle."""
-    return _compared(results, ("lora:oracle", "lora"), ("joined",), SHORT)
+    return _compared(results, {"": [("lora:oracle", "lora")]}, ("joined",), SHORT)
 
 
 def merging(results: Results) -> Finding | None:
-    """Q10: three merged by TIES beat the routed one on the questions that were sent to a wrong document."""
-    beside = (*OTHER_MERGES.values(), "joined")
+    """Q10: three merged by TIES beat the one routed, and two other merges, over all questions of a run that has enough
+    misrouted ones."""
+    beside = (OTHER_MERGES["linear"], "joined")
     enough = {file: one for file, one in results.items() if _misrouted(one) >= FEWEST_MISROUTED}
-    found = _compared(enough, MERGED, beside, SHORT) or _compared(results, MERGED, beside, SHORT)
+    found = _compared(enough, MERGING, beside, SHORT) or _compared(results, MERGING, beside, SHORT)
     if found is None:
         return None
     report = results[found.file]
-    found = replace(found, verdict="not measured", why=f"{100 * _routed_right(report):.0f} % routed right")
+    if found.file in enough:
+        found = _told_where_misrouted(found, report)
+    else:
+        found = replace(found, verdict="not measured", why=f"{100 * _routed_right(report):.0f} % routed right")
+    return replace(found, notes=(*found.notes, *_of_merging(results, report)))
+
+
+def _told_where_misrouted(found: Finding, report: Json) -> Finding:
+    """By the way: what merging does for the questions whose first adapter is of a wrong document, alone."""
     merged, single = MERGED
     metric = found.measure.split()[0]
-    difference = _where_misrouted(report, merged, metric)
-    if difference and found.file in enough:
-        others = {name: _where_misrouted(report, one, metric) for name, one in OTHER_MERGES.items()}
-        by_others = {f"by {one}": _where_misrouted(report, merged, one) for one in WHOLE_METRICS if one != metric}
-        all_told = {merged: difference, **by_others, **others}
-        told = ", ".join(f"{name} {one}" for name, one in all_told.items() if one)
-        astray = report["methods"][merged]["misrouted"]
-        where = (
-            f"On the {astray['questions']} questions whose first adapter is of a wrong document, less {single}: {told}"
-        )
-        notes = (f"{where}; {astray['documents']} documents.", *_other_order(difference, others), *found.notes)
-        found = replace(found, verdict=above_zero(difference), why="where routing is wrong", notes=notes)
-    return replace(found, notes=(*found.notes, *_of_merging(results, report)))
+    measured = {by: _where_misrouted(report, merged, by) for by in (metric, *WHOLE_METRICS)}
+    differences = {by: one for by, one in measured.items() if one}
+    if metric not in differences:
+        return found
+    others = {name: _where_misrouted(report, one, metric) for name, one in OTHER_MERGES.items()}
+    by_others = {f"by {by}": one for by, one in differences.items() if by != metric}
+    all_told = {merged: differences[metric], **by_others, **others}
+    told = ", ".join(f"{name} {one}" for name, one in all_told.items() if one)
+    astray = report["methods"][merged]["misrouted"]
+    where = f"On the {astray['questions']} questions whose first adapter is of a wrong document, less {single}: {told}"
+    open_by = " and ".join(by for by, one in differences.items() if above_zero(one) == "undecided")
+    unsure = f" The interval of {merged} there holds 0 by {open_by}." if open_by else ""
+    note = f"{where}; {astray['documents']} documents.{unsure}"
+    why = [found.why, f"where routing is wrong: {above_zero(differences[metric])}"]
+    notes = (*found.notes, note, *_other_order(differences[metric], others))
+    return replace(found, why="; ".join(filter(None, why)), notes=notes)
 
 
 def _other_order(ties: Estimate, others: Mapping[str, Estimate | None]) -> Iterator[str]:
@@ -141,24 +187,25 @@ def _of_merging(results: Results, report: Json) -> Iterator[str]:
 
 
 def count(results: Results) -> Finding | None:
-    """Q11: one beats five."""
-    found = _compared(results, ("lora", "lora-top5"), ("lora-top2", "lora-top3", "base"), SHORT)
+    """Q11: one beats five, and scores fall with each one more."""
+    found = _compared(results, COUNT, ("base",), SHORT)
     note = "Adapters as the router found them; the paper's are the right modules."
     return replace(found, notes=(*found.notes, note)) if found else None
 
 
 def long_documents(results: Results) -> Finding | None:
     """Q12: one adapter for a document beats those of its chunks, closed book."""
-    return _compared(results, ("single", "lora-top3"), ("base", "lora"), LONG)
+    return _compared(results, {"": [("single", "lora-top3"), ("single", "lora")]}, ("base",), LONG)
 
 
 def context(results: Results) -> Finding | None:
-    """Q13: adapters with the text in the prompt beat adapters alone; of short documents if no long ones were asked."""
-    whole, passages = "hybrid-icl-top3", "hybrid-top3"
-    found = _compared(results, (whole, "lora-top3"), (passages, "icl", "rag"), LONG)
+    """Q13: adapters with text in the prompt beat adapters alone, with the whole text by more than with passages; of
+    short documents if no long ones were asked."""
+    found = _compared(results, CONTEXT, ("icl", "rag"), LONG)
     if found is None:
-        found = _compared(results, (whole, "lora-top3"), (passages, "icl", "rag"), SHORT)
-        found = replace(found, why="short documents") if found else None
+        found = _compared(results, CONTEXT, ("icl", "rag"), SHORT)
+        found = replace(found, why="; ".join(filter(None, ("short documents", found.why)))) if found else None
+    whole, passages = CONTEXT["the whole text more than passages"][0]
     if found and passages in found.figures and found.figures[passages].mean > found.figures[whole].mean:
         note = "By their means passages help more than the whole text, against the paper."
         found = replace(found, notes=(*found.notes, note))
@@ -166,22 +213,42 @@ def context(results: Results) -> Finding | None:
 
 
 def continuity(results: Results) -> Finding | None:
-    """Q14: three merged beat the routed one on long documents."""
-    return _compared(results, MERGED, ("hybrid-icl-top3", "hybrid-icl"), LONG)
+    """Q14: three merged beat the routed one on long documents, without text in the prompt and with it."""
+    return _compared(results, CONTINUITY, (), LONG)
 
 
-def _compared(results: Results, pair: Pair, beside: Sequence[str], data_sets: Sequence[str]) -> Finding | None:
+def _compared(results: Results, claim: Claim, beside: Sequence[str], data_sets: Sequence[str]) -> Finding | None:
+    needed = next(iter(claim.values()))[0]
     for file, report in recalls(results, data_sets):
-        metric = metric_of([report], pair)
+        metric = metric_of([report], needed)
         if metric:
-            names = [name for name in (*pair, *beside) if metric_of([report], [name])]
-            figures = {name: _estimate(report, name, metric) for name in names}
-            difference = _difference(report, pair, metric)
-            verdict = above_zero(difference) if difference else greater(figures[pair[0]], figures[pair[1]])
-            measure = f"{metric} on {report['settings']['data_set']}"
-            notes = (_over(report, pair, difference), *_cut(report, names))
-            return Finding(file, verdict, measure, figures, notes=notes)
+            return _judged(file, report, claim, beside, metric)
     return None
+
+
+def _judged(file: str, report: Json, claim: Claim, beside: Sequence[str], metric: str) -> Finding:
+    """The least favourable part decides; where parts differ, all are named."""
+    measured = {
+        part: [pair for pair in pairs if all(_has(report, name, metric) for name in pair)]
+        for part, pairs in claim.items()
+    }
+    parts = {part: all_of([_higher(report, pair, metric) for pair in some]) for part, some in measured.items() if some}
+    pairs = [pair for some in measured.values() for pair in some]
+    names = dict.fromkeys([*(name for pair in pairs for name in pair), *beside])
+    figures = {name: _estimate(report, name, metric) for name in names if _has(report, name, metric)}
+    why = ", ".join(f"{part}: {verdict}" for part, verdict in parts.items()) if len(set(parts.values())) > 1 else ""
+    notes = (*(_over(report, pair, _difference(report, pair, metric)) for pair in pairs), *_cut(report, list(figures)))
+    measure = f"{metric} on {report['settings']['data_set']}"
+    return Finding(file, all_of(list(parts.values())), measure, figures, why, notes)
+
+
+def _higher(report: Json, pair: Pair, metric: str) -> Verdict:
+    """Whether the first of the pair scores more: by their paired difference, where somebody has taken it."""
+    difference = _difference(report, pair, metric)
+    if difference:
+        return above_zero(difference)
+    one, other = (_estimate(report, name, metric) for name in pair)
+    return greater(one, other)
 
 
 def _difference(report: Json, pair: Pair, metric: str) -> Estimate | None:
@@ -195,7 +262,7 @@ def _difference(report: Json, pair: Pair, metric: str) -> Estimate | None:
 
 def _paired(found: Json, documents: int | None, sign: int = 1) -> Estimate:
     ends = sorted(sign * end for end in found["interval"] or ())
-    return Estimate(sign * found["mean"], (ends[0], ends[-1]) if ends else None, documents)
+    return over_documents(sign * found["mean"], ends, documents)
 
 
 def _over(report: Json, pair: Pair, difference: Estimate | None) -> str:
@@ -236,8 +303,7 @@ def _mean(report: Json, method: str, metric: str) -> str:
 def _estimate(report: Json, method: str, metric: str) -> Estimate:
     of_method = report["methods"][method]
     found = of_method["scores"][metric]
-    interval = tuple(found["interval"]) if found["interval"] else None
-    return Estimate(found["mean"], interval, of_method.get("documents"))
+    return over_documents(found["mean"], found["interval"], of_method.get("documents"))
 
 
 def _arms(results: Results, names: Sequence[str]) -> Iterator[tuple[str, Json, Mapping[str, Estimate]]]:
@@ -247,11 +313,8 @@ def _arms(results: Results, names: Sequence[str]) -> Iterator[tuple[str, Json, M
         arms = {name: report["arms"].get(name, {}) for name in names}
         if all("score" in arm for arm in arms.values()):
             documents = report["settings"].get("documents")
-            yield (
-                file,
-                report,
-                {name: Estimate(arm["score"], tuple(arm["interval"]), documents) for name, arm in arms.items()},
-            )
+            found = {name: over_documents(arm["score"], arm["interval"], documents) for name, arm in arms.items()}
+            yield file, report, found
 
 
 def _metric_of(report: Json) -> str:

@@ -2,7 +2,18 @@
 
 from benchmarks.q15_plan import BASE, ICL, METHODS, PRELOADED, RAG
 from benchmarks.q15_server import ICL_CACHED
-from benchmarks.report_verdicts import Estimate, Finding, Json, Results, all_of, greater, made_by, number, recalls
+from benchmarks.report_verdicts import (
+    Estimate,
+    Finding,
+    Json,
+    Results,
+    Verdict,
+    all_of,
+    greater,
+    made_by,
+    number,
+    recalls,
+)
 
 AGAIN = "loramem base, again"
 LONG = ("narrativeqa", "quality")
@@ -15,20 +26,29 @@ def latency(results: Results) -> Finding | None:
 
 
 def _timed(results: Results) -> Finding | None:
-    """By the first run in the order of file names; of others their ratios are told."""
-    runs = [(f, one) for f, one in results.items() if made_by(one, "q15") and not one["settings"]["smoke"]]
-    if not runs:
+    """By all runs together: where they differ nothing is decided. The figures are those of the first by file name."""
+    runs = {file: one for file, one in results.items() if made_by(one, "q15") and not one["settings"]["smoke"]}
+    judged = {file: found for file, one in runs.items() if (found := _faster(one))}
+    told = [*judged, *(file for file in runs if file not in judged)]
+    if not told:
         return None
-    (file, report), *others = runs
-    figures = _times(report)
-    merged, icl = figures[f"loramem {PRELOADED}"], figures[f"loramem {ICL}"]
-    cached = figures.get(f"loramem {ICL_CACHED}")
-    notes = (_read(report["icl"]), _at_equal_length(report), _prompts(report), *(_beside(*one) for one in others))
-    measure = "ms an answer, mean"
-    if cached is None:
-        return Finding(file, "not measured", measure, figures, NO_CACHED_ICL, notes)
-    verdict = all_of([greater(icl, merged), greater(cached, merged)])
-    return Finding(file, verdict, measure, figures, notes=notes)
+    file, *also = told
+    figures, measure = _times(runs[file]), "ms an answer, mean"
+    by_run = (_ratios(one, runs[one], judged.get(one)) for one in told)
+    notes = (_read(runs[file]["icl"]), _prompts(runs[file]), *by_run)
+    if not judged:
+        return Finding(file, "not measured", measure, figures, NO_CACHED_ICL, notes, tuple(also))
+    agreeing = sum(found == "agree" for found in judged.values())
+    verdict: Verdict = all_of(list(judged.values())) if agreeing in (0, len(judged)) else "undecided"
+    why = f"agree in {agreeing} of {len(judged)} runs" if len(judged) > 1 else ""
+    return Finding(file, verdict, measure, figures, why, notes, tuple(also))
+
+
+def _faster(report: Json) -> Verdict | None:
+    """Whether merged adapters answer sooner than the whole text, read anew and cached; none without the latter."""
+    times = _times(report)
+    merged, icl, cached = (times.get(f"loramem {name}") for name in (PRELOADED, ICL, ICL_CACHED))
+    return all_of([greater(icl, merged), greater(cached, merged)]) if merged and icl and cached else None
 
 
 def _times(report: Json) -> dict[str, Estimate]:
@@ -50,23 +70,18 @@ def _read(icl: Json) -> str:
     )
 
 
-def _at_equal_length(report: Json) -> str:
-    """Where another method's answers are shorter, its time says less than it seems."""
-    ratios = report["ratios"]["loramem_at_equal_length"]
-    named = ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
-    return f"As ratios, had all answers of loramem the same length: {named}."
-
-
-def _beside(file: str, report: Json) -> str:
-    ratios = report["ratios"]["loramem"] | {f"reference / loramem, {PRELOADED}": _slower(report)}
-    named = ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
-    missed = ", ".join(f"`{one['name']}` is to be `{one['bound']}`" for one in report["checks"] if not one["ok"])
-    told = "; ".join(filter(None, [named, missed]))
-    return f"Another run, `{file}`, on {report['machine']['processor']}, by `{report['command']}`: {told}."
-
-
-def _slower(report: Json) -> float:
-    return float(report["ratios"]["reference / loramem"][PRELOADED])
+def _ratios(file: str, report: Json, verdict: Verdict | None) -> str:
+    """Where another method's answers are shorter, its time says less than it seems: both kinds are told."""
+    kinds = report["ratios"]
+    beside = {f"reference / loramem, {PRELOADED}": float(kinds["reference / loramem"][PRELOADED])}
+    measured, alike = (
+        ", ".join(f"{name} {number(value)}" for name, value in ratios.items())
+        for ratios in (kinds["loramem"] | beside, kinds["loramem_at_equal_length"])
+    )
+    return (
+        f"`{file}`, on {report['machine']['processor']}: {verdict or 'not measured'}. Ratios as measured: {measured}; "
+        f"had all answers of loramem the same length: {alike}."
+    )
 
 
 def _prompts(report: Json) -> str:

@@ -1,14 +1,16 @@
 """What a finding is made of: figures, how two of them compare, and which results are of which benchmark.
 
 A verdict is `agree` or `disagree`; `undecided` where the 95 % interval of the paired difference holds 0, where without
-one the two intervals overlap, and where a mean is over fewer than two documents, which say nothing about others;
-`not measured` where figures are there, but not what the paper compares. Other figures without an interval are compared
-as they are.
+one the two intervals overlap, where a mean is over fewer than two documents, which say nothing about others, and where
+runs differ; `not measured` where figures are there, but not what the paper compares. Other figures without an interval
+are compared as they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from benchmarks.intervals import widening
 
 Json = dict[str, Any]
 Results = Mapping[str, Json]
@@ -33,6 +35,15 @@ class Estimate:
         return self.documents is not None and self.documents < FEWEST_DOCUMENTS
 
 
+def over_documents(mean: float, interval: Sequence[float] | None, documents: int | None) -> Estimate:
+    """With the interval of a result as wide as so few documents need, where it says how many they are."""
+    if not interval:
+        return Estimate(mean, None, documents)
+    factor = widening(documents) if documents and documents >= FEWEST_DOCUMENTS else 1.0
+    low, high = interval
+    return Estimate(mean, (mean - factor * (mean - low), mean + factor * (high - mean)), documents)
+
+
 def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
 
@@ -41,7 +52,8 @@ def number(value: float) -> str:
 class Finding:
     """`figures` by name, in the order in which they are told and drawn; `measure` says what they are.
 
-    `why` stands beside the verdict, in a few words; `notes` are what a reader must know to read it rightly.
+    `file` holds the figures, or several do, parted by commas; `also` are runs that the verdict is of besides. `why`
+    stands beside the verdict, in a few words; `notes` are what a reader must know to read it rightly.
     """
 
     file: str
@@ -50,6 +62,11 @@ class Finding:
     figures: Mapping[str, Estimate] = field(default_factory=dict)
     why: str = ""
     notes: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.file.split(", "), *self.also)
 
 
 Find = Callable[[Results], Finding | None]

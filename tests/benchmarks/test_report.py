@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks.report import answers, main, read_results, report
 from benchmarks.report_questions import LARGE_MODEL, QUESTIONS, READY, Question
-from tests.benchmarks.test_report_findings import GOOD, SWEEP, recalled, timed
+from tests.benchmarks.test_report_findings import GOOD, SWEEP, recalled
+from tests.benchmarks.test_report_times import timed
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     assert {"R.md", "plots/q01.svg", "plots/q09.png"} <= set(written[0])
     text = written[0]["R.md"].decode()
     assert "| Q9 | What does real routing cost? | agree | papers.json |" in text
-    assert "lora:oracle 0.900 (0.890 to 0.910); lora 0.500" in text
+    assert "lora:oracle 0.900 (0.888 to 0.912); lora 0.500" in text
     assert text.count("Ours: not measured.") == 15 - text.count("Verdict: **")
     assert str(tmp_path) not in text
 
@@ -38,6 +39,23 @@ def test_checks_that_failed_are_named_under_the_result() -> None:
     assert "- Failed checks of `papers.json`: `lora.f1>=0.3` is 0.2, not `>= 0.3000`.\n" in text
     assert "rag.f1" not in text
     assert "Failed checks of `q15.json`" not in text
+
+
+def test_how_to_repeat_is_the_command_of_each_file_and_how_to_answer_the_questions_own() -> None:
+    again = timed(300.0) | {"command": "python -m benchmarks.q15 --json --questions 10"}
+    results = {"papers.json": recalled("paperqa", GOOD), "a.json": timed(900.0), "b.json": again}
+    *_, routed, _, _, _, _, _, latency = report(answers(results), results).split("\n## ")
+    served = f"```sh\nloramem serve &\n{READY}\npython -m benchmarks.recall --json --dataset paperqa"
+    assert f"To repeat:\n\n{served}\nkill $!; wait\n```\n" in routed
+    assert f"To answer it:\n\n{served} --documents 15 --methods routing\nkill $!; wait\n```\n" in routed
+    repeat = "# a.json, Some CPU, seed 0\npython -m benchmarks.q15 --json --questions 30\n# b.json, Some CPU, seed 0\n"
+    assert f"To repeat:\n\n```sh\n{repeat}python -m benchmarks.q15 --json --questions 10\n```" in latency
+    assert "To answer it:\n\n```sh\npython -m benchmarks.q15 --json\n```" in latency
+    text = report(answers({}), {})
+    assert ("To repeat:" in text, text.count("To answer it:")) == (False, 15)
+    swept = {"sweep.json": SWEEP | {"command": QUESTIONS[0].command}}
+    rank = report(answers(swept), swept).split("\n## ")[1]
+    assert ("To repeat:" in rank, "To answer it:" in rank) == (True, False)  # one command does both
 
 
 def test_why_there_is_no_verdict_stands_beside_it() -> None:
