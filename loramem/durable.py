@@ -2,9 +2,13 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
+"""A full disk, as the system says it, whichever library or database passes it on, and SQLite."""
 
 
 def replace_durably(path: Path, data: bytes | memoryview) -> None:

@@ -15,6 +15,7 @@
     ├── Unauthorized                 401
     ├── Forbidden                    403
     ├── Unavailable                  503  try again later; nothing was lost
+    │   ├── DiskFull                 503  until somebody makes room
     │   ├── EngineUnavailable        503
     │   ├── EngineBusy               503  other answers hold all that it has
     │   ├── NamespaceBusy            503  it is being read into memory
@@ -35,6 +36,9 @@ crosses HTTP, so it stands apart.
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+SHOWN_CHARS = 120
+"""Of a user's value in a message."""
 
 
 class LoramemError(Exception):
@@ -110,7 +114,8 @@ class NotFound(LoramemError):
 
     def __init__(self, kind: str, wanted: str, key: str | None = None) -> None:
         """`key` in the request, where it is not the kind."""
-        super().__init__(f"no {kind} {wanted!r}", key=key or kind, value=wanted)
+        named = wanted if len(wanted) <= SHOWN_CHARS else f"{wanted[:SHOWN_CHARS]}…"
+        super().__init__(f"no {kind} {named!r}", key=key or kind, value=wanted)
 
 
 class MethodNotAllowed(LoramemError):
@@ -151,6 +156,11 @@ class Unavailable(LoramemError):
     status = 503
     code = "unavailable"
     title = "Temporarily unavailable"
+
+
+class DiskFull(Unavailable):
+    code = "disk-full"
+    title = "The disk is full"
 
 
 class EngineUnavailable(Unavailable):

@@ -15,13 +15,14 @@ Not covered: stemming (it found less), synonyms, word order.
 import math
 import re
 import threading
-import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 
 import tantivy
 from tantivy import Filter, Occur, Query
+
+from loramem.lines import compatible
 
 K1 = 1.2
 """tantivy's; it cannot be set."""
@@ -234,4 +235,4 @@ def _analyzer() -> tantivy.TextAnalyzer:
 
 def _normal(text: str) -> str:
     """One form for what reads alike (NFKC), which can be encoded: lone surrogates cannot."""
-    return unicodedata.normalize("NFKC", SURROGATE.sub("\ufffd", text))
+    return compatible(SURROGATE.sub("\ufffd", text))

@@ -17,6 +17,8 @@ _HEADING = re.compile(r"^([^\n]{0,99}[^\s.!?:;,|])(\n+)(?=[^\n]{100})", re.MULTI
 _COMPOSABLE = re.compile(r".?[\u0300-\U0010ffff]{1,64}(?:[^\w\s]|[\u1160-\u11ff]){0,30}", re.DOTALL)
 """With the marks, and the Korean letters, that may be one with what is before: what follows begins a letter of its own.
 Below U+0300 each character is composed."""
+_COMPATIBLE = re.compile(r".?[\x80-\U0010ffff]{1,64}(?:[^\w\s]|[\u1160-\u11ff]){0,30}", re.DOTALL)
+"""The same for NFKC, which knows other forms of letters below U+0300 too."""
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -27,12 +29,16 @@ def check_text(text: str, *, key: str, max_chars: int) -> str:
     (NUL, half of a surrogate pair), and `BodyTooLarge` when it is longer than `max_chars`.
     """
     if len(text) > max_chars:
-        detail = f"{key} holds {len(text):,} characters, {max_chars:,} are allowed"
-        raise BodyTooLarge(detail, key=key, value=len(text), allowed=f"at most {max_chars} characters")
+        raise too_long(text, key=key, max_chars=max_chars)
     check_storable(text, key=key)
     if not text.strip():
         raise InvalidValue(f"{key} holds no text", key=key, value=text[:80], allowed="text that is not blank")
     return text
+
+
+def too_long(text: str, *, key: str, max_chars: int) -> BodyTooLarge:
+    detail = f"{key} holds {len(text):,} characters, {max_chars:,} are allowed"
+    return BodyTooLarge(detail, key=key, value=len(text), allowed=f"at most {max_chars} characters")
 
 
 def check_storable(text: str, *, key: str) -> str:
@@ -50,6 +56,11 @@ def composed(text: str) -> str:
     if text.isascii():
         return text
     return _COMPOSABLE.sub(lambda found: unicodedata.normalize("NFC", found[0]), text)
+
+
+def compatible(text: str) -> str:
+    """One form for what reads alike (NFKC), in linear time as well."""
+    return text if text.isascii() else _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
 
 
 def tidy(text: str) -> str:

@@ -1,6 +1,5 @@
 """The read flow, in order: route, decide, check, prompt, merge, select, generate. An answer is a stream of events."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -26,6 +25,8 @@ from server.tasks import beside, in_thread_of
 
 ROUTING = 64
 """Questions that are routed at once: most of them may wait for a namespace that is being read."""
+PROMPTING = 16
+"""Prompts that are built at once."""
 EMPTY_ROUTE = Route((), (), {}, {}, {})
 
 
@@ -33,7 +34,8 @@ EMPTY_ROUTE = Route((), (), {}, {}, {})
 class Answerer:
     """The steps of the read flow, wired once per gateway.
 
-    Routing has threads of its own: it may wait until a namespace is read, and nothing else is to wait with it.
+    Routing has threads of its own: it may wait until a namespace is read, and nothing else is to wait with it. Prompts
+    have too, so that they wait neither with that nor with uploads.
     """
 
     database: Database
@@ -43,6 +45,7 @@ class Answerer:
     drafts: Drafts
     engine: Engine
     routing: Executor = field(default_factory=partial(ThreadPoolExecutor, ROUTING, thread_name_prefix="route"))
+    prompting: Executor = field(default_factory=partial(ThreadPoolExecutor, PROMPTING, thread_name_prefix="prompt"))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """`Routed`, then `Token`s, then `Done`. An error before `Routed` means that there is no answer.
@@ -77,7 +80,7 @@ class Answerer:
         generation = Generation(started, started)
         ask, head = Ask(text, "base", "", sampling), Routed(Decision("base"))
         async with (
-            beside(asyncio.to_thread(self.prompts.plain, text, sampling)) as prompting,
+            beside(in_thread_of(self.prompting, self.prompts.plain, text, sampling)) as prompting,
             select(self.engine, prompting, ask) as answering,
             aclosing(generate(answering.deltas, ask, generation)) as tokens,
         ):
@@ -116,7 +119,7 @@ class Answerer:
 
     async def _prompt(self, ask: Ask, route: Route) -> Prompt:
         with tracing.span("prompt"):
-            return await asyncio.to_thread(self._built, ask, route)
+            return await in_thread_of(self.prompting, self._built, ask, route)
 
     def _built(self, ask: Ask, route: Route) -> Prompt:
         prompt = self.prompts.build(ask, route)
@@ -157,7 +160,7 @@ def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) ->
         timings["merge"] = sum(prepared.seconds for prepared in head.prepared) * 1000
         waited = sum(prepared.waited for prepared in head.prepared)
         timings["queue"] = timings.get("queue", 0.0) + waited * 1000
-    if head.selection is not None:  # less what the rivals' merges took of it
+    if head.selection is not None:  # less what of it the rivals' merges took
         first = head.prepared[0 if head.winner == 0 else 1]
         rivals = sum(prepared.seconds for prepared in head.prepared) - first.seconds
         timings["select"] = max(0.0, head.selection.seconds - rivals) * 1000

@@ -169,7 +169,7 @@ class Selection:
 
     Each is the mean log-probability of the first tokens of an adapter's answer, in nats; minus infinity where it said
     nothing, and None where it had no chance left and did not begin. `dropped_tokens` is what the others had said by
-    then.
+    then, `seconds` how long the first waited for them when it had said its own.
     """
 
     winner: int

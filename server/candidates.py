@@ -116,7 +116,10 @@ class Search:
         scores = self._found(hits)
         chunks = scores.windows.keys() | scores.words.keys() | scores.together.keys()
         found = self._read(chunks, scores.questions.keys() | scores.asked.keys())
-        kept = sorted(found, key=lambda one: (-scores.of(one).score, one.chunk_id))[: max(KEPT, 3 * most)]
+        best = sorted(found, key=lambda one: (-scores.of(one).score, one.chunk_id))
+        count = max(KEPT, 3 * most)
+        trained = [one for one in best if one.adapter][:count]  # what is yet to be learnt must not push them out
+        kept = [one for place, one in enumerate(best) if place < count or one in trained]
         return sorted(self._completed(kept, scores), key=_order)
 
     def _found(self, hits: Sequence[Hit]) -> "_Scores":

@@ -26,18 +26,27 @@ class AdapterIds:
     def __init__(self) -> None:
         self._counter = itertools.count(1)
         self._ids: OrderedDict[str, int] = OrderedDict()
+        self._proven: set[int] = set()
 
     def forget(self, name: str, int_id: int) -> None:
         """Give it another the next time, if it has this one."""
         if self._ids.get(name) == int_id:
             del self._ids[name]
+        self._proven.discard(int_id)
+
+    def prove(self, int_id: int) -> None:
+        """The engine has loaded it: if it should not be able to once more, that is told to whoever asks next."""
+        self._proven.add(int_id)
+
+    def is_proven(self, int_id: int) -> bool:
+        return int_id in self._proven
 
     def of(self, name: str) -> int:
         if name not in self._ids:
             self._ids[name] = next(self._counter)
         self._ids.move_to_end(name)
         if len(self._ids) > IDS_KEPT:
-            self._ids.popitem(last=False)
+            self._proven.discard(self._ids.popitem(last=False)[1])
         return self._ids[name]
 
 
@@ -84,8 +93,14 @@ class Merger:
                     async with beside(_prepared(nearly, activation, len(adapters))) as prepared:
                         yield Opened(adapter, prepared, tuple(one.adapter_id for one in adapters))
                 finally:
-                    if not _succeeded(activation):
-                        self._ids.forget(recipe.digest(), adapter.int_id)
+                    self._note(recipe, adapter, activation)
+
+    def _note(self, recipe: Recipe, adapter: EngineAdapter, activation: asyncio.Task[Activation]) -> None:
+        """One that fails gets another id, and one that was left before its end, and was never loaded under its own."""
+        if _succeeded(activation):
+            self._ids.prove(adapter.int_id)
+        elif _failed(activation) or not self._ids.is_proven(adapter.int_id):
+            self._ids.forget(recipe.digest(), adapter.int_id)
 
     async def _prefetch(self, adapter: EngineAdapter) -> None:
         with suppress(LoramemError):  # what goes wrong here goes wrong again when it is activated, which says so
@@ -127,6 +142,10 @@ async def _prepared(
 def _succeeded(activation: asyncio.Task[Activation]) -> bool:
     """False too where it was left before its end, and nobody will know."""
     return activation.done() and not activation.cancelled() and activation.exception() is None
+
+
+def _failed(activation: asyncio.Task[Activation]) -> bool:
+    return activation.done() and not activation.cancelled() and activation.exception() is not None
 
 
 def recipe_of(adapters: Sequence[RoutedAdapter], options: MergeOptions, max_rank: int) -> Recipe:

@@ -193,20 +193,25 @@ def _with_metadata(
     return found
 
 
+TRUTHS = ("true", "false")
+
+
 def _has(key: str, value: Scalar) -> ColumnElement[bool]:
-    """A value as text: SQLite says 1 and 0 for JSON's true and false, PostgreSQL says true and false."""
-    texts = [value] if isinstance(value, str) else [json.dumps(value)]
-    texts += [str(int(value))] if isinstance(value, bool) else []
-    return cast(Document.meta[key].as_string(), String).in_(texts)
+    """A value as text, as JSON writes it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return cast(Document.meta[key].as_string(), String) == text
 
 
 def _has_in_sqlite(key: str, value: Scalar) -> ColumnElement[bool]:
-    """Its paths are compared with JSON's text as it is. A number taken out alone loses digits; of two it keeps them."""
+    """Its paths are compared with JSON's text as it is. A truth taken out is 1 or 0, so it goes by its type; a number
+    taken out alone loses digits, and of two it keeps them."""
     key = json.dumps(key)[1:-1]
-    if isinstance(value, bool | str):
-        return _has(key, value)
-    path, text = f'$."{key}"', json.dumps(value)
-    return or_(_has(key, value), func.json_extract(Document.meta, path, path) == f"[{text},{text}]")
+    path, text = f'$."{key}"', value if isinstance(value, str) else json.dumps(value)
+    kind = func.coalesce(func.json_type(Document.meta, path), "")
+    found = [and_(_has(key, value), kind.not_in(TRUTHS)), and_(kind == text, kind.in_(TRUTHS))]
+    if not isinstance(value, bool | str):
+        found.append(func.json_extract(Document.meta, path, path) == f"[{text},{text}]")
+    return or_(*found)
 
 
 def _best_by_document(found: Sequence[Candidate]) -> dict[str, float]:

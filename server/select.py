@@ -73,19 +73,18 @@ async def select(
         ):
             yield Answering(deltas, (await only.prepared,) if only else ())
         return
-    started = time.perf_counter()
     start = partial(_started, engine, prompt, ask)
     async with AsyncExitStack() as opened:
         candidates = [_Candidate(partial(start, opener), prior) for opener, prior in zip(openers, priors, strict=True)]
         for one in candidates:
             await opened.enter_async_context(one.opened)
-        await _compare(candidates)
+        waited = await _compare(candidates)
         ran = [one for one in candidates if one.running]
         chosen = max(ran, key=_Candidate.score)
         await together(one.opened.aclose() for one in ran if one is not chosen)
         sure = tuple(one.sure() if one.running else None for one in candidates)
         dropped = sum(one.said for one in ran if one is not chosen)
-        selection = Selection(candidates.index(chosen), sure, dropped, time.perf_counter() - started)
+        selection = Selection(candidates.index(chosen), sure, dropped, waited)
         chosen_first = sorted(ran, key=lambda one: one is not chosen)
         prepared = tuple(one.running.prepared for one in chosen_first if one.running)
         yield Answering(await opened.enter_async_context(aclosing(chosen.answer())), prepared, selection)
@@ -197,8 +196,9 @@ class _Candidate:
                 yield delta
 
 
-async def _compare(candidates: Sequence[_Candidate]) -> None:
-    """Read the head of the first, and of each other from the moment that the first is no longer sure to win."""
+async def _compare(candidates: Sequence[_Candidate]) -> float:
+    """Read the head of the first, and of each other from the moment that the first is no longer sure to win; gives for
+    how many seconds the first then had to wait for others."""
     first, *waiting = candidates
     rivals: list[asyncio.Task[None]] = []
 
@@ -212,4 +212,6 @@ async def _compare(candidates: Sequence[_Candidate]) -> None:
         async for _ in first.begin():
             let_in(first.score_at_most())
         let_in(first.score())
+        said = time.perf_counter()
         await asyncio.gather(*rivals)
+        return time.perf_counter() - said

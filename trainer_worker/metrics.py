@@ -30,7 +30,8 @@ from trainer_worker.lease import Observer
 PHASES = tuple(phase for phase in get_args(Phase) if phase not in ("waiting", "done"))
 
 WAIT = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
-JOB = (1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200, 14400)
+HOURS = (1, 2, 4, 8, 16, 24, 48)  # twenty full chunks take seven on two slow cores
+JOB = (1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 1800, *(hours * 3600 for hours in HOURS))
 STEP = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40)
 TRANSACTION = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

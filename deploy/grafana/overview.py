@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.grafana.panels import BAD, GOOD, TOKENS_PER_SECOND, Query, Row, board, lines, number
+from deploy.grafana.panels import BAD, FAULTS, GOOD, NEUTRAL, TOKENS_PER_SECOND, Query, Row, board, lines, number
 from deploy.grafana.promql import RANGE, increase, quantile, rate
 
 ASKED = 'route!~"/healthz|/readyz|/metrics"'
@@ -19,14 +19,15 @@ def _state() -> Row:
     errors = increase("loramem_http_requests_total", f'{ASKED},status_class="5xx"', over=RANGE)
     first_tokens = increase("loramem_query_ttft_seconds_count", over=RANGE)
     in_time = increase("loramem_query_ttft_seconds_bucket", 'le="2.5"', over=RANGE)
+    answering = ['up{job=~"gateway|trainer"}', *(f'absent(up{{job="{job}"}}) - 1' for job in ("gateway", "trainer"))]
     return Row(
         "State",
         [
             number(
                 "Scraped",
-                "1 when every process of the job answers Prometheus.",
+                "1 when every process of the job answers Prometheus; 0 when one does not, or none is known.",
                 "none",
-                Query('min by (job) (up{job=~"gateway|trainer"})', "{{job}}"),
+                Query(f"min by (job) ({' or '.join(answering)})", "{{job}}"),
                 steps=UP,
             ),
             number(
@@ -35,20 +36,21 @@ def _state() -> Row:
                 "none",
                 Query("min(loramem_engine_up)", "engine"),
                 steps=UP,
+                no_value="no gateway",
             ),
             number(
                 "Alerts firing",
                 "loramem's alerts that fire now; docs/metrics.md says what to do about each.",
                 "none",
                 Query('count(ALERTS{alertstate="firing",alertname=~"Loramem.+"}) or vector(0)', "alerts"),
-                steps=((None, GOOD), (1, BAD)),
+                steps=FAULTS,
             ),
             number(
                 "Availability",
                 "Requests without a server's error in the time shown, probes not counted. The objective is 99.5 %.",
                 "percentunit",
                 Query(f"1 - ({errors} or vector(0)) / ({requests} > 0)", "availability"),
-                steps=((None, BAD), (0.995, GOOD)),
+                steps=((None, NEUTRAL), (0, BAD), (0.995, GOOD)),
                 no_value="no requests",
             ),
             number(
@@ -56,7 +58,7 @@ def _state() -> Row:
                 "Answers whose first token came within 2.5 s, in the time shown. The objective is 95 %.",
                 "percentunit",
                 Query(f"{in_time} / ({first_tokens} > 0)", "in time"),
-                steps=((None, BAD), (0.95, GOOD)),
+                steps=((None, NEUTRAL), (0, BAD), (0.95, GOOD)),
                 no_value="no answers",
             ),
             number(

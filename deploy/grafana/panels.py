@@ -19,7 +19,11 @@ HEIGHT = 8
 STAT_HEIGHT = 4
 TOKENS_PER_SECOND = "suffix: token/s"
 DATASOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
-GOOD, WARNING, BAD = "green", "orange", "red"
+GOOD, WARNING, BAD, NEUTRAL = "green", "orange", "red", "text"
+Steps = Sequence[tuple[float | None, str]]
+"""(from, colour); the first is from None, and is also the colour of a panel without a value."""
+FAULTS: Steps = ((None, NEUTRAL), (0, GOOD), (1, BAD))
+"""Of what should be 0."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,16 @@ def number(
     query: Query,
     *,
     width: int = 4,
-    steps: Sequence[tuple[float | None, str]] = ((None, "text"),),
-    no_value: str = "none yet",
+    steps: Steps = ((None, NEUTRAL),),
+    no_value: str = "unknown",
 ) -> stat.Panel:
-    """The latest value, large. `steps` are (from, colour), the first from None."""
+    """The value at the end of the time shown, large; `no_value` where nobody exports it then, whoever did before."""
     panel = stat.Panel().no_value(no_value).thresholds(_thresholds(steps))
     panel.color_scheme(builders.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS))
     panel.graph_mode(common.BigValueGraphMode.NONE)
     panel.reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     _describe(panel, title, meaning, unit, width, STAT_HEIGHT)
-    return panel.targets(_targets([query]))
+    return panel.targets(_targets([query], instant=True))
 
 
 def heat(title: str, meaning: str, unit: str, expression: str, *, width: int = 12) -> heatmap_builders.Panel:
@@ -176,21 +180,21 @@ def _describe(panel: Panel, title: str, meaning: str, unit: str, width: int, hei
 
 
 def _targets(
-    queries: Sequence[Query], shape: PromQueryFormat = PromQueryFormat.TIME_SERIES
+    queries: Sequence[Query], shape: PromQueryFormat = PromQueryFormat.TIME_SERIES, *, instant: bool = False
 ) -> list[Builder[Dataquery]]:
-    return [
+    asked = [
         prometheus.Dataquery()
         .ref_id(chr(ord("A") + place))
         .datasource(DATASOURCE)
         .expr(query.expression)
         .legend_format(query.legend)
         .format(shape)
-        .range()
         for place, query in enumerate(queries)
     ]
+    return [each.instant() if instant else each.range() for each in asked]
 
 
-def _thresholds(steps: Sequence[tuple[float | None, str]]) -> builders.ThresholdsConfig:
+def _thresholds(steps: Steps) -> builders.ThresholdsConfig:
     return (
         builders.ThresholdsConfig()
         .mode(dashboard.ThresholdsMode.ABSOLUTE)

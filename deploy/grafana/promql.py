@@ -14,6 +14,12 @@ def increase(metric: str, where: str = "", by: str = "", over: str = EVERY) -> s
     return total(f"increase({selected(metric, where)}[{over}])", by)
 
 
+def growth(gauge: str, where: str = "", over: str = EVERY) -> str:
+    """Of a gauge that every gateway exports alike, above its least in `over`: what falls and rises again counts."""
+    found = selected(gauge, where)
+    return f"max({found} - min_over_time({found}[{over}]))"
+
+
 def quantile(share: float, histogram: str, where: str = "", by: str = "", over: str = EVERY) -> str:
     """`share` of 0 to 1; NaN while nothing is observed."""
     labels = f"le, {by}" if by else "le"

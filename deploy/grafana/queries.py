@@ -9,7 +9,7 @@ from deploy.grafana.promql import buckets, mean, quantile, rate, share
 MODE = 'mode=~"$mode"'
 ANSWERED = f'{MODE},outcome="answered"'
 DURATION = "loramem_query_duration_seconds"
-TTFT = "loramem_query_ttft_seconds"
+TTFT, STAGE = "loramem_query_ttft_seconds", "loramem_query_stage_duration_seconds"
 ACCEPTED, DRAFTED = (f"vllm:spec_decode_num_{which}_tokens_total" for which in ("accepted", "draft"))
 
 
@@ -100,7 +100,8 @@ def _latency() -> Row:
 
 
 def _stages() -> Row:
-    stage, engine = "loramem_query_stage_duration_seconds", "vllm:time_to_first_token_seconds"
+    before = rate(f"{STAGE}_sum", f'{MODE},stage=~"queue|prefill"')
+    generated = rate(f"{STAGE}_count", f'{MODE},stage="prefill"')
     answers = rate(f"{DURATION}_count", ANSWERED)
     return Row(
         "Where the time goes",
@@ -110,14 +111,14 @@ def _stages() -> Row:
                 "Mean seconds of an answer in each stage. `prefill` and `decode` are the engine's, `queue` is the wait "
                 "for a slot and then for the engine, the others are the gateway's.",
                 "s",
-                Query(f"{rate(f'{stage}_sum', MODE, 'stage')} / on () group_left () {answers}", "{{stage}}"),
+                Query(f"{rate(f'{STAGE}_sum', MODE, 'stage')} / on () group_left () {answers}", "{{stage}}"),
                 stacked=True,
             ),
             lines(
                 "Stages, p95",
                 "Of answers that had the stage.",
                 "s",
-                Query(quantile(0.95, stage, MODE, "stage"), "{{stage}}"),
+                Query(quantile(0.95, STAGE, MODE, "stage"), "{{stage}}"),
             ),
             lines(
                 "Overhead against the engine",
@@ -137,14 +138,13 @@ def _stages() -> Row:
                 limits=(2.5,),
             ),
             lines(
-                "Time to first token, gateway and engine",
-                "p95 and mean over all modes. What lies between the two is the gateway's: routing, and for a selecting "
-                "question the first words of every candidate, each of which is a request of its own to the engine.",
+                "Time to first token, and queue and prefill in it",
+                "Means of questions only, as the gateway sees them. What lies between the two is routing, merging, "
+                "building the prompt, and for a selecting question the first words of its candidates. One whose client "
+                "left before the first token counts in the upper line alone, with how long it had waited.",
                 "s",
-                Query(quantile(0.95, TTFT), "gateway, p95"),
-                Query(quantile(0.95, engine), "engine, p95"),
-                Query(mean(TTFT), "gateway, mean"),
-                Query(mean(engine), "engine, mean"),
+                Query(mean(TTFT, MODE), "to the first token"),
+                Query(f"{before} / {generated}", "queue and prefill"),
                 width=12,
             ),
         ],
@@ -173,7 +173,8 @@ def _tokens() -> Row:
             ),
             lines(
                 "Between two steps of an answer",
-                "The engine's time from one step to the next, which adds a token, or several that were drafted.",
+                "The engine's time from one step to the next, which adds a token, or several that were drafted. The "
+                "writer's answers count, too.",
                 "s",
                 Query(quantile(0.5, between), "p50"),
                 Query(quantile(0.95, between), "p95"),
@@ -224,7 +225,7 @@ def _engine() -> Row:
             ),
             lines(
                 "Time in the engine, p95",
-                "Each request's time waiting, reading its prompt and writing.",
+                "Each request's time waiting, reading its prompt and writing; the writer's requests count, too.",
                 "s",
                 *(
                     Query(quantile(0.95, f"vllm:request_{part}_time_seconds"), part)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.grafana.panels import Query, Row, board, lines, number
+from deploy.grafana.panels import BAD, GOOD, NEUTRAL, WARNING, Query, Row, board, lines, number
 from deploy.grafana.promql import quantile, rate, selected
 
 BOTH = 'job=~"gateway|trainer"'
@@ -108,15 +108,15 @@ def _disk() -> Row:
                 "Share of the file system of the data folder. An alert fires below 10 %.",
                 "percentunit",
                 Query(f"min({free} / {size})", "free"),
-                steps=((None, "red"), (0.1, "orange"), (0.2, "green")),
+                steps=((None, BAD), (0.1, WARNING), (0.2, GOOD)),
                 width=12,
             ),
             number(
                 "Days to full",
-                "If it goes on filling as in the last six hours. Empty while it does not.",
+                "If it goes on filling as in the last six hours. No number while it does not, or no gateway answers.",
                 "d",
                 Query(f"min({free} / -(deriv({free}[6h]) < 0)) / {DAY_S}", "to full"),
-                steps=((None, "red"), (1, "orange"), (7, "green")),
+                steps=((None, NEUTRAL), (0, BAD), (1, WARNING), (7, GOOD)),
                 width=12,
                 no_value="not filling",
             ),

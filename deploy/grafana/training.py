@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from deploy.grafana.panels import BAD, GOOD, TOKENS_PER_SECOND, Query, Row, board, heat, lines, number
-from deploy.grafana.promql import RANGE, buckets, increase, quantile, rate, selected
+from deploy.grafana.panels import FAULTS, TOKENS_PER_SECOND, Query, Row, board, heat, lines, number
+from deploy.grafana.promql import RANGE, buckets, growth, increase, quantile, rate, selected
 
 DURATION = "loramem_job_duration_seconds"
 HOUR = "1h"
@@ -16,7 +16,8 @@ def training() -> dict[str, Any]:
 
 
 def _state() -> Row:
-    ended = increase(f"{DURATION}_count", 'outcome=~"succeeded|failed|dead|cancelled"', over=RANGE)
+    ended = increase(f"{DURATION}_count", 'outcome=~"succeeded|failed|cancelled"', over=RANGE)
+    died = growth("loramem_jobs", 'state="dead"', over=RANGE)
     succeeded = increase(f"{DURATION}_count", 'outcome="succeeded"', over=RANGE)
     return Row(
         "State",
@@ -33,24 +34,26 @@ def _state() -> Row:
             number(
                 "Succeeded",
                 "Share of the jobs that ended in the time shown, well. Attempts that a job goes on after do not count; "
-                "what was cancelled counts against it.",
+                "what was cancelled counts against it, and so do jobs that died, as the database holds them, since a "
+                "worker that is killed tells of no end.",
                 "percentunit",
-                Query(f"({succeeded} or vector(0)) / ({ended} > 0)", "succeeded"),
-                no_value="none ended",
+                Query(f"({succeeded} or vector(0)) / (({ended} or vector(0)) + {died} > 0)", "succeeded"),
+                no_value="none known",
             ),
             number(
                 "Leases lost, in all",
                 "In the time shown: jobs that another worker took over, because theirs did not renew its lease.",
                 "none",
                 Query(increase("loramem_job_leases_lost_total", over=RANGE), "lost"),
-                steps=((None, GOOD), (1, BAD)),
+                steps=FAULTS,
+                no_value="no worker",
             ),
             number(
                 "Dead",
                 "Jobs that have used up their attempts; their documents have no adapters of that revision.",
                 "none",
                 Query('max(loramem_jobs{state="dead"})', "dead"),
-                steps=((None, GOOD), (1, BAD)),
+                steps=FAULTS,
             ),
         ],
     )
@@ -68,7 +71,8 @@ def _queue() -> Row:
             ),
             lines(
                 "Oldest queued job",
-                "Its age. An alert fires above twice the p95 of a document's job, and never below an hour.",
+                "Its age. An alert fires above twice the p95 of a document's job, and never below an hour; while all "
+                "workers are busy, never below a day.",
                 "s",
                 Query("max(loramem_job_queue_oldest_age_seconds)", "oldest"),
                 Query("clamp_min(2 * loramem:job_duration_seconds:p95_1d, 3600)", "alert above"),

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from loramem.chunk import count_tokens
 from loramem.errors import BadRequest, InvalidValue, NotFound, UnsupportedMediaType
-from loramem.lines import check_text, tidy
+from loramem.lines import check_text, tidy, too_long
 from loramem.prompts import MAX_ANSWER_TOKENS, MAX_QUESTION_TOKENS
 from loramem.records import QAPair, TrainingOptions
 from loramem.sandbox import parse_upload
@@ -46,6 +46,9 @@ router = APIRouter(prefix="/documents", tags=["documents"])
 
 FORM_JSON_FIELDS = ("metadata", "qa", "training")
 MAX_FORM_FIELDS = 16
+UNTIDY = 3
+"""So many times the characters allowed may a text have before it is tidied: of Korean in parts of syllables a third
+stays, of other texts more."""
 FORM_CHARSETS = ("utf-8", "utf8", "us-ascii")
 FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -156,10 +159,16 @@ async def _read_upload(request: Request, gateway: Gateway) -> Upload:
 
 async def _from_json(request: Request, gateway: Gateway) -> Upload:
     wanted = _validated(DocumentIn, await request.body())
-    text = tidy(wanted.text)
-    check_text(text, key="text", max_chars=gateway.settings.max_text_chars)
+    text = await asyncio.to_thread(_tidied, wanted.text, gateway.settings.max_text_chars)
     await asyncio.to_thread(_check_pairs, wanted.qa, gateway)
     return _upload(wanted, text, "", "text/plain", gateway)
+
+
+def _tidied(text: str, max_chars: int) -> str:
+    """The text as it is stored. Tidying takes seconds, so what it would leave too long is refused before."""
+    if len(text) > UNTIDY * max_chars:
+        raise too_long(text, key="text", max_chars=max_chars)
+    return check_text(tidy(text), key="text", max_chars=max_chars)
 
 
 async def _from_form(request: Request, gateway: Gateway) -> Upload:

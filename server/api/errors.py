@@ -14,12 +14,16 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from loramem.durable import NO_ROOM
 from loramem.errors import (
+    SHOWN_CHARS,
     BadRequest,
+    DiskFull,
     InvalidValue,
     LoramemError,
     MethodNotAllowed,
     NotFound,
+    StoredDataDamaged,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -27,11 +31,10 @@ from loramem.logs import bound_ids
 
 log = logging.getLogger(__name__)
 
-SHOWN_CHARS = 120
 SHOWN_ERRORS = 20
 UNEXPECTED = "an unexpected error; the log has it under this request id"
 UNREACHABLE = (OperationalError, PoolTimeout)
-"""What SQLAlchemy raises for a database that is away, locked, or has no connection left for us in time."""
+"""What SQLAlchemy raises for a database that is away, locked, without room, or with no connection for us in time."""
 JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 UNION_BRANCH = re.compile(r"(constrained-|literal\[|function-\w+\[|list\[|str$|int$)")
 """What pydantic puts into a location to tell which branch of a union it tried; not a key that anybody sent."""
@@ -51,6 +54,8 @@ def known(error: Exception) -> LoramemError:
         return error
     if isinstance(error, UNREACHABLE):
         log.error("database unavailable: %s", error)
+        if NO_ROOM.search(str(error)):
+            return DiskFull("the disk of the database is full, and nothing of this was stored: make room, try again")
         return Unavailable("the database cannot be reached or is locked; try again")
     log.error("unexpected error", exc_info=error)
     return LoramemError(UNEXPECTED)
@@ -91,6 +96,8 @@ def respond(request: Request, error: LoramemError) -> JSONResponse:
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if request.url.path.startswith("/v1/"):
+        if error.status == HTTPStatus.CONFLICT or isinstance(error, StoredDataDamaged):
+            headers["x-should-retry"] = "false"  # OpenAI's clients would ask twice more, and it would still be so
         return JSONResponse(openai_error(error), status_code=error.status, headers=headers)
     return JSONResponse(
         problem(error), status_code=error.status, headers=headers, media_type="application/problem+json"

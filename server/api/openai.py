@@ -3,7 +3,6 @@
 `model` is the base model's name (no memory), `<namespace>` (mode lora) or `<namespace>:<mode>`.
 """
 
-import asyncio
 import json
 import time
 import uuid
@@ -15,7 +14,7 @@ from sqlalchemy import select
 
 from loramem.errors import InvalidValue, NotFound
 from loramem.records import AskedMode
-from loramem.tables import Namespace
+from loramem.tables import Document, Namespace
 from server.answer import whole
 from server.api import openai_replies as replies
 from server.api.common import TheGateway
@@ -27,7 +26,7 @@ from server.ask import Ask, Done, Event, Token
 from server.engine.engine import Sampling
 from server.gateway import Gateway
 from server.stream import sse_response, streamed, while_connected
-from server.tasks import together
+from server.tasks import in_thread_of, together
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -45,9 +44,9 @@ ERRORS = _errors(400, 404, 409, 413, 415, 422, 500)
 @router.get("/models/", include_in_schema=False)
 @router.get("/models", responses=_errors())
 def list_models(gateway: TheGateway) -> ModelList:
-    """The base model, each namespace, and each namespace in each mode."""
+    """The base model, each namespace that has a document, and each of these in each mode."""
     with gateway.database.read() as session:
-        namespaces = list(session.scalars(select(Namespace.name).order_by(Namespace.name)))
+        namespaces = list(session.scalars(select(Document.namespace).distinct().order_by(Document.namespace)))
     names = [gateway.base.name, *(f"{name}{mode}" for name in namespaces for mode in ("", *(f":{m}" for m in MODES)))]
     return ModelList(data=[ModelOut(id=name, created=0) for name in names])
 
@@ -62,7 +61,7 @@ def get_model(model: Text, gateway: TheGateway) -> ModelOut:
 @router.post("/chat/completions", response_model=None, responses={**ERRORS, 200: STREAMED})
 async def chat(wanted: ChatIn, request: Request, gateway: TheGateway) -> JSONResponse | StreamingResponse:
     """A chat turn. With a memory as model, the last message is the question that is routed."""
-    namespace, mode = await asyncio.to_thread(_resolve, gateway, wanted.model)
+    namespace, mode = await in_thread_of(gateway.answerer.prompting, _resolve, gateway, wanted.model)
     top = wanted.top_logprobs if wanted.logprobs else None
     ask = _chat_ask(wanted, namespace, mode, _sampling(gateway, wanted, mode, top))
     events = observed(gateway, ask)
@@ -78,7 +77,7 @@ async def chat(wanted: ChatIn, request: Request, gateway: TheGateway) -> JSONRes
 @router.post("/completions", response_model=None, responses={**ERRORS, 200: STREAMED})
 async def completions(wanted: CompletionIn, request: Request, gateway: TheGateway) -> JSONResponse | StreamingResponse:
     """Continue a text with the base model, or put it as a question to a memory."""
-    namespace, mode = await asyncio.to_thread(_resolve, gateway, wanted.model)
+    namespace, mode = await in_thread_of(gateway.answerer.prompting, _resolve, gateway, wanted.model)
     sampling = _sampling(gateway, wanted, mode, wanted.logprobs)
     answers = [_completion_events(gateway, prompt, namespace, mode, sampling) for prompt in wanted.prompts]
     head = _head("cmpl", wanted.model)

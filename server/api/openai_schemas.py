@@ -23,12 +23,37 @@ MaxTokens = Annotated[
 ]
 
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "best_of": (1,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "parallel_tool_calls": (False, True),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+"""What clients send of what loramem does not have, and what it asks for nothing with."""
+
+
 class OpenAISchema(RequestSchema):
     @model_validator(mode="before")
     @classmethod
     def _null_is_unsaid(cls, data: Any) -> Any:
         """As OpenAI has it: its client sends an answer back as a turn, with null for what the answer lacks."""
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None and not _is_neutral(key, value)}
+
+
+def _is_neutral(key: object, value: object) -> bool:
+    return isinstance(key, str) and any(
+        type(value) is type(neutral) and value == neutral for neutral in NEUTRAL.get(key, ())
+    )
 
 
 class TextPart(OpenAISchema):
@@ -58,7 +83,11 @@ class ChatMessage(OpenAISchema):
 
 
 def _joined(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+    """Parts begin lines of their own, unless a blank is between them already."""
+    joined = ""
+    for text in [content] if isinstance(content, str) else [part.text for part in content]:
+        joined += text if not joined or joined[-1].isspace() or text[:1].isspace() else f"\n{text}"
+    return joined
 
 
 class StreamOptions(OpenAISchema):
@@ -71,7 +100,7 @@ class GenerationFields(OpenAISchema):
     temperature: float | None = Field(None, ge=0, le=2, description="default: 1 for the base model, 0 for a memory")
     top_p: float = Field(1.0, gt=0, le=1)
     n: Literal[1] = 1
-    seed: int | None = Field(None, ge=0, lt=2**31)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)

@@ -179,13 +179,22 @@ def test_only_the_gpu_profile_asks_for_gpus() -> None:
             assert [device["driver"] for device in devices] == (["nvidia"] if profile == "gpu" else [])
 
 
-@pytest.mark.parametrize("name", [trainer for _, trainer in OWN.values()])
-def test_the_trainer_asks_the_gateway_directly_whatever_proxy_the_host_gives_it(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in services() if name not in ("postgres", "valkey")])
+def test_services_ask_each_other_directly_whatever_proxy_the_host_gives_them(name: str) -> None:
     """Docker hands the proxies of its client's configuration to every container."""
     environment = services()[name]["environment"]
-    gateway = urlsplit(environment["LORAMEM_WRITER_URL"]).hostname
-    assert environment["NO_PROXY"].split(",")[:3] == [gateway, "localhost", "127.0.0.1"]
+    direct = environment["NO_PROXY"].split(",")
+    assert direct[:4] == ["gateway", "prometheus", "localhost", "127.0.0.1"]
     assert environment["no_proxy"] == environment["NO_PROXY"]
+    if "LORAMEM_WRITER_URL" in environment:
+        assert urlsplit(environment["LORAMEM_WRITER_URL"]).hostname in direct
+
+
+@every_service
+def test_a_health_check_goes_through_no_proxy(name: str) -> None:
+    """BusyBox's wget, which the images of others have, heeds `http_proxy` and knows no `NO_PROXY`."""
+    command = services()[name]["healthcheck"]["test"]
+    assert "wget" not in command or "--proxy=off" in command
 
 
 def test_valkey_loses_nothing_when_it_is_killed_and_evicts_nothing() -> None:
@@ -267,6 +276,7 @@ def test_grafana_is_provisioned_with_the_datasource_and_the_dashboards() -> None
     folder = ROOT / "deploy" / "grafana" / "provisioning"
     [source] = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text())["datasources"]
     assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert urlsplit(source["url"]).hostname in services()["grafana"]["environment"]["NO_PROXY"].split(",")
     [provider] = yaml.safe_load((folder / "dashboards" / "loramem.yml").read_text())["providers"]
     mounts = services()["grafana"]["volumes"]
     assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.grafana import generate
 from deploy.grafana.expressions import FOLDER, Expression, expressions
+from deploy.grafana.panels import GOOD
 from loramem.database import Database
 from loramem.migrate import migrate
 from tests.deploy import exported
@@ -80,6 +81,24 @@ def test_every_panel_can_be_read(name: str) -> None:
         assert panel["targets"], panel["title"]
         assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
         assert all(target["datasource"]["uid"] == "${datasource}" for target in (*panel["targets"], panel))
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_single_number_is_of_now_and_not_the_last_that_there_was(name: str) -> None:
+    for panel in panels(name):
+        now = panel["type"] == "stat"
+        for target in panel["targets"]:
+            assert (target["instant"], target["range"]) == (now, not now), panel["title"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_single_number_that_is_missing_is_not_green(name: str) -> None:
+    """Grafana shows it in the first step's colour."""
+    for panel in panels(name):
+        if panel["type"] == "stat":
+            shown_as = panel["fieldConfig"]["defaults"]
+            assert shown_as["noValue"], panel["title"]
+            assert shown_as["thresholds"]["steps"][0]["color"] != GOOD, panel["title"]
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramem.lines import attach_headings, composed, tidy, unwrap
+from loramem.lines import attach_headings, compatible, composed, tidy, unwrap
 
 MIXED = st.text(
     st.sampled_from("aeio \n.가각한か゛がガÅΩé\u0301\u0308\u0323\u3099\u1100\u1161\u11a8\u0958\u093c\u0915"),
@@ -63,3 +63,20 @@ def test_prose_is_joined_before_names_and_numbers_too() -> None:
     ]
     text = "\n".join(lines)
     assert unwrap(text) == text.replace("\n", " ")
+
+
+@given(
+    st.text(
+        st.sampled_from("aA\u00e9\u0301\u0316\ufb01\u00b2\u00bd\uff21\u212b\u1100\u1161\u11a8 .\u0915\u093c"),
+        max_size=60,
+    )
+)
+def test_what_reads_alike_has_one_form(text: str) -> None:
+    assert compatible(text) == unicodedata.normalize("NFKC", text)
+
+
+@pytest.mark.parametrize("text", ["a" + "\u0301\u0316" * 150_000, "\ufb01" * 300_000])
+def test_no_run_of_marks_takes_long_for_words_either(text: str) -> None:
+    started = time.process_time()
+    compatible(text)
+    assert time.process_time() - started < 1

@@ -1,6 +1,7 @@
 """The read flow beside everything else that the gateway does."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -43,5 +44,23 @@ def test_questions_of_a_namespace_that_is_being_read_leave_a_thread_for_others(
         finally:
             held.goes_on.set()
         await asyncio.gather(*answers)
+
+    asyncio.run(run())
+
+
+def test_a_prompt_waits_for_no_upload(make_settings: Callable[..., Settings], make_gateway: MakeGateway) -> None:
+    gateway, goes_on = make_gateway(make_settings()), threading.Event()
+
+    async def run() -> None:
+        await gateway.engine.start()
+        uploads = [asyncio.create_task(asyncio.to_thread(goes_on.wait, 60)) for _ in range(MANY)]
+        await asyncio.sleep(0)
+        try:
+            asked = Ask("What does the lighthouse stand on?", "base", "default", Sampling(4))
+            await asyncio.wait_for(whole(gateway.answerer.answer(asked)), 20)
+            await asyncio.wait_for(whole(gateway.answerer.complete("The lighthouse", Sampling(4))), 20)
+        finally:
+            goes_on.set()
+        await asyncio.gather(*uploads)
 
     asyncio.run(run())

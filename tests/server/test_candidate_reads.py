@@ -69,3 +69,12 @@ def test_what_was_read_is_not_asked_for_again_before_the_namespace_changes(
     (changed,) = find(windows=9)
     assert changed.adapter is not None
     assert changed.adapter.weak
+
+
+@pytest.mark.parametrize("untrained", [1, 40])
+def test_what_is_yet_to_be_learnt_pushes_no_adapter_out(learn: Learn, find: Find, untrained: int) -> None:
+    for number in range(untrained):
+        learn(f"doc_{number}", windows=[0.9], live=False)
+    learn("doc_live", windows=[0.5], asked=[Learnt("Where does the quagga graze?", 0.5)])
+    found = find(windows=999)
+    assert [one.document_id for one in found if one.adapter] == ["doc_live"]

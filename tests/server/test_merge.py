@@ -304,6 +304,34 @@ def test_an_adapter_whose_question_ended_before_it_was_known_to_be_there_is_anot
     assert merger.slots.in_use == 0
 
 
+def test_one_that_was_loaded_before_stays_itself_when_a_question_ends_early(engine: ScriptedEngine) -> None:
+    merger = Merger(engine, max_rank=64)
+
+    async def asked(*, leaves: bool) -> int:
+        async with merger.held(routed(0.5, 0.5), MergeOptions()) as opened:
+            if leaves:
+                raise RuntimeError("the prompt is too long")
+            await opened.prepared
+        return opened.adapter.int_id
+
+    async def scenario() -> tuple[int, int]:
+        first = await asked(leaves=False)
+        engine.merge_s = 30
+        with pytest.raises(RuntimeError):
+            await asked(leaves=True)
+        engine.merge_s = 0
+        again = await asked(leaves=False)
+        engine.refusal = StoredDataDamaged("adapter ada_0 does not match its sha256")
+        with pytest.raises(StoredDataDamaged):
+            await asked(leaves=False)
+        engine.refusal = None
+        assert await asked(leaves=False) != first, "an error is another matter"
+        return first, again
+
+    first, again = asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert first == again
+
+
 def test_only_the_id_that_was_refused_is_forgotten() -> None:
     ids = AdapterIds()
     first = ids.of("a")

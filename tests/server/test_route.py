@@ -283,8 +283,8 @@ def test_metadata_chooses_the_documents(router: Router, upload: Upload, database
         upload(document_id, text)
     values: dict[str, dict[str, Any]] = {
         "doc_light": {"year": 1931, "region": "coast"},
-        "doc_bread": {"year": 1931, "open": True},
-        "doc_pears": {"year": "1931", "share": 0.5},
+        "doc_bread": {"year": 1931, "open": True, "count": 1},
+        "doc_pears": {"year": "1931", "share": 0.5, "open": "true"},
     }
     with database.write() as session:
         for document_id, meta in values.items():
@@ -299,9 +299,19 @@ def test_metadata_chooses_the_documents(router: Router, upload: Upload, database
 
     assert found(region="coast") == {"doc_light"}
     assert found(year=1931) == {"doc_light", "doc_bread", "doc_pears"}  # compared as text
-    assert found(year=1931, open=True) == {"doc_bread"}
+    assert found(year=1931, open=True) == {"doc_bread", "doc_pears"}
+    assert found(open="true") == {"doc_bread", "doc_pears"}
+    assert found(count=1) == found(count="1") == {"doc_bread"}
     assert found(share=0.5) == {"doc_pears"}
-    for missing in ({"region": "inland"}, {"open": False}, {"nothing": "x"}, {"year": 193}):
+    for missing in (
+        {"region": "inland"},
+        {"open": False},
+        {"open": 1},
+        {"open": "1"},
+        {"count": True},
+        {"nothing": "x"},
+        {"year": 193},
+    ):
         with pytest.raises(NotFound, match="with metadata"):
             found(**missing)
 

@@ -72,6 +72,14 @@ def test_ends_are_counted_by_kind_and_outcome_and_lost_leases_apart(metrics: Met
     assert value(metrics, "loramem_job_leases_lost_total") == 1
 
 
+@pytest.mark.parametrize(("hours", "below", "above"), [(7, "28800.0", "14400.0"), (30, "172800.0", "86400.0")])
+def test_a_job_of_many_hours_has_a_bucket(metrics: Metrics, hours: int, below: str, above: str) -> None:
+    metrics.observe_end(CLAIM, "succeeded", hours * 3600)
+    bucket, labels = "loramem_job_duration_seconds_bucket", {"kind": "build", "outcome": "succeeded"}
+    assert value(metrics, bucket, le=below, **labels) == 1
+    assert value(metrics, bucket, le=above, **labels) == 0
+
+
 def test_what_was_learnt_is_counted_and_examined_only_with_questions(metrics: Metrics) -> None:
     metrics.observe_exam({"tokens": 500, "variant": "lora"}, EXAM)
     metrics.observe_exam({"tokens": 100}, EXAM.model_copy(update={"questions": 0}))

@@ -1,9 +1,12 @@
 """Requests that would cost the gateway far more than they cost whoever sends them."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from loramem.lines import tidy
+from server.api import documents
 from server.api.errors import shown
 from tests.server.api.conftest import MakeMemory
 from tests.server.api.memory import QUESTION, Memory
@@ -34,6 +37,28 @@ def test_a_form_in_another_charset_is_refused_unread(memory: Memory, charset: st
 @pytest.mark.parametrize("charset", ["utf-8", "UTF8", '"us-ascii"'])
 def test_a_form_may_say_that_it_is_text_as_ours(memory: Memory, charset: str) -> None:
     assert named(refused(memory, "POST", "/documents", 422, **form(charset)))[0] == "file"
+
+
+def test_a_text_that_is_far_too_long_is_refused_untidied(
+    make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = make_memory(max_text_chars=1000)
+    monkeypatch.setattr(documents, "tidy", lambda text: pytest.fail("tidied"))
+    assert named(refused(memory, "POST", "/documents", 413, json={"text": "x" * 3001})) == ("text", 3001)
+
+
+def test_a_text_is_tidied_beside_the_event_loop_and_then_measured(
+    make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_a_thread(text: str) -> str:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return tidy(text)
+
+    memory = make_memory(max_text_chars=1000)
+    monkeypatch.setattr(documents, "tidy", in_a_thread)
+    memory.upload("lamp" + " " * 2900)
+    assert named(refused(memory, "POST", "/documents", 413, json={"text": "x" * 1001 + " "})) == ("text", 1001)
 
 
 @pytest.mark.parametrize(

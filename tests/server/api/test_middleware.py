@@ -84,6 +84,17 @@ def test_a_database_that_is_away_is_a_503(memory: Memory, monkeypatch: pytest.Mo
     assert reply.headers["retry-after"]
 
 
+@pytest.mark.parametrize("said", ["database or disk is full", "could not extend file: No space left on device"])
+def test_a_database_without_room_says_so(memory: Memory, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    error = OperationalError("INSERT INTO document", {}, Exception(said))
+    monkeypatch.setattr(memory.gateway.database, "write", lambda: (_ for _ in ()).throw(error))
+    reply = memory.client.post("/documents", json={"text": "The lamp burns."})
+    assert (reply.status_code, reply.headers["content-type"]) == (503, "application/problem+json")
+    problem = reply.json()
+    assert (problem["code"], problem["title"]) == ("disk-full", "The disk is full")
+    assert "the disk of the database is full" in problem["detail"]
+
+
 # bodies
 
 

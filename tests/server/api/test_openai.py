@@ -299,7 +299,7 @@ def test_only_one_prompt_can_be_streamed(memory: Memory, base: str) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "value"),
     [
-        ("chat/completions", "tools", []),
+        ("chat/completions", "tools", [{"type": "function"}]),
         ("chat/completions", "response_format", {"type": "json_object"}),
         ("chat/completions", "n", 2),
         ("chat/completions", "logit_bias", {"1": 5}),
