@@ -7,7 +7,9 @@
 
 A claim holds the row by a lease (until `lease_until`, by the database's clock) and a fence (a number that grows with
 every claim). Whoever claims an expired lease gets a greater fence, so the write of a worker that froze and woke up
-again matches no row: it raises `LeaseLost`. A worker's crash is a lease that expires, and costs one attempt.
+again matches no row: it raises `LeaseLost`. A worker's crash is a lease that expires, and costs one attempt. Attempts
+are counted since the last one that got further: a long job outlives many crashes, one that ends its worker each time
+at the same place does not.
 """
 
 import logging
@@ -214,6 +216,14 @@ class JobQueue:
             cancel_requested = transitions.write_fenced(session, claim, progress=progress.model_dump())
             transitions.record(session, claim.job_id, "progress", progress.model_dump(), transitions.now_of(session))
         return cancel_requested
+
+    def count_anew(self, claim: Claim) -> bool:
+        """Make this the first attempt, since no later one has to do again what it has done.
+
+        True when a user asked to cancel. Raises `LeaseLost`.
+        """
+        with self.database.write() as session:
+            return transitions.write_fenced(session, claim, attempts=1)
 
     def postpone(self, claim: Claim, delay_s: float, reason: str) -> None:
         """Give the job back without counting the attempt. Raises `LeaseLost`."""

@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     heartbeat_s: Seconds = Field(10, description="how often a worker renews its lease")
     hang_after_s: Seconds = Field(600, description="no step of progress for this long stops the heartbeat")
     poll_s: Seconds = Field(1, description="how often an idle worker looks at the database")
-    max_attempts: int = Field(3, ge=1, description="attempts before a job is dead")
+    max_attempts: int = Field(3, ge=1, description="attempts that get no further before a job is dead")
     retired_grace_s: Seconds = Field(
         600, description="how long a retired adapter's files, and a replaced text, stay for answers in flight"
     )

@@ -204,7 +204,7 @@ class Job(Base):
     state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
     owner: Mapped[str | None] = mapped_column(String(128))
     fence: Mapped[int] = mapped_column(default=0)
-    attempts: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)  # since the last one that got further, which is the first
     max_attempts: Mapped[int]
     lease_until: Mapped[float | None]
     not_before: Mapped[float]

@@ -8,15 +8,17 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from loramem.database import epoch_now
 from loramem.errors import AttemptsExhausted, LeaseLost, NotFound
 from loramem.records import Progress
-from loramem.tables import FINAL_JOB_STATES, Job, JobEvent, JobKind, JobState
+from loramem.tables import FINAL_JOB_STATES, Document, Job, JobEvent, JobKind, JobState, Revision, RevisionState
 
 BACKOFF_S = (5.0, 300.0)  # before the second attempt, and at most
+KEEP_ENDED_S = 86_400.0
+"""A day in which a failed or dead job that is retried goes on from what it had done."""
 WAITING = Progress(phase="waiting")
 DONE = Progress(phase="done", percent=100)
 
@@ -48,6 +50,17 @@ def is_due() -> ColumnElement[bool]:
 
 def is_expired() -> ColumnElement[bool]:
     return and_(Job.state == JobState.RUNNING, Job.lease_until < epoch_now())
+
+
+def is_resumable() -> ColumnElement[bool]:
+    """Unfinished, or failed or dead for less than a day and not refused by `retry`: what it has done is kept."""
+    lately = Job.finished_at >= epoch_now() - KEEP_ENDED_S
+    newest = select(Document.id).where(Document.id == Job.document_id, Document.newest_revision == Job.revision)
+    of_job = (Revision.document_id == Job.document_id, Revision.number == Job.revision)
+    live = select(Revision.number).where(*of_job, Revision.state == RevisionState.LIVE)
+    may_be_retried = and_(newest.exists(), or_(Job.kind != JobKind.BUILD, not_(live.exists())))
+    ended = and_(Job.state.in_((JobState.FAILED, JobState.DEAD)), lately, may_be_retried)
+    return or_(Job.state.not_in(FINAL_JOB_STATES), ended)
 
 
 def held_by(claim: Claim) -> ColumnElement[bool]:

@@ -1,8 +1,9 @@
 """The write flow, in order: chunk, index, then for some chunks at a time synthesize, train, examine; then publish.
 
-What happens when a step fails is `consume`'s: nothing that a step leaves behind is visible before `publish`, whose one
-transaction makes all adapters of the revision live. A preview ends after the first chunk's synthesize. Adapters that
-failed their exam serve all the same, and are mended by a job of its own, when nobody waits for another.
+When a step fails, `consume` has the job tried again, postponed or failed; no adapter is visible before `publish`, whose
+one transaction makes all of the revision live. A first revision's text answers `rag` and `icl` from `index` on. A
+preview ends after the first chunk's synthesize. Adapters that failed their exam serve all the same, and are mended by a
+job of its own, when nobody waits for another.
 """
 
 import logging
@@ -38,7 +39,7 @@ from trainer_worker.mend import improved
 from trainer_worker.preview import requested, store_examples
 from trainer_worker.progress import INDEXED_PERCENT, PUBLISHED_PERCENT, ChunkProgress, OnPhase
 from trainer_worker.publish import NewAdapter, live_adapters, note_exam, publish, republish
-from trainer_worker.study import Assignment, Attempt, Memory, Published, Study
+from trainer_worker.study import Assignment, Attempt, Memory, Pairs, Published, Study
 from trainer_worker.synthesize import more, split_exam, synthesize
 from trainer_worker.train import Lesson, Trainer
 from trainer_worker.writer import Writer
@@ -101,12 +102,13 @@ class Builder:
                 Progress(phase="index", step=done, total_steps=total, percent=INDEXED_PERCENT * done / total)
             ),
         )
-        kept = sum(job.checkpoint.adapter(span.start, span.end) is not None for span in spans)
+        kept = len(job.done(spans))
+        pairs = job.pairs_over(spans)
         memories: list[Memory] = []
         for first in range(0, len(spans), SIDE_BY_SIDE):
             some = spans[first : first + SIDE_BY_SIDE]
             progress = ChunkProgress(lease, first, len(some), len(spans), kept)
-            memories += self._remember(job, some, len(memories), progress)
+            memories += self._remember(job, {span: pairs[span] for span in some}, len(memories), progress)
         adapters = list[NewAdapter]()
         for memory, chunk in zip(memories, chunks, strict=True):
             done = {"step": len(adapters), "total_steps": len(memories), "percent": PUBLISHED_PERCENT}
@@ -127,15 +129,17 @@ class Builder:
         if any(one.fingerprint != self.base.fingerprint for one in live):
             raise JobCancelled(f"document {claim.document_id} has adapters of another base model")
         weak = [one for one in live if self.remedy(job, one.span, one.rank, one.exam)]
+        pairs = job.pairs_over([one.span for one in live]) if weak else {}
         for done, one in enumerate(weak):
             place = next(place for place, other in enumerate(live) if other.adapter_id == one.adapter_id)
             progress = ChunkProgress(lease, done, 1, len(weak), before_step=self._make_way)
-            mended = self._mended(job, one, place, progress)
+            mended = self._mended(job, one, pairs[one.span], place, progress)
             if isinstance(mended, Published):
                 note_exam(self.database, claim, mended)
             else:
                 self._replace(job, live, place, mended, progress)
                 live = live_adapters(self.database, claim)
+            lease.kept()
         with self.database.write() as session:
             self.queue.succeed(session, claim)
 
@@ -205,22 +209,23 @@ class Builder:
 
     # some chunks
 
-    def _remember(self, job: Assignment, spans: Sequence[Span], ordinal: int, progress: ChunkProgress) -> list[Memory]:
-        """Synthesize one by one, train side by side, examine, store; in the order of the text.
+    def _remember(self, job: Assignment, pairs: Pairs, ordinal: int, progress: ChunkProgress) -> list[Memory]:
+        """Synthesize one by one, train side by side, examine, store; in the order of the text, as `pairs` are.
 
         What an earlier attempt of the job did is not done again, but for chunks that stand beside one not yet done:
         these are trained again, as they were, because the state of a training is of all of them together.
         """
-        kept = [job.checkpoint.adapter(span.start, span.end) for span in spans]
-        done = [Memory(span, *found) for span, found in zip(spans, kept, strict=True) if found is not None]
-        if len(done) == len(spans):
+        done = job.done(pairs)
+        if len(done) == len(pairs):
             return done
-        pairs = self._pairs_of(job)
-        studies = [self.study(job, span, pairs[span], progress.part(place)) for place, span in enumerate(spans)]
+        studies = [self.study(job, span, pairs[span], progress.part(place)) for place, span in enumerate(pairs)]
         if job.options.rank == "auto":
             rank = max(study.rank for study in studies)
             studies = [replace(study, rank=rank) for study in studies]
-        return self._stored(job, self.attempts(job, studies, progress), ordinal)
+        memories = self._stored(job, self.attempts(job, studies, progress), ordinal)
+        if len(job.done(pairs)) == len(pairs):  # what could not be kept is done again, and is no way to get further
+            progress.kept()
+        return memories
 
     def _stored(self, job: Assignment, attempts: Sequence[Attempt], ordinal: int) -> list[Memory]:
         return [
@@ -228,11 +233,6 @@ class Builder:
             for place, attempt in enumerate(attempts)
             if attempt.adapter is not None
         ]
-
-    def _pairs_of(self, job: Assignment) -> dict[Span, list[QAPair]]:
-        spans = self._spans(job)
-        found = assign_pairs(job.pairs, [job.text(span) for span in spans])
-        return dict(zip(spans, found, strict=True))
 
     def study(
         self, job: Assignment, span: Span, pairs: Sequence[QAPair], on_phase: OnPhase, tried: tuple[Remedy, ...] = ()
@@ -269,9 +269,11 @@ class Builder:
 
     # training, and training again what failed its exam
 
-    def _mended(self, job: Assignment, one: Published, place: int, progress: ChunkProgress) -> Published | list[Memory]:
+    def _mended(
+        self, job: Assignment, one: Published, pairs: Sequence[QAPair], place: int, progress: ChunkProgress
+    ) -> Published | list[Memory]:
         """What comes in the place of a weak adapter: a better one or those of its parts, or itself."""
-        study = self.study(job, one.span, self._pairs_of(job).get(one.span, []), progress.part(0))
+        study = self.study(job, one.span, pairs, progress.part(0))
         study = replace(study, rank=one.rank // job.options.published_rank(1), tried=one.exam.tried)
         found = improved(self, job, Attempt(study, None, one.exam), progress)
         if found[0].adapter is None:

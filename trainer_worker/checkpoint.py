@@ -1,5 +1,7 @@
 """What a job leaves on disk while it runs, so that after an interruption the next attempt goes on where it was.
 
+It goes with a job that succeeds or is cancelled, and a day after one that failed or died, which may be retried.
+
 HOME/jobs/<job id>/lesson-<start>-<end>.json     a chunk's examples: the writer is not asked again
 HOME/jobs/<job id>/adapter-<start>-<end>.json    a chunk that is done: its adapter is in the store
 HOME/jobs/<job id>/training.safetensors          the training under way, of a job that has run for five minutes
@@ -27,7 +29,8 @@ from loramem.durable import replace_durably, replacing
 from loramem.errors import NotFound, StoredDataDamaged
 from loramem.records import AdapterManifest, Record
 from loramem.store import AdapterStore, Stored
-from loramem.tables import FINAL_JOB_STATES, Job
+from loramem.tables import Job
+from loramem.transitions import is_resumable
 from trainer_worker.examples import Asked, Example
 from trainer_worker.loop import TrainingState
 
@@ -178,13 +181,13 @@ def remove_checkpoint(jobs: Path, job_id: str) -> None:
 
 
 def sweep_checkpoints(database: Database, jobs: Path) -> int:
-    """Remove what was kept of jobs that are over or that nobody knows; returns of how many."""
+    """Remove what was kept of jobs that nobody takes up again or knows; returns of how many."""
     kept = [entry.name for entry in jobs.iterdir() if entry.is_dir()] if jobs.is_dir() else []
     if not kept:
         return 0
     with database.read() as session:  # after listing: a job is in the table before it keeps anything
-        unfinished = set(session.scalars(select(Job.id).where(Job.id.in_(kept), Job.state.not_in(FINAL_JOB_STATES))))
-    over = [job_id for job_id in kept if job_id not in unfinished]
+        resumable = set(session.scalars(select(Job.id).where(Job.id.in_(kept), is_resumable())))
+    over = [job_id for job_id in kept if job_id not in resumable]
     for job_id in over:
         remove_checkpoint(jobs, job_id)
     return len(over)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from loramem.durable import NO_ROOM
 from loramem.errors import JobCancelled, LeaseLost, LoramemError, MakesWay, Unavailable
 from loramem.queue import Claim, JobQueue
 from loramem.records import Progress
@@ -33,8 +34,6 @@ Watch = Callable[[Claim], AbstractContextManager[Observer]]
 
 POSTPONE_S = 5.0
 NO_ROOM_S = 60.0
-NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full")
-"""As the system says it, whichever library passes it on, and SQLite."""
 GPU_LOST = re.compile(r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS")
 """After one of these every further call of the process fails too; out of memory is another."""
 CHORES_EVERY_S = 30.0
@@ -52,8 +51,8 @@ OUTCOMES = (
     "lease_lost",
     "unsettled",
 )
-FOR_GOOD = frozenset({"succeeded", "cancelled", "failed"})
-"""Outcomes after which a job is never taken up where it was."""
+FOR_GOOD = frozenset({"succeeded", "cancelled"})
+"""Outcomes after which a job is never taken up where it was; one that failed or died may be retried."""
 
 
 def observe_nothing(claim: Claim, outcome: str, seconds: float) -> None:

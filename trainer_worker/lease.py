@@ -119,6 +119,13 @@ class Lease:
             self._report(progress)
             self.check()
 
+    def kept(self) -> None:
+        """Say that no later attempt does again what was done by now: attempts are counted anew. Raises `LeaseLost`."""
+        try:
+            self._note(self._queue.count_anew(self.claim))
+        except SQLAlchemyError as error:  # one more attempt may count; the work is done all the same
+            log.warning("job %s: that it got further was not stored: %s", self.claim.job_id, error)
+
     def _report(self, progress: Progress) -> None:
         try:
             self._note(self._queue.report(self.claim, progress))

@@ -71,6 +71,10 @@ class ChunkProgress:
             Progress(phase="publish", step=done, total_steps=total, percent=percent, message=self._message)
         )
 
+    def kept(self) -> None:
+        """The chunks are done, and no later attempt does them again."""
+        self._lease.kept()
+
     def part(self, index: int) -> OnPhase:
         """Progress of the chunk at `index` of these, as if each took as long."""
         return lambda phase, done, total, loss: self.step(phase, index * total + done, self._count * total, loss)

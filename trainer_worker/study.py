@@ -1,6 +1,6 @@
 """What is learnt of a stretch of text, and what came of it: the values that the steps of a build hand on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,11 +11,14 @@ from loramem.records import AdapterManifest, ExamResult, QAPair, Remedy, Trainin
 from loramem.store import Stored
 from loramem.tables import Revision
 from trainer_worker.adapter import TrainedAdapter
-from trainer_worker.assign import pairs_of
+from trainer_worker.assign import assign_pairs, pairs_of
 from trainer_worker.checkpoint import Checkpoint
 from trainer_worker.examples import Asked, Example
 from trainer_worker.loop import Hyperparameters
 from trainer_worker.progress import ChunkProgress, OnPhase
+
+Pairs = Mapping[Span, Sequence[QAPair]]
+"""The user's own questions, by the stretch of the text that each is about."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,15 @@ class Assignment:
     def text(self, span: Span) -> str:
         return self.revision.text[span.start : span.end]
 
-    @property
-    def pairs(self) -> list[QAPair]:
-        """The user's own questions."""
-        return pairs_of(self.revision.qa)
+    def pairs_over(self, spans: Sequence[Span]) -> Pairs:
+        """Each pair goes to one of `spans`. Reads all of the text: call it once."""
+        found = assign_pairs(pairs_of(self.revision.qa), [self.text(span) for span in spans])
+        return dict(zip(spans, found, strict=True))
+
+    def done(self, spans: Iterable[Span]) -> list["Memory"]:
+        """What the checkpoint has of these, in their order."""
+        kept = [(span, self.checkpoint.adapter(span.start, span.end)) for span in spans]
+        return [Memory(span, *found) for span, found in kept if found is not None]
 
     @property
     def hyperparameters(self) -> Hyperparameters:

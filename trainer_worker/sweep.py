@@ -10,17 +10,8 @@ from sqlalchemy import ColumnElement, and_, delete, select
 from loramem.database import Database, epoch_now
 from loramem.errors import StoredDataDamaged
 from loramem.store import OWNER, AdapterStore
-from loramem.tables import (
-    FINAL_JOB_STATES,
-    Adapter,
-    AdapterState,
-    Installation,
-    Job,
-    JobEvent,
-    JobKind,
-    JobState,
-    Revision,
-)
+from loramem.tables import Adapter, AdapterState, Installation, Job, JobEvent, JobKind, JobState, Revision
+from loramem.transitions import is_resumable
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +31,9 @@ PAUSE_S = 0.05
 def sweep_retired(database: Database, store: AdapterStore, grace_s: float) -> int:
     """Remove what was retired more than `grace_s` ago, files first, then rows; and orphans. Returns how many adapters.
 
-    An orphan is a folder older than an hour that no row names and no unfinished job is going to publish. Where the
-    store is another database's, it has none: that one's adapters are not in this one's rows. A folder that cannot be
-    removed is logged and tried again the next time, and keeps nothing else from going.
+    An orphan is a folder older than an hour that no row names and no job is going to publish, unfinished or still to be
+    retried. Where the store is another database's, it has none: that one's adapters are not in this one's rows. A
+    folder that cannot be removed is logged and tried again the next time, and keeps nothing else from going.
     """
     with database.read() as session:
         expired = Adapter.retired_at < epoch_now() - grace_s
@@ -95,8 +86,7 @@ def _orphans(database: Database, store: AdapterStore) -> list[str]:
     old = [adapter_id for adapter_id in store.ids() if store.age_s(adapter_id) > ORPHAN_AFTER_S]
     with database.read() as session:  # after listing: what a job published meanwhile has its row by now
         known = set(session.scalars(select(Adapter.id)))
-        unfinished = select(Job.document_id, Job.revision).where(Job.state.not_in(FINAL_JOB_STATES))
-        building = set(session.execute(unfinished))
+        building = set(session.execute(select(Job.document_id, Job.revision).where(is_resumable())))
     return [adapter_id for adapter_id in old if adapter_id not in known and _is_of(store, adapter_id) not in building]
 
 

@@ -147,6 +147,7 @@ class TestLease:
         writes: list[Callable[[], object]] = [
             lambda: queue.renew(zombie),
             lambda: queue.report(zombie, TRAIN),
+            lambda: queue.count_anew(zombie),
             lambda: queue.postpone(zombie, 0, "late"),
             lambda: queue.fail(zombie, BROKEN, retryable=False),
             lambda: queue.fail(zombie, BROKEN, retryable=True),
@@ -181,6 +182,22 @@ class TestLease:
         assert set(job.error) == {"type", "title", "status", "detail", "code"}
         assert job.error["code"] == "attempts-exhausted"
         assert "2 of 2" in job.error["detail"]
+
+    def test_a_job_that_gets_further_outlives_any_number_of_workers(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        for _ in range(5):
+            assert queue.count_anew(take(queue)) is False
+            let_lease_expire(queue, job_id)
+        assert take(queue).attempts == 2, "the last of them counts, and this one"
+        let_lease_expire(queue, job_id)
+        assert queue.claim("third without getting further") is None
+        assert queue.get(job_id).state == JobState.DEAD
+
+    def test_a_job_that_gets_further_may_be_handed_back(self, queue: JobQueue) -> None:
+        job_id = add(queue)
+        queue.count_anew(claim := take(queue))
+        queue.postpone(claim, 0, "stopping")
+        assert queue.get(job_id).attempts == 0
 
     def test_a_dead_job_does_not_keep_others_waiting(self, queue: JobQueue) -> None:
         poison = add(queue, "poison")

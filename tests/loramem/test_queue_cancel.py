@@ -3,10 +3,13 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, select
 
+from loramem.database import epoch_now
 from loramem.errors import JobCancelled, LoramemError, NotFound, WrongJobState
 from loramem.queue import Claim, JobQueue
-from loramem.tables import JobState, Revision, RevisionState
+from loramem.tables import Document, Job, JobState, Revision, RevisionState
+from loramem.transitions import KEEP_ENDED_S, is_resumable
 from tests.backends import database, database_url
 from tests.loramem.queue_steps import (
     BROKEN,
@@ -15,6 +18,7 @@ from tests.loramem.queue_steps import (
     add_document,
     add_mending,
     add_preview,
+    change,
     doorbell,
     let_lease_expire,
     queue,
@@ -135,8 +139,7 @@ class TestRetry:
         add_document(queue)
         build, mending = add(queue), add_mending(queue)
         with queue.database.write() as session:
-            fields: dict[str, Any] = {"title": "t", "text": "", "media_type": "text/plain", "qa": [], "training": {}}
-            session.add(Revision(document_id="doc_1", number=1, state=RevisionState.LIVE, created_at=0, **fields))
+            session.add(live_revision())
         for job_id in (build, mending):
             queue.cancel(job_id)
         with pytest.raises(WrongJobState, match="live"):
@@ -162,3 +165,66 @@ class TestRetry:
             queue.cancel(job_id)
             with pytest.raises(WrongJobState, match=r"revision 1, the document's is 2|doc_gone, which was deleted"):
                 queue.retry(job_id)
+
+
+class TestResuming:
+    """What a job has done is kept for as long as it may go on, which a failed or dead one may for a day."""
+
+    @pytest.fixture
+    def failed(self, queue: JobQueue) -> str:
+        add_document(queue)
+        job_id = add(queue)
+        queue.fail(take(queue), BROKEN, retryable=False)
+        return job_id
+
+    def resumable(self, queue: JobQueue) -> list[str]:
+        with queue.database.read() as session:
+            return list(session.scalars(select(Job.id).where(is_resumable()).order_by(Job.id)))
+
+    def test_unfinished_jobs_and_those_that_failed_or_died(self, queue: JobQueue, failed: str) -> None:
+        dead = add(queue)
+        change(queue, dead, attempts=2)
+        assert queue.claim("w") is None
+        running = add(queue)
+        take(queue)
+        waiting, preview = add(queue, "doc_unknown"), add_preview(queue)
+        assert queue.get(dead).state == JobState.DEAD
+        assert self.resumable(queue) == sorted([failed, dead, running, waiting, preview])
+
+    def test_none_that_succeeded_or_was_cancelled(self, queue: JobQueue) -> None:
+        add_document(queue)
+        queue.cancel(add(queue))
+        add(queue)
+        succeed(queue, take(queue))
+        assert self.resumable(queue) == []
+
+    def test_for_a_day(self, queue: JobQueue, failed: str) -> None:
+        for passed, kept in ((60, [failed]), (-60, [])):
+            change(queue, failed, finished_at=epoch_now() - KEEP_ENDED_S + passed)
+            assert self.resumable(queue) == kept
+
+    @pytest.mark.parametrize("why", ["replaced", "deleted", "live"])
+    def test_none_that_cannot_be_retried(self, queue: JobQueue, failed: str, why: str) -> None:
+        with queue.database.write() as session:
+            if why == "replaced":
+                session.get_one(Document, "doc_1").newest_revision = 2
+            elif why == "deleted":
+                session.execute(delete(Document).where(Document.id == "doc_1"))
+            else:
+                session.add(live_revision())
+        assert self.resumable(queue) == []
+        with pytest.raises(WrongJobState):
+            queue.retry(failed)
+
+    def test_a_mending_of_what_is_live(self, queue: JobQueue) -> None:
+        add_document(queue)
+        with queue.database.write() as session:
+            session.add(live_revision())
+        mending = add_mending(queue)
+        queue.fail(take(queue), BROKEN, retryable=False)
+        assert self.resumable(queue) == [mending]
+
+
+def live_revision() -> Revision:
+    fields: dict[str, Any] = {"title": "t", "text": "", "media_type": "text/plain", "qa": [], "training": {}}
+    return Revision(document_id="doc_1", number=1, state=RevisionState.LIVE, created_at=0, **fields)

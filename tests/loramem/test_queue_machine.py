@@ -122,6 +122,16 @@ class QueueMachine(RuleBasedStateMachine):
             row.expired = False
 
     @rule(claim=claims)
+    def get_further(self, claim: Claim) -> None:
+        row = self._holding(claim)
+        if row is None:
+            with pytest.raises(LeaseLost):
+                self.queue.count_anew(claim)
+        else:
+            assert self.queue.count_anew(claim) == row.cancel_requested
+            row.attempts = 1
+
+    @rule(claim=claims)
     def publish(self, claim: Claim) -> None:
         row = self._holding(claim)
         if row is None or row.cancel_requested:

@@ -1,6 +1,7 @@
 """The write flow around steps whose results are scripted: what is tried on a weak adapter, and what goes live."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from sqlalchemy import select
 
+from loramem.chunk import chunk_text
 from loramem.errors import SettingsError
 from loramem.settings import Settings
 from loramem.tables import Chunk, Job, JobKind, Window
@@ -15,7 +17,11 @@ from tests.backends import database, database_url
 from tests.trainer_worker.jobs import raises
 from tests.trainer_worker.pretended import FULL, GOOD, LONG, Pretender, Worker, chunks_of, embedder, worker
 from trainer_worker import build as build_module
+from trainer_worker import study as study_module
 from trainer_worker.adapter import TrainedAdapter
+from trainer_worker.assign import assign_pairs
+from trainer_worker.checkpoint import sweep_checkpoints
+from trainer_worker.sweep import sweep_retired
 from trainer_worker.train import Lesson
 
 __all__ = ["database", "database_url", "embedder", "worker"]
@@ -131,3 +137,82 @@ def test_what_an_earlier_attempt_finished_is_not_trained_again(worker: Worker, m
     assert worker.settle() == "succeeded"
     assert len(calls) == chunks_of(worker) + 1
     assert len(worker.adapters) == chunks_of(worker)
+
+
+def test_the_users_pairs_are_given_out_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut, given = list[int](), list[int]()
+    monkeypatch.setattr(build_module, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(build_module, "chunk_text", noting(chunk_text, cut))
+    monkeypatch.setattr(study_module, "assign_pairs", noting(assign_pairs, given))
+    assert worker.work() == "succeeded"
+    assert len(worker.adapters) > 1
+    assert (len(cut), len(given)) == (1, 1)
+
+
+def noting(step: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    """The step itself, which notes that it was called."""
+
+    def noted(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        return step(*given, **options)
+
+    return noted
+
+
+class TestPoison:
+    """A document that ends each attempt in the same place, and how far its job gets."""
+
+    @pytest.fixture(autouse=True)
+    def one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(build_module, "SIDE_BY_SIDE", 1)
+
+    def again(self, worker: Worker) -> str:
+        with worker.builder.database.write() as session:
+            session.scalars(select(Job)).one().not_before = 0
+        return worker.settle()
+
+    def breaks_after(self, worker: Worker, trained: int) -> None:
+        """In each training but the first `trained`."""
+        done = worker.trainer.trained
+        worker.trainer.before = lambda: None if len(done) < trained else raises(RuntimeError("the machine broke"))
+
+    def test_attempts_are_counted_since_the_last_chunk_that_was_kept(self, worker: Worker) -> None:
+        self.breaks_after(worker, 0)
+        assert [worker.work(), self.again(worker)] == ["error", "error"]
+        self.breaks_after(worker, 1)
+        assert [self.again(worker) for _ in range(3)] == ["error", "error", "dead"]
+
+    def test_what_is_done_again_each_time_gets_a_job_no_further(
+        self, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish = worker.builder.store.publish
+
+        def breaks(adapter_id: str, write: Any, sealed: Any) -> Any:
+            if sealed({}).chunk == 1:
+                raise RuntimeError("the machine broke")
+            return publish(adapter_id, write, sealed)
+
+        monkeypatch.setattr(build_module, "SIDE_BY_SIDE", 4)
+        monkeypatch.setattr(worker.builder.store, "publish", breaks)
+        assert [worker.work(), self.again(worker), self.again(worker)] == ["error", "error", "dead"]
+
+    def test_nor_does_what_could_not_be_kept(self, worker: Worker) -> None:
+        worker.builder.settings.jobs_path.write_text("a file where the folder should be")
+        self.breaks_after(worker, 1)
+        outcomes = [worker.work()]
+        for trained in (2, 3):
+            self.breaks_after(worker, trained)
+            outcomes.append(self.again(worker))
+        assert outcomes == ["error", "error", "dead"]
+
+    def test_a_retry_goes_on_from_what_was_trained(self, worker: Worker) -> None:
+        database, store, jobs = worker.builder.database, worker.builder.store, worker.builder.settings.jobs_path
+        self.breaks_after(worker, 1)
+        assert [worker.work(), self.again(worker), self.again(worker)] == ["error", "error", "dead"]
+        for adapter_id in store.ids():
+            os.utime(store.path(adapter_id), (0, 0))
+        assert (sweep_retired(database, store, grace_s=0), sweep_checkpoints(database, jobs)) == (0, 0)
+        worker.trainer.before = None
+        worker.builder.queue.retry(worker.rows(Job)[0].id)
+        assert worker.settle() == "succeeded"
+        assert len(worker.trainer.trained) == chunks_of(worker)

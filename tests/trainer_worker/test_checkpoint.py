@@ -15,9 +15,10 @@ from loramem.queue import Claim, JobQueue
 from loramem.records import AdapterManifest
 from loramem.settings import Settings
 from loramem.store import CONFIG, WEIGHTS, AdapterStore, Stored
+from loramem.tables import Job
 from tests.backends import database, database_url
 from tests.manifests import manifest
-from tests.rows import EXAM, FINGERPRINT
+from tests.rows import EXAM, FINGERPRINT, add_document, delete_document
 from tests.trainer_worker.tiny import LESSONS
 from trainer_worker.checkpoint import (
     FIRST_SAVE_S,
@@ -230,18 +231,24 @@ class TestTraining:
 class TestSweeping:
     def test_takes_what_is_over_or_unknown(self, database: Database, tmp_path: Path) -> None:
         queue = JobQueue(database, PollingDoorbell(0.05), Settings())
+        add_document(database, "doc_1")
         cancelled = add(queue)
         queue.cancel(cancelled)
-        failed, handed_back, running, waiting = add(queue), add(queue), add(queue), add(queue)
-        queue.fail(claimed(queue, failed), LoramemError("bad"), retryable=False)
+        failed, old, handed_back, running, waiting = (add(queue) for _ in range(5))
+        for job_id in (failed, old):
+            queue.fail(claimed(queue, job_id), LoramemError("bad"), retryable=False)
+        with database.write() as session:
+            session.get_one(Job, old).finished_at = 0
         queue.postpone(claimed(queue, handed_back), 60, "the worker is stopping")
         claimed(queue, running)
         jobs = tmp_path / "jobs"
-        for name in (cancelled, failed, handed_back, running, waiting, "job_unknown"):
+        for name in (cancelled, failed, old, handed_back, running, waiting, "job_unknown"):
             (jobs / name).mkdir(parents=True)
             (jobs / name / TRAINING).touch()
         assert sweep_checkpoints(database, jobs) == 3
-        assert {entry.name for entry in jobs.iterdir()} == {handed_back, running, waiting}
+        assert {entry.name for entry in jobs.iterdir()} == {failed, handed_back, running, waiting}
+        delete_document(database, "doc_1")
+        assert sweep_checkpoints(database, jobs) == 1, "what can be retried no more"
 
     def test_is_content_without_a_folder(self, database: Database, tmp_path: Path) -> None:
         assert sweep_checkpoints(database, tmp_path / "jobs") == 0

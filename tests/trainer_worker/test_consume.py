@@ -53,7 +53,7 @@ class TestEnds:
         [
             (lambda queue, claim: publish(queue, claim), True),
             (lambda queue, claim: raises(JobCancelled("asked for")), True),
-            (lambda queue, claim: raises(TrainingFailed("loss is not finite")), True),
+            (lambda queue, claim: raises(TrainingFailed("loss is not finite")), False),  # it may be retried
             (lambda queue, claim: raises(ZeroDivisionError("by zero")), False),
             (lambda queue, claim: raises(WriterUnavailable("no writer")), False),
             (lambda queue, claim: raises(WorkerStopping("the worker is stopping")), False),
@@ -311,6 +311,15 @@ class TestLease:
             lease.progress(step(1))
         lease.progress(Progress(phase="examine"))
         assert [event.data["phase"] for event in queue.events(claim.job_id) if event.kind == "progress"] == ["examine"]
+
+    def test_so_does_getting_further(self, queue: JobQueue, claim: Claim, lease: Lease) -> None:
+        with queue.database.write() as session:
+            session.get_one(Job, claim.job_id).attempts = 2
+        with away(queue.database):
+            lease.kept()
+        assert queue.get(claim.job_id).attempts == 2
+        lease.kept()
+        assert queue.get(claim.job_id).attempts == 1
 
     def test_a_database_that_is_away_for_a_moment_does_not_lose_the_job(self, queue: JobQueue, lease: Lease) -> None:
         with away(queue.database):

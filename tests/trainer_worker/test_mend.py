@@ -1,9 +1,12 @@
 """What becomes of adapters that failed their exam: remedies one after another, in a job that waits for the others."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from sqlalchemy import select
@@ -21,6 +24,7 @@ from trainer_worker import build as build_module
 from trainer_worker.adapter import TrainedAdapter
 from trainer_worker.examples import Example
 from trainer_worker.train import Lesson
+from trainer_worker.writer import Writer
 
 __all__ = ["database", "database_url", "embedder", "worker"]
 
@@ -167,6 +171,51 @@ def test_a_training_that_fails_is_a_remedy_that_did_not_help(worker: Worker) -> 
     assert worker.settle() == "succeeded"
     assert [row.id for row in worker.adapters] == before
     assert worker.tried()[0] == ["data", "rank"]
+
+
+def test_a_writer_without_credit_uses_up_no_remedy(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = httpx.MockTransport(lambda request: httpx.Response(402, json={"detail": "no credit is left"}))
+    by = Writer("http://writer/v1", "m", transport=refuses)
+    monkeypatch.setattr(build_module, "more", lambda *given, **options: by.complete(["What else?"], max_tokens=4))
+    worker.exams += [WEAK, *[GOOD] * (chunks_of(worker) - 1)]
+    worker.work()
+    assert worker.settle() == "postponed"
+    assert worker.tried()[0] == []
+
+
+def test_users_pairs_outlive_a_change_of_the_chunks_size(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a lesson that was lost, as on another machine: the pairs are those of what is mended, by the row."""
+    taught, train = list[str](), Pretender.train_in_room
+
+    def notes(self: Pretender, lessons: Sequence[Lesson], **options: Any) -> list[TrainedAdapter]:
+        taught.extend(example.answer for lesson in lessons for example in lesson.examples)
+        return train(self, lessons, **options)
+
+    with worker.builder.database.write() as session:
+        session.get_one(Revision, ("doc_1", 1)).qa = [{"question": "Who keeps the mill of Hadle?", "answer": "Odo."}]
+    worker.exams += [FULL, *[GOOD] * (chunks_of(worker) - 1), FULL, GOOD, GOOD]
+    assert worker.work() == "succeeded"
+    settings = worker.builder.settings.model_copy(update={"chunk_tokens": 150})
+    worker.builder = replace(worker.builder, settings=settings)
+    worker.builder.__dict__["trainer"] = worker.trainer
+    shutil.rmtree(settings.jobs_path)
+    monkeypatch.setattr(Pretender, "train_in_room", notes)
+    assert worker.settle() == "succeeded"
+    assert worker.tried()[0] == ["rank", "split"]
+    assert taught.count("Odo.") == 2, "once in the whole, and once in one of its parts"
+
+
+def test_each_adapter_that_is_settled_counts_attempts_anew(worker: Worker) -> None:
+    count = chunks_of(worker)
+    worker.exams += [WEAK] * count
+    worker.work()
+    with worker.builder.database.write() as session:
+        mending = session.scalars(select(Job).where(Job.kind == JobKind.MEND)).one()
+        mending.attempts = mending.max_attempts - 1
+    trained = worker.trainer.trained
+    worker.trainer.before = lambda: None if len(trained) == count else raises(RuntimeError("the machine broke"))
+    assert worker.settle() == "error", "and not dead"
+    assert worker.rows(Job)[-1].attempts == 1
 
 
 def test_adapters_of_another_base_are_left_alone(worker: Worker) -> None:
