@@ -5,12 +5,15 @@ Headers, footers, notes, comments, text boxes, formulas and the table of content
 
 import io
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from xml.sax import SAXParseException
 from xml.sax.handler import ContentHandler
 
 from loramem.formats import Extract, unreadable, unsupported
 from loramem.formats.archive import Archive
+from loramem.formats.raised import LOWERED, RAISED, RAISED_END, written
 
 if TYPE_CHECKING:
     from docx.oxml.table import CT_Row, CT_Tbl
@@ -34,6 +37,7 @@ _WRAPPERS = frozenset((_MC + "AlternateContent", _MC + "Choice")) | _tags(
     *("sdt", "sdtContent", "smartTag"),
 )
 """What may stand around any of these. Deleted and moved words, and fallbacks of what is read, are in other elements."""
+_MARKS = {"superscript": (RAISED, RAISED_END), "subscript": (LOWERED, "")}
 _CONTENTS = f"{_W}sdtPr/{_W}docPartObj/{_W}docPartGallery[@{_W}val='Table of Contents']"
 
 
@@ -94,7 +98,19 @@ def _within(element: "BaseOxmlElement", wanted: frozenset[str]) -> Iterator[Any]
 
 
 def _text(paragraph: "BaseOxmlElement") -> str:
-    return "".join(str(piece) for piece in _within(paragraph, _WORDS))
+    return written("".join(_marked(place, runs) for place, runs in groupby(_runs(paragraph), key=itemgetter(0))))
+
+
+def _runs(paragraph: "BaseOxmlElement") -> Iterator[tuple[str, str]]:
+    """Where each run stands, as Word names it, and its words; what is raised together may be several runs."""
+    for run, pieces in groupby(_within(paragraph, _WORDS), key=lambda piece: piece.getparent()):
+        align = run.find(f"{_W}rPr/{_W}vertAlign")
+        yield "" if align is None else align.get(f"{_W}val", ""), "".join(str(piece) for piece in pieces)
+
+
+def _marked(place: str, runs: Iterator[tuple[str, str]]) -> str:
+    before, after = _MARKS.get(place, ("", ""))
+    return f"{before}{''.join(words for _, words in runs)}{after}"
 
 
 def _lines(table: "CT_Tbl") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Word documents whose words stand in wrappers: tracked changes, content controls, fields, tables within tables."""
 
 import io
+import time
 
 import docx
 import pytest
@@ -37,6 +38,11 @@ def paragraph(*parts: str) -> str:
     return f"<w:p>{''.join(part if part.startswith('<') else words(part) for part in parts)}</w:p>"
 
 
+def placed(text: str, place: str) -> str:
+    """A run that is raised (`superscript`) or lowered (`subscript`)."""
+    return words(text).replace("<w:r>", f'<w:r><w:rPr><w:vertAlign w:val="{place}"/></w:rPr>', 1)
+
+
 def control(content: str, properties: str = "<w:sdtPr/>") -> str:
     return f"<w:sdt>{properties}<w:sdtContent>{content}</w:sdtContent></w:sdt>"
 
@@ -67,6 +73,39 @@ def test_tracked_changes_are_read_as_accepted() -> None:
         f'<w:moveTo w:id="4">{words("high.")}</w:moveTo><w:moveFrom w:id="5">{words("tall.")}</w:moveFrom>',
     )
     assert text_of(changed) == "The tower is 40 metres high."
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (["2 × 10", ("6", "superscript"), " cells"], "2 × 10^6 cells"),
+        (["10", ("\u2212", "superscript"), ("1", "superscript"), ("2 ", "superscript"), "m"], "10^\u221212 m"),
+        (["built in 1902", ("3", "superscript"), "."], "built in 1902^3."),
+        (["5 m", ("2", "superscript"), ("/", "baseline"), "s"], "5 m^2/s"),
+        (["the 21", ("st", "superscript"), " of May"], "the 21st of May"),
+        (["CO", ("2", "subscript"), ", SO", ("4", "subscript"), ("2-", "superscript")], "CO2, SO4^2-"),
+        (["5", ("1", "superscript"), "/", ("2", "subscript"), " inches"], "5 1/2 inches"),
+        (["of ", ("14", "superscript"), "C"], "of 14C"),
+    ],
+)
+def test_a_raised_number_does_not_run_into_another(parts: list[str | tuple[str, str]], expected: str) -> None:
+    assert text_of(paragraph(*(part if isinstance(part, str) else placed(*part) for part in parts))) == expected
+
+
+def test_a_reference_to_a_note_leaves_nothing() -> None:
+    note = '<w:r><w:rPr><w:vertAlign w:val="superscript"/></w:rPr><w:footnoteReference w:id="3"/></w:r>'
+    assert text_of(paragraph("Built in 1902", note, ".")) == "Built in 1902."
+
+
+def test_raised_numbers_in_cells_are_read_alike() -> None:
+    assert text_of(table(row(cell(paragraph("10", placed("6", "superscript"))), "cells"))) == "10^6 | cells"
+
+
+def test_a_run_of_many_lines_takes_no_longer_than_many_runs() -> None:
+    lines = "<w:t>a</w:t><w:br/>" * 30_000
+    started = time.process_time()
+    text_of(paragraph(f"<w:r>{lines}</w:r>"))
+    assert time.process_time() - started < 5
 
 
 def test_controls_are_read_in_lines_and_around_blocks() -> None:
