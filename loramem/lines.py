@@ -59,8 +59,13 @@ def composed(text: str) -> str:
 
 
 def compatible(text: str) -> str:
-    """One form for what reads alike (NFKC), in linear time as well."""
-    return text if text.isascii() else _COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    """One form for what reads alike (NFKC), in linear time as well.
+
+    What becomes a mark, as of half-width Japanese, or a Korean letter may begin a piece: so these are composed again.
+    """
+    if text.isascii():
+        return text
+    return composed(_COMPATIBLE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
 
 
 def tidy(text: str) -> str:

@@ -160,10 +160,8 @@ def _done(generation: Generation, route: Route, head: Routed, prompt: Prompt) ->
         timings["merge"] = sum(prepared.seconds for prepared in head.prepared) * 1000
         waited = sum(prepared.waited for prepared in head.prepared)
         timings["queue"] = timings.get("queue", 0.0) + waited * 1000
-    if head.selection is not None:  # less what of it the rivals' merges took
-        first = head.prepared[0 if head.winner == 0 else 1]
-        rivals = sum(prepared.seconds for prepared in head.prepared) - first.seconds
-        timings["select"] = max(0.0, head.selection.seconds - rivals) * 1000
+    if head.selection is not None:
+        timings["select"] = head.selection.seconds * 1000
     dropped = head.selection.dropped_tokens if head.selection else 0
     return Done(generation.finish_reason, len(prompt.token_ids), generation.completion_tokens, timings, dropped)
 

@@ -24,7 +24,8 @@ from server.ask import RoutedAdapter
 FOUND = 64
 """Questions, and chunks and windows by words, looked at in the whole namespace."""
 KEPT = 24
-"""Candidates scored by everything, for each adapter wanted at least three."""
+"""Candidates scored by everything, for each adapter wanted at least three; as many that have one, where others have
+none."""
 WINDOWS = 64
 """Windows by words for each candidate."""
 BEST = 3
@@ -118,8 +119,8 @@ class Search:
         found = self._read(chunks, scores.questions.keys() | scores.asked.keys())
         best = sorted(found, key=lambda one: (-scores.of(one).score, one.chunk_id))
         count = max(KEPT, 3 * most)
-        trained = [one for one in best if one.adapter][:count]  # what is yet to be learnt must not push them out
-        kept = [one for place, one in enumerate(best) if place < count or one in trained]
+        trained = [one.chunk_id for one in best if one.adapter][:count]  # what is yet to be learnt pushes none out
+        kept = [one for place, one in enumerate(best) if place < count or one.chunk_id in trained]
         return sorted(self._completed(kept, scores), key=_order)
 
     def _found(self, hits: Sequence[Hit]) -> "_Scores":

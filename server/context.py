@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from loramem import prompts
 from loramem.database import Database
-from loramem.errors import InvalidValue, MemoryNotReady, WindowExceeded
+from loramem.errors import MemoryNotReady, WindowExceeded
 from loramem.prompts import Message
 from loramem.tables import Revision
 from server.ask import Ask, Passage, Prompt, Route, Span
@@ -146,10 +146,6 @@ class PromptBuilder:
     def _checked(
         self, tokens: list[int], sampling: Sampling, spans: tuple[Span, ...], key: str, way_out: str
     ) -> Prompt:
-        if sampling.room >= self._window:
-            detail = f"the answer may have {sampling.room} tokens, and the model's window has {self._window} for all"
-            allowed = f"at most {self._window - 1} tokens"
-            raise InvalidValue(detail, key="max_tokens", value=sampling.room, allowed=allowed)
         if len(tokens) + sampling.room > self._window:
             detail = (
                 f"the prompt has {len(tokens)} tokens and the answer may have {sampling.room}, together more "

@@ -81,7 +81,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop)
-        self.answerer.routing.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.answerer.routing, self.answerer.prompting):
+            pool.shutdown(wait=False, cancel_futures=True)
         try:
             await asyncio.to_thread(self.index.snapshot)
         except (OSError, RuntimeError):  # FAISS's own; the next start rebuilds what could not be kept

@@ -145,6 +145,8 @@ class _Candidate:
     prior: float
     opened: AsyncExitStack = field(default_factory=AsyncExitStack)
     running: _Running | None = None
+    ready: float = 0.0
+    """When its adapter was (`time.perf_counter`)."""
     head: list[Delta] = field(default_factory=list)
 
     @property
@@ -174,9 +176,14 @@ class _Candidate:
         """By what is said so far: every token that follows can only lower it."""
         return self.prior + sum(self.logprobs) / HEAD
 
+    def merged_since(self, then: float) -> float:
+        """Seconds that its adapter took to be ready after `then`."""
+        return min(self.running.prepared.seconds, max(0.0, self.ready - then)) if self.running else 0.0
+
     async def begin(self) -> AsyncGenerator[None, None]:
         """Read the head, with a stop after each piece."""
         self.running = await self.opened.enter_async_context(self.start())
+        self.ready = time.perf_counter()
         async for delta in self.running.deltas:
             self.head.append(delta)
             if self.said >= HEAD:
@@ -197,8 +204,8 @@ class _Candidate:
 
 
 async def _compare(candidates: Sequence[_Candidate]) -> float:
-    """Read the head of the first, and of each other from the moment that the first is no longer sure to win; gives for
-    how many seconds the first then had to wait for others."""
+    """Read the head of the first, and of each other from the moment that the first is no longer sure to win. Gives for
+    how many seconds the first then had to wait for others, less what their adapters took of that."""
     first, *waiting = candidates
     rivals: list[asyncio.Task[None]] = []
 
@@ -214,4 +221,5 @@ async def _compare(candidates: Sequence[_Candidate]) -> float:
         let_in(first.score())
         said = time.perf_counter()
         await asyncio.gather(*rivals)
-        return time.perf_counter() - said
+        merging = sum(one.merged_since(said) for one in candidates)
+        return max(0.0, time.perf_counter() - said - merging)

@@ -45,16 +45,14 @@ ERRORS = _errors(400, 404, 409, 413, 415, 422, 500)
 @router.get("/models", responses=_errors())
 def list_models(gateway: TheGateway) -> ModelList:
     """The base model, each namespace that has a document, and each of these in each mode."""
-    with gateway.database.read() as session:
-        namespaces = list(session.scalars(select(Document.namespace).distinct().order_by(Document.namespace)))
-    names = [gateway.base.name, *(f"{name}{mode}" for name in namespaces for mode in ("", *(f":{m}" for m in MODES)))]
-    return ModelList(data=[ModelOut(id=name, created=0) for name in names])
+    return ModelList(data=[ModelOut(id=name, created=0) for name in _models(gateway)])
 
 
 @router.get("/models/{model:path}", responses=_errors(404, 422))
 def get_model(model: Text, gateway: TheGateway) -> ModelOut:
     """One of those listed; its name may hold slashes."""
-    _resolve(gateway, model)
+    if model not in _models(gateway):
+        raise NotFound("model", model)
     return ModelOut(id=model, created=0)
 
 
@@ -91,6 +89,12 @@ async def completions(wanted: CompletionIn, request: Request, gateway: TheGatewa
     found = await while_connected(request, together(map(whole, answers)))
     pairs = [(tokens, done) for _, tokens, done in found]
     return JSONResponse(replies.completion_reply(head, pairs, logprobs=wanted.logprobs is not None))
+
+
+def _models(gateway: Gateway) -> list[str]:
+    with gateway.database.read() as session:
+        namespaces = list(session.scalars(select(Document.namespace).distinct().order_by(Document.namespace)))
+    return [gateway.base.name, *(f"{name}{mode}" for name in namespaces for mode in ("", *(f":{m}" for m in MODES)))]
 
 
 def _resolve(gateway: Gateway, model: str) -> tuple[str, AskedMode]:

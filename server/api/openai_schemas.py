@@ -114,7 +114,7 @@ class GenerationFields(OpenAISchema):
         """Raises `InvalidValue` for more tokens than the server allows."""
         key, wanted = self.wanted_tokens()
         if wanted is not None:
-            check_max_tokens(key, wanted, max_tokens_limit)
+            check_max_tokens(key, wanted, max_tokens_limit, window)
         unlimited = min(max_tokens_limit, window // 4)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(

@@ -49,7 +49,7 @@ async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> Answe
 
     With `compose: select`, `route` says which adapter was selected, so it comes only then.
     """
-    ask = to_ask(wanted, gateway.settings.max_tokens_limit)
+    ask = to_ask(wanted, gateway.settings.max_tokens_limit, gateway.settings.max_model_len)
     answer_id = f"ans_{uuid.uuid4().hex[:26]}"
     events = observed(gateway, ask)
     if not wanted.stream:
@@ -61,8 +61,8 @@ async def query(wanted: QueryIn, request: Request, gateway: TheGateway) -> Answe
     return sse_response(streamed(_stream(_head(answer_id, ask, first), events), events, _failure))
 
 
-def to_ask(wanted: QueryIn, max_tokens_limit: int) -> Ask:
-    check_max_tokens("max_tokens", wanted.max_tokens, max_tokens_limit)
+def to_ask(wanted: QueryIn, max_tokens_limit: int, window: int) -> Ask:
+    check_max_tokens("max_tokens", wanted.max_tokens, max_tokens_limit, window)
     turns = [message.model_dump() for message in wanted.messages or ()]
     return Ask(
         key="question" if wanted.messages is None else "messages",

@@ -273,9 +273,9 @@ class Usage(Schema):
 
 class Timings(Schema):
     """Milliseconds. `route` is what routing takes besides `embed` and `search`, `merge` what it takes to get the
-    adapters ready, `select` the rest of the time until one of several is chosen, `queue` the wait for a slot and then
-    for the engine; `prefill` and `decode` are the engine's; `ttft` and `total` run from the request to the first and
-    the last token."""
+    adapters ready, `select` how long the first of several waits for others when it has said its first words, `queue`
+    the wait for a slot and then for the engine; `prefill` and `decode` are the engine's; `ttft` and `total` run from
+    the request to the first and the last token."""
 
     embed: float = 0.0
     search: float = 0.0

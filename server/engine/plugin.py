@@ -183,7 +183,8 @@ def _prepare_own_model(model_runner: Any) -> None:
 
 
 refusals: OrderedDict[int, Mapping[str, str]] = OrderedDict()
-"""Why an adapter could not be loaded, by its id; the last of them. Their ids are not used for new questions."""
+"""Why an adapter could not be loaded, by its id; the last of them. Who asks next is told, and the one after has another
+id."""
 REFUSALS_KEPT = 1024
 
 

@@ -65,12 +65,18 @@ def test_a_namespace_without_documents_is_no_model(memory: Memory, base: str) ->
     document = memory.upload(namespace="coast")["document"]["id"]
     assert memory.client.delete(f"/documents/{document}").status_code < 300
     assert [model["id"] for model in memory.client.get("/v1/models").json()["data"]] == [base]
+    assert memory.client.get("/v1/models/coast").status_code == 404
 
 
 def test_an_answer_longer_than_the_window_is_refused_by_its_own_key(memory: Memory) -> None:
     reply = memory.client.post("/query", json={"question": QUESTION, "mode": "base", "max_tokens": 600})
     problem = reply.json()
-    assert (reply.status_code, problem["key"], problem["allowed"]) == (422, "max_tokens", "at most 511 tokens")
+    assert (reply.status_code, problem["key"], problem["allowed"]) == (422, "max_tokens", "1 to 511")
+
+
+def test_a_clients_own_key_is_named(memory: Memory, base: str) -> None:
+    body = {"model": base, "messages": HELLO, "max_completion_tokens": 600}
+    assert refused(memory, "chat/completions", 422, body)["param"] == "max_completion_tokens"
 
 
 def test_an_id_of_any_length_is_named_in_short(memory: Memory) -> None:
