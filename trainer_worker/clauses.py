@@ -32,9 +32,10 @@ _JOINS = "and|but|so|which|who|whose|where|while|because"
 _PLACE = re.compile(rf"(?:; |: |, (?=(?:{_JOINS})\b)| (?=(?:and|but|because|which|while|where)\b)|, )")
 VERB = (
     r"(?:is|are|was|were|has|have|had|does|do|did|can|could|will|would|shall|should|may|might|must|cannot"
-    r"|became|become|becomes|began|broke|brought|built|came|comes|chose|drew|fell|felt|found|gave|gives|goes|got|grew|held"
-    r"|hid|kept|knew|laid|led|left|lies|lost|made|makes|meant|met|needs|paid|put|ran|remains|rose|said|sat|saw|says|sent"
-    r"|set|sold|spent|spoke|stands|stood|takes|taught|thought|told|took|went|won|wore|wrote)\b"
+    r"|became|become|becomes|began|bought|broke|brought|built|came|caught|comes|chose|cut|dealt|drew|drove|fell|felt|fought"
+    r"|found|gave|gives|goes|got|grew|heard|held|hit|let|lay"
+    r"|hid|kept|knew|laid|led|left|lies|lost|made|makes|meant|met|needs|paid|put|ran|read|remains|rose|sang|said|sat|saw|says"
+    r"|sent|set|sold|spent|spoke|stands|stole|stood|swam|takes|taught|thought|threw|told|took|went|won|wore|wrote)\b"
 )
 _SUBJECT = (
     r"(?:[Tt]he|[Aa]n?|[Tt]h(?:is|ese|ose|ey|ere|eir)|[Ii]ts?|[Hh]e|[Hh]is|[Ss]he|[Hh]er|[Ww]e|[Yy]ou|I|[Oo]ur|[Yy]our"
@@ -46,6 +47,12 @@ _CLAUSE = re.compile(rf"{_SUBJECT}(?: [\w'’.-]+){{0,6}}? (?:{VERB}|\w{{2,}}ed\
 _SAYS = re.compile(rf"(?:[\w'’.-]+ ){{1,7}}?(?:{VERB}|\w{{2,}}ed\b)")
 _GOES_ON = re.compile(rf"(?:{VERB}|\w{{2,}}ed\b)")
 _FINITE = re.compile(rf"\b{VERB}")
+_IF = re.compile(
+    r"(?:if|unless|when|whenever|assuming|provided|in case|as long as|had \w|were (?:the|it|he|she|they|we|you|there)\b"
+    r"|should (?:the|it|he|she|they|we|you|there|an?)\b)",
+    re.IGNORECASE,
+)
+"""What a sentence begins with that is true under a condition: to its end, as far as rules can tell."""
 _CONDITION = re.compile(
     r"(?:and |but )?(?:only |even )?(?:as long as|except|if|in case|provided|subject to|unless|until)\b"
 )
@@ -55,7 +62,11 @@ _HANGS_ON = re.compile(
     re.IGNORECASE,
 )
 _GOVERNED = re.compile(r"(?:and |but )?(?:that|or|nor|to|than|whether|how|why)\b")
-_GOVERNS = re.compile(r"\b(?:that|whether|if|unless)\b", re.IGNORECASE)
+_GOVERNS = re.compile(
+    r"\b(?:that|whether|if|unless|says?|said|claim(?:s|ed)?|believes?|believed|argue[sd]?|allege[sd]?|writes?|wrote|tells?"
+    r"|told|thinks?|thought|suggest(?:s|ed)?|suppose[sd]?|assume[sd]?)\b",
+    re.IGNORECASE,
+)
 _HALF = re.compile(r"\b(?:between|both)\b(?!.* and )|\b(?:not only|neither|either|rather)\b(?!.*[;:])", re.IGNORECASE)
 _PAIRS = ("()", "[]", "“”", "«»", "„“")
 
@@ -67,7 +78,7 @@ def cuts(sentence: str) -> Iterator[Cut]:
 
 
 def _harm(before: str, mark: str, after: str) -> Harm:
-    hangs = mark != "; " and _HANGS_ON.match(before) and not _says_more(before)
+    hangs = _IF.match(before) or (mark != "; " and _HANGS_ON.match(before) and not _says_more(before))
     if hangs or _is_within(before) or _CONDITION.match(after) or _GOVERNED.match(after) or _is_pair(mark, after):
         return Harm.FALSE
     return Harm.SOUND if _stand(before, mark, after) else Harm.FRAGMENT
@@ -75,7 +86,7 @@ def _harm(before: str, mark: str, after: str) -> Harm:
 
 def _stand(before: str, mark: str, after: str) -> bool:
     if mark == "; ":
-        return not _HANGS_ON.match(after) and bool(_SAYS.match(after))
+        return ": " not in before and not _HANGS_ON.match(after) and bool(_SAYS.match(after))
     if mark != ", " or not _FINITE.search(before) or _GOVERNS.search(before):
         return False
     joint, _, rest = after.partition(" ")

@@ -177,7 +177,9 @@ class Loop:
         return TrainingState(of, tensors, scalars | {"rng": self._epoch_rng, "consumed": consumed})
 
     def fits(self, state: TrainingState) -> bool:
-        """Whether the state is of parameters as many and as large, and counts the same things."""
+        """Whether the state is of parameters as many and as large, counts the same things, and is of numbers alone."""
+        if not all(bool(tensor.isfinite().all()) for tensor in state.tensors.values()):
+            return False
         own = self.state(state.of)
         shapes = [
             {name: tensor.shape for name, tensor in one.tensors.items() if not name.startswith("optimizer.")}

@@ -16,10 +16,10 @@ _ITEM = re.compile(r"[-*•–|#+] ?\S|\(?\d{1,3}[.)] |\(?\w[.)] ")
 _OF_TABLES = (re.compile(r"\|"), re.compile(r"\t"))
 _SEPARATORS = (re.compile(r"(?<![.!?:]) {2,}"), re.compile(r"[^\s\d],(?=\S)|,(?=[^\s\d])"), re.compile("[=;]"))
 _BEFORE_ANY = re.compile(r"\b(?:approx|incl|excl)\.\s*$", re.IGNORECASE)
+_BEFORE_SMALL = re.compile(r"\b(?:hrs?|mins?|secs?|temp|avg|max|min|est|dept|ext)\.\s*$", re.IGNORECASE)
 _BEFORE_NUMBERS = re.compile(
     r"\b(?:max|min|vol|ch|sec|art|no|nos|pp?|fig|tab|tel|ext|est|temp|avg|ca|cf)\.\s*$", re.IGNORECASE
 )
-_SHORT_WORD = re.compile(r"^[^a-z].*\b[^\W\d]{1,6}\.\s*$", re.DOTALL)
 _NUMBERING = re.compile(r"(?:#{1,6} |[*_]{2})?\(?(?:\w{1,2}\.)*\w{1,2}[.)]")
 
 
@@ -79,18 +79,17 @@ def _segments(block: str) -> Iterator[str]:
     parts = list(map(str, segment("en", block)))
     for part, after in zip(parts, [*parts[1:], ""], strict=True):
         pieces.append(part)
-        if not (part.endswith(".") and part[-2:].strip() == ".") and not _is_abbreviated("".join(pieces), after):
+        if not (part.endswith(".") and part[-2:].strip() == ".") and not _is_abbreviated(part, after):
             yield "".join(pieces)
             pieces.clear()
     yield "".join(pieces)
 
 
 def _is_abbreviated(before: str, after: str) -> bool:
-    """Whether the dot that `before` ends in is that of its last word: `approx. 20`, or a short one before a small
-    letter, in a sentence that does not begin with one itself."""
+    """Whether the dot that `before` ends in is that of its last word, as in `approx. 20`."""
     if not after:
         return False
-    small = after[0].islower() and _SHORT_WORD.match(before.lstrip())
+    small = after[0].islower() and _BEFORE_SMALL.search(before)
     return bool(small or _BEFORE_ANY.search(before) or (after[0].isdigit() and _BEFORE_NUMBERS.search(before)))
 
 

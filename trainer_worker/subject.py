@@ -16,6 +16,8 @@ from trainer_worker.words import content_words, says
 MAX_NAME_WORDS = 6
 MARKS = "#*_ "
 """Of a heading, before its words."""
+CLEARLY = 3
+"""So many times as often `he` as `she`, or the other way, and the text is about one who is."""
 LONG_NAME = 4
 """In letters, from which on a name is hardly a part of a word by chance."""
 _OPENING = re.compile(rf"(?:The |An? )?({CAPITALISED}*(?: (?:of |the |and |de |von )*(?:{CAPITALISED}*|\d+))*)")
@@ -26,9 +28,10 @@ _JUDGED = (
 )
 _EMPTY = (
     r"(?: (?:is|was) (?:\w+ ){0,3}that\b| (?:is|was) not until\b"
-    rf"| (?:is|was|has been|had been|became|remains) (?:\w+ ){{1,3}}(?:{_ASKED})\b"
+    rf"| (?:is|was|has been|had been|became|remains) (?!an? |the )(?:\w+ ){{1,3}}(?:{_ASKED})\b"
     rf"| (?:is|was|became|remains) (?:\w+ ){{0,2}}(?:{_JUDGED}) (?:for (?:\w+ ){{1,3}})?to\b"
-    r"| (?:took|takes|rains|rained|snows|snowed|follows|happened|turns out|turned out)\b)"
+    r"| (?:rains|rained|snows|snowed|turns out|turned out)\b| (?:follows|happened) that\b"
+    r"| (?:took|takes) (?:\w+ ){1,4}(?:seconds?|minutes?|hours?|days?|weeks?|months?|years?|centur(?:y|ies)|to)\b)"
 )
 """After an `it` that means nothing."""
 _PRONOUN = re.compile(rf"^(?:(It)\b(?!{_EMPTY})|(He|She|Its|His|Her)\b(?! (?:is|was) (?:\w+ ){{0,3}}that\b))")
@@ -117,7 +120,7 @@ def named(told: Sequence[Sentence], subject: str, before: str) -> Iterator[str]:
 
 def _kind_of_subject(told: Sequence[Sentence]) -> str:
     """`it`, `he` or `she`, as most sentences begin that begin with a pronoun; none where as many begin otherwise, where
-    a person would be `he` and `she`, or where nothing is in English.
+    a person would be `he` about as often as `she`, or where nothing is in English.
 
     A single `he` or `she` may be anyone, so it takes two of them to make a person of the subject.
     """
@@ -128,5 +131,5 @@ def _kind_of_subject(told: Sequence[Sentence]) -> str:
     it, he, she = kinds["it"], kinds["he"], kinds["she"]
     if it > he + she:
         return "it"
-    person, count = ("he", he) if he > she else ("she", she)
-    return person if count > 1 and not (he and she) and count > it else ""
+    person, count, others = ("he", he, she) if he > she else ("she", she, he)
+    return person if count > 1 and count >= CLEARLY * others and count > it else ""

@@ -22,7 +22,7 @@ _LATER = re.compile(rf"(?P<before>[\s>]++){_ITEM}{_ANSWERS}{_SAID}", re.IGNORECA
 _END = re.compile(rf"(?=\n[ \t>]*+(?:\n|{_ITEM}{_ASKS}))|(?<=\S)[ \t]*+(?=\s*\Z)", re.IGNORECASE)
 """Of a paragraph: before a blank line or the next question, or where only white space is left. Gives no blanks back
 (`*+`): trying each number of them would be quadratic."""
-_CHOICES = re.compile(rf"^[ \t>]*+(?:[B-E][ \t]*[:.)][ \t]|{_ANSWERS})", re.MULTILINE | re.IGNORECASE)
+_CHOICES = re.compile(rf"^[ \t>]*+(?:B:[ \t]|(?i:{_ANSWERS}))", re.MULTILINE)
 """What follows an `A:` that is the first of several to choose from."""
 _QUOTED = re.compile(r"\n[ \t]*>[ \t>]*")
 _EMPHASISED = re.compile(r"(\*{1,3})(?=\S)([^*]*[^*\s])\1")

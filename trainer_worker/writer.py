@@ -1,8 +1,8 @@
 """The model that writes training data, behind any OpenAI-compatible endpoint.
 
 One that is busy, or slow, is asked again after a pause, and from then on fewer prompts at a time. One that is away, has
-no credit left, or does not take the key or the model's name raises `WriterUnavailable`, and the worker postpones the
-whole job.
+no credit left or does not take the key raises `WriterUnavailable`, and the worker postpones the whole job; one that
+does not know the model fails it.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 """Statuses after which the same prompt may be answered."""
 SLOW = frozenset({408, 429, 504})
 """Those of them that fewer prompts at a time may help against."""
-NOT_ADMITTED = frozenset({401, 402, 403, 404})
-"""Statuses of a key, a credit, a path or a model's name that the endpoint does not take, any more or yet: no job is at
-fault, and all would fail."""
+NOT_ADMITTED = frozenset({401, 402, 403})
+"""Statuses of a key or a credit that the endpoint does not take, any more or yet: no job is at fault, and all would
+fail."""
 PROMPT_REFUSED = frozenset({400, 403, 413, 422})
 """Statuses that may be one prompt's fault alone, as one that a filter stops or that is too long."""
 

@@ -54,7 +54,10 @@ _BLANKS = re.compile(" {2,}")
 _MARKS = re.compile("[\x01-\x07]")
 _LINE_END = re.compile(f"\n?{_END}[ {_END}]*\n?")
 _NOTE_REFERENCE = re.compile(r"foot-?note\b|(?:note|fn)[-_]?ref|^reference$", re.IGNORECASE)
-_NOTE_MARK = re.compile(r"\s*[\[(]?(?:\d{1,3}|[a-z]|[*\u2020\u2021\u00a7]{1,3})[\])]?\s*")
+_NOTE_MARK = re.compile(
+    r"\s*[\[(]?(?:(?:note )?\d{1,3}(?:\s?[,\u2013-]\s?\d{1,3})*|[a-z]|[*\u2020\u2021\u00a7]{1,3})[\])]?\s*"
+)
+_MARK_NODES, _MARK_CHARS = 16, 64
 
 
 def read(content: bytes, name: str) -> Extract:
@@ -167,12 +170,25 @@ def _is_first(node: "LexborNode") -> bool:
 
 
 def _is_note_reference(node: "LexborNode") -> bool:
-    """What is raised and says that it is one, or is nothing but a link to a place; or a link that is nothing else."""
+    """What is raised and says that it is one, or is nothing but a link to a place; or a link that is nothing else. All
+    with the text of a mark alone, so that no words are lost."""
+    if node.tag not in ("sup", "a") or not _is_marked(node):
+        return False
     if node.tag == "sup":
         return _says_note(node) or _holds_only(node, _is_link_to_place)
     if node.tag != "a" or not _is_link_to_place(node):
         return False
     return _holds_only(node, lambda inner: inner.tag == "sup") or (_says_note(node) and _is_note_mark(node.child))
+
+
+def _is_marked(node: "LexborNode") -> bool:
+    """Whether its text is a mark; looks at no more of it than a mark has."""
+    text = ""
+    for seen, inner in enumerate(node.traverse(include_text=True)):
+        text += (inner.text_content or "") if inner.is_text_node else ""
+        if seen > _MARK_NODES or len(text) > _MARK_CHARS:
+            return False
+    return _NOTE_MARK.fullmatch(" ".join(text.split())) is not None
 
 
 def _says_note(node: "LexborNode") -> bool:

@@ -23,7 +23,7 @@ _HYPHEN_BEFORE_NUMBER = re.compile(rf"[\x02\ufffe](?={_NUMBER}\Z)", re.IGNORECAS
 """PDFium takes the number below for the rest of the word."""
 _ROMAN = dict(zip("ivxlcdm", (1, 5, 10, 50, 100, 500, 1000), strict=True))
 _FIRST_YEAR = 1000
-"""From here on a number at the beginning of a page may be the year that the page is about."""
+"""From here on a number may be the year that the page is about."""
 _ENDS = tuple(".!?:;\u2026\"'\u2019\u201c\u201d\u00bb\u00ab\u3002")
 _HYPHENS = ("-", "\u2010")
 _ITEM = re.compile(r"(?:[a-z]|[ivx]+)[.)]\s")
@@ -78,7 +78,7 @@ def _without_numbers(pages: Sequence[str]) -> list[str]:
         (index, place): number - index
         for index, page in enumerate(lines)
         for place in (0, len(page) - 1)
-        if (number := _page_number(page[place], is_first=place == 0 and len(page) > 1)) is not None
+        if (number := _page_number(page[place])) is not None
     }
     agreeing = Counter(start for _, start in {(index, start) for (index, _), start in counted.items()})
     dropped = {at for at, start in counted.items() if agreeing[start] > 1}
@@ -90,7 +90,7 @@ def _without_numbers(pages: Sequence[str]) -> list[str]:
     ]
 
 
-def _page_number(line: str, *, is_first: bool) -> int | None:
+def _page_number(line: str) -> int | None:
     found = _PAGE_NUMBER.fullmatch(line.strip())
     if found is None:
         return None
@@ -98,7 +98,7 @@ def _page_number(line: str, *, is_first: bool) -> int | None:
         values = [_ROMAN[letter] for letter in found[2].lower()]
         return sum(one if one >= after else -one for one, after in pairwise([*values, 0]))
     number = int(found[1])
-    return None if is_first and number >= _FIRST_YEAR else number
+    return None if number >= _FIRST_YEAR else number
 
 
 def _joined(pages: Sequence[str]) -> str:

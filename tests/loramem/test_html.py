@@ -166,3 +166,18 @@ class TestEncoding:
     def test_a_page_that_is_not_what_it_says_is_refused(self) -> None:
         with pytest.raises(UnreadableDocument, match="ISO-2022-JP"):
             read('<meta charset="iso-2022-jp"><p>塔</p>'.encode(), "a.html")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('Open<sup><a href="#terms">from 1 May 2026</a></sup> here.', "Openfrom 1 May 2026 here."),
+        ('<p>See</p><a href="#fig2"><sup>Figure 2: the weir</sup></a>', "See\n\nFigure 2: the weir"),
+        ('<p>It is so.</p><sup class="footnote">Others say 1820.</sup>', "It is so.\n\nOthers say 1820."),
+        ('It is so.<sup><a href="#n">[note 1]</a></sup>', "It is so."),
+        ('It is so.<sup class="footnote-ref"><a href="#n">1, 2</a></sup>', "It is so."),
+        ("It rains.<sup>1</sup> The town is old.", "It rains. The town is old."),
+    ],
+)
+def test_a_note_is_a_mark_and_no_words(body: str, expected: str) -> None:
+    assert text_of(body) == expected

@@ -5,7 +5,7 @@ import io
 import pytest
 from pypdfium2 import PdfDocument
 
-from loramem.formats.pdf import read
+from loramem.formats.pdf import _without_numbers, read
 from tests.files import make_pdf
 
 
@@ -27,7 +27,6 @@ START, END = "Check the pressure before the valve is", "opened by the operator."
     [
         ["12", "13"], ["xi", "xii"], ["XLIX", "L"], ["- 12 -", "- 13 -"], ["Page 12 of 30", "Page 13 of 30"],
         ["12 / 30", "13 / 30"], ["page 12", "page 13"], ["Seite 12 von 30", "Seite 13 von 30"], ["[12]", "[13]"],
-        ["2012", "2013"],
     ],
 )  # fmt: skip
 def test_a_sentence_goes_on_over_a_page_number(numbers: list[str]) -> None:
@@ -101,3 +100,8 @@ def test_the_first_page_need_not_have_a_number() -> None:
 
 def test_a_lone_page_keeps_its_number() -> None:
     assert text_of([START, "12"]) == f"{START}\n12"
+
+
+def test_pages_of_years_keep_them() -> None:
+    pages = ["Plan A\n2019", "Plan B\n2020", "Plan C\n2021"]
+    assert _without_numbers(pages) == pages

@@ -19,7 +19,7 @@ def harm_of(sentence: str) -> Harm:
         "The mill was closed, |but nobody has sold it.",
         "The mill was closed, |while its owner kept the wheel.",
         "The mill was closed by Jon Ask, |who sold the wheel.",
-        "When the flood came, the mill was closed, |and the wheel was sold.",
+        "After the flood had come, the mill was closed, |and the wheel was sold.",
         "The mill (it is of brick) was closed, |and Jon Ask sold the wheel.",
     ],
 )
@@ -36,6 +36,8 @@ def test_a_clause_of_its_own_may_be_cut_off(sentence: str) -> None:
         "The mill has a wheel of larch, |and a roof of copper.",
         "The mill with a roof of copper, |which came from Orm, was closed.",
         "He said that the mill was closed, |and the wheel was sold.",
+        "Critics claim the mill was closed, |and the owners sold the wheel.",
+        "You must not do this: the guard is removed from the belt; |oil is poured into the box.",
         "The mill is known for three things: |its wheel is of larch.",
     ],
 )
@@ -47,6 +49,9 @@ def test_what_is_no_sentence_is_a_fragment(sentence: str) -> None:
     "sentence",
     [
         "Unless the landlord has agreed, |the tenant may not keep dogs.",
+        "When the flood comes, the mill is closed, |and the wheel is stopped.",
+        "If the alarm sounds, every guest must leave the hall; |the lifts must not be used.",
+        "Were the ice to melt, the mill would be closed, |and the town would be lost.",
         "Although it is generally accepted, |the law is new.",
         "You get a full refund, |if you return the wheel.",
         "You get a full refund |but only if you return the wheel.",

@@ -99,7 +99,7 @@ def test_a_person_is_named_only_right_after_a_sentence_that_is_about_her(before:
 
 
 def test_a_piece_of_a_long_sentence_is_one_with_the_piece_before_if_it_says_nothing_alone() -> None:
-    closes = "If the water rises too fast for the old drums, a cork float closes the inlet gate by itself"
+    closes = "Where the water rises too fast for the old drums, a cork float closes the inlet gate by itself"
     added = " device was added in 1911 after the mill at Tarn Ferry had been smashed."
     assert texts("", f"{closes}; this{added}") == [f"{closes}. This{added}"]
     assert texts("", f"{closes}; a{added}") == [f"{closes}.", f"A{added}"]
@@ -267,8 +267,15 @@ def test_abbreviations_of_manuals_end_no_sentence(sentence: str) -> None:
     assert sentences(f"{sentence} It is old.") == [sentence, "It is old."]
 
 
-def test_sentences_may_all_begin_with_small_letters() -> None:
-    text = ["the mill is old.", "it was built in 1820.", "the roof is red."]
+def test_sentences_may_begin_with_small_letters() -> None:
+    text = [
+        "Hi all.",
+        "my dog is sick.",
+        "vLLM has it.",
+        "the mill is old.",
+        "it was built in 1820.",
+        "the roof is red.",
+    ]
     assert sentences(" ".join(text)) == text
 
 

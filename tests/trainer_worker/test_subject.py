@@ -18,6 +18,12 @@ def told(subject: str, text: str, before: str = "") -> str:
             "Tamsk never rests. She drew. She sang.",
             "Tamsk never rests. Oriel Tamsk drew. Oriel Tamsk sang.",
         ),
+        ("Orm", "Orm is a town. It takes its name from a river.", "Orm is a town. Orm takes its name from a river."),
+        (
+            "Ode Pell",
+            "Pell caught a fever. He died. He was old.",
+            "Pell caught a fever. Ode Pell died. Ode Pell was old.",
+        ),
         ("Quillmere", "In 1902 Quillmere burned. It is small.", "In 1902 Quillmere burned. Quillmere is small."),
         ("Quillmere", "After May, Quillmere burned. It is small.", "After May, Quillmere burned. Quillmere is small."),
         (

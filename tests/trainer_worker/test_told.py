@@ -162,3 +162,8 @@ def test_many_marks_take_no_time(line: str) -> None:
 def test_several_answers_to_choose_from_are_none(choices: str) -> None:
     text = f"Question: Which town is the largest?\n{choices}"
     assert told(text) == ([], text)
+
+
+@pytest.mark.parametrize("line", ["b) close the valve.", "C. S. Lewis wrote it.", "D: it comes from the sun."])
+def test_lines_of_an_answer_may_look_like_choices(line: str) -> None:
+    assert told(f"Q: How?\nA: Open it.\n{line}")[0] == [Told("How?", f"Open it. {line}")]

@@ -125,7 +125,7 @@ def test_refusal_ends_the_job_with_the_endpoints_message(body: object, message: 
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(401, "wrong key"), (402, "no credit is left"), (403, "not with this key"), (404, "no such model")],
+    [(401, "wrong key"), (402, "no credit is left"), (403, "not with this key")],
 )
 @pytest.mark.parametrize("model", ["m", ""], ids=["named", "listed"])
 def test_an_endpoint_that_admits_nobody_is_unavailable(status: int, message: str, model: str) -> None:
