@@ -1,7 +1,7 @@
 """Where a long sentence may be cut, and what a cut does to what is said.
 
-`Unless the landlord agrees, no dogs are kept, and the tenant pays` may be cut before `the tenant`, and nowhere else: a
-condition, the other half of a contrast or of a range, and what a verb governs are part of what is said. Without knowing
+`The landlord agrees, and the tenant pays` may be cut before `the tenant`; with `If` before it, nowhere: a condition,
+the other half of a contrast or of a range, and what a verb governs are part of what is said. Without knowing
 what kind of word each is, rules ask for what a clause begins with and for a verb soon after; where they cannot tell, a
 cut is not sound. English only: in other languages all cuts at commas leave fragments.
 """

@@ -46,19 +46,19 @@ def not_blank(value: str) -> str:
 def check_max_tokens(key: str, wanted: int, limit: int, window: int) -> None:
     """Raises `InvalidValue` for more tokens of an answer than the server allows, or than leave the model's window room
     for a question."""
-    if wanted <= limit and wanted >= window:
-        raise InvalidValue(
-            f"{key} is {wanted}, and the model's window has {window} tokens for question and answer together",
-            key=key,
-            value=wanted,
-            allowed=f"1 to {window - 1}",
-        )
     if wanted > limit:
         raise InvalidValue(
             f"{key} is {wanted}, at most {limit} are allowed (LORAMEM_MAX_TOKENS_LIMIT)",
             key=key,
             value=wanted,
             allowed=f"1 to {limit}",
+        )
+    if wanted >= window:
+        raise InvalidValue(
+            f"{key} is {wanted}, and the model's window has {window} tokens for question and answer together",
+            key=key,
+            value=wanted,
+            allowed=f"1 to {window - 1}",
         )
 
 

@@ -176,7 +176,7 @@ def _prepare_own_model(model_runner: Any) -> None:
             if hasattr(module, "embedding_modules"):
                 module.embedding_modules = {}
         loaded = stock(self, model, *args)
-        cpu_layers.shorten(loaded)
+        log.debug("%d layers go straight to their kernels", cpu_layers.shorten(loaded))
         return loaded
 
     model_runner.load_lora_model = load
